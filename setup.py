@@ -1,0 +1,73 @@
+"""One tree for colcon (ament_python) and pip; all metadata is here, see docs/architecture.md."""
+
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'rgbd_fusion_seg'
+SHARE = f'share/{NAME}'
+
+EXTRAS = {
+    'ros-wheels': ['ros-rclpy[fastrtps]', 'ros-sensor-msgs', 'ros-diagnostic-msgs'],
+    'train': [
+        'torch>=2.6',
+        'lightning-fabric>=2.5',
+        'torchmetrics>=1.7',
+        'jsonargparse>=4.40',
+        'safetensors>=0.5',
+        'onnx>=1.18',
+        'onnxscript>=0.5',
+    ],
+    'test': ['pytest>=8', 'hypothesis>=6', 'onnx>=1.18'],
+    'dev': ['ruff>=0.12', 'import-linter>=2'],
+}
+
+
+def data_files() -> list[tuple[str, list[str]]]:
+    """Return what ROS and `ros2 run` expect under the installation prefix."""
+    files = [
+        ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
+        (SHARE, ['package.xml']),
+        (f'{SHARE}/launch', glob('launch/*.launch.py')),
+        (f'lib/{NAME}', glob('scripts/*')),
+    ]
+    for folder in ('config', 'models'):
+        paths = [p for p in Path(folder).rglob('*') if p.is_file()]
+        for parent in sorted({p.parent for p in paths}):
+            files.append((f'{SHARE}/{parent}', [str(p) for p in paths if p.parent == parent]))
+    return files
+
+
+setup(
+    name=NAME,
+    version='0.1.0',
+    description='Real-time RGB-D semantic segmentation for ROS 2 with fusion networks',
+    long_description=Path('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=[NAME, f'{NAME}.*']),
+    data_files=data_files(),
+    python_requires='>=3.10',
+    install_requires=[
+        'setuptools',
+        'numpy>=1.26',
+        'opencv-python-headless>=4.8,<5',
+        'numba>=0.60',
+        'onnxruntime>=1.18',
+        'pyyaml>=6',
+        'rosbags>=0.10',
+        'tqdm>=4.66',
+    ],
+    extras_require=EXTRAS,
+    zip_safe=False,
+    maintainer='rgbd_fusion_seg maintainers',
+    maintainer_email='maintainers@users.noreply.github.com',
+    entry_points={
+        'console_scripts': [
+            f'rgbd-fusion-seg = {NAME}.cli:main',
+            f'segmentation_node = {NAME}.ros.node:main',
+            f'synthetic_camera = {NAME}.ros.synthetic_camera:main',
+        ],
+    },
+)

@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests: where the reference data is, or why a test is skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / 'shared'
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> Path:
+    """Folder with nyudv2/, kinect_sequence/ and frames/; the test is skipped without it."""
+    path = Path(os.environ.get('RGBD_FUSION_SEG_DATA', SHARED / 'data'))
+    if not path.is_dir():
+        pytest.skip(f'needs the reference data, and {path} is absent')
+    return path
+
+
+@pytest.fixture(scope='session')
+def goldens_dir() -> Path:
+    """Folder with outputs of the papers' public code; the test is skipped without it."""
+    path = SHARED / 'goldens'
+    if not path.is_dir():
+        pytest.skip(f'needs the golden outputs, and {path} is absent')
+    return path
