@@ -83,7 +83,6 @@ def bundle_folders() -> list[Path]:
     ``$RGBD_FUSION_SEG_MODELS`` (path list), the source tree, the ament share folder of every
     prefix on ``AMENT_PREFIX_PATH``, and the share folder of this Python installation.
     """
-    import sys
 
     folders = [
         Path(p) for p in os.environ.get('RGBD_FUSION_SEG_MODELS', '').split(os.pathsep) if p
