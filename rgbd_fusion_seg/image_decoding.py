@@ -1,0 +1,124 @@
+"""Raw image buffers, as ``sensor_msgs/Image`` holds them, to numpy arrays.
+
+The live node and the bag reader both decode here, so that they agree on every encoding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rgbd_fusion_seg.errors import FrameError
+
+LAYOUTS: dict[str, tuple[type[np.generic], int]] = {
+    'rgb8': (np.uint8, 3),
+    'bgr8': (np.uint8, 3),
+    'rgba8': (np.uint8, 4),
+    'bgra8': (np.uint8, 4),
+    'mono8': (np.uint8, 1),
+    '8UC1': (np.uint8, 1),
+    '8UC3': (np.uint8, 3),
+    '16UC1': (np.uint16, 1),
+    'mono16': (np.uint16, 1),
+    '32FC1': (np.float32, 1),
+}
+"""Encoding (names of ``sensor_msgs/image_encodings``) -> element type and channels."""
+
+_TO_RGB = {
+    'bgr8': cv2.COLOR_BGR2RGB,
+    # OpenCV's own name of a matrix type, so it has OpenCV's channel order.
+    '8UC3': cv2.COLOR_BGR2RGB,
+    'rgba8': cv2.COLOR_RGBA2RGB,
+    'bgra8': cv2.COLOR_BGRA2RGB,
+    'mono8': cv2.COLOR_GRAY2RGB,
+    '8UC1': cv2.COLOR_GRAY2RGB,
+    'mono16': cv2.COLOR_GRAY2RGB,
+}
+COLOUR_ENCODINGS = ('rgb8', *_TO_RGB)
+"""Encodings that :func:`to_rgb` accepts."""
+
+
+def decode_image(
+    data: Any,
+    height: int,
+    width: int,
+    encoding: str,
+    step: int,
+    is_bigendian: bool | int,
+    what: str = 'image',
+) -> np.ndarray:
+    """View a raw image buffer as an array, without a copy unless the bytes must be swapped.
+
+    Args:
+        data: bytes-like object: ``bytes``, ``array.array('B')``, ``memoryview``, uint8 array.
+        height, width: size in pixels.
+        encoding: one of :data:`LAYOUTS`.
+        step: bytes from the start of one row to the start of the next.
+        is_bigendian: byte order of elements wider than one byte.
+        what: name of the image in error messages, such as a topic.
+
+    Returns:
+        (H, W) or (H, W, C) array of the encoding's element type in native byte order. It shares
+        memory with ``data`` and its rows may be padded: copy before changing or keeping it.
+
+    Raises:
+        FrameError: unknown encoding, zero size, a step too small for a row, truncated data.
+    """
+    if encoding not in LAYOUTS:
+        raise FrameError(
+            f'{what} has the encoding {encoding!r}, which is not supported; '
+            f'publish one of {", ".join(LAYOUTS)}'
+        )
+    if height <= 0 or width <= 0:
+        raise FrameError(f'{what} has no pixels: its size is {width}x{height}; check the camera')
+    kind, channels = LAYOUTS[encoding]
+    dtype = np.dtype(kind)
+    row_bytes = width * channels * dtype.itemsize
+    if step < row_bytes:
+        raise FrameError(
+            f'{what} has a step of {step} bytes, but {width} pixels of {encoding} take '
+            f'{row_bytes}; fix the publisher of this image'
+        )
+    view = memoryview(data).cast('B')
+    # The padding of the last row may be missing; no pixel is lost by that.
+    needed = (height - 1) * step + row_bytes
+    if view.nbytes < needed:
+        raise FrameError(
+            f'{what} is truncated: {width}x{height} {encoding} with step {step} takes {needed} '
+            f'bytes, but its data has {view.nbytes}; fix the publisher of this image'
+        )
+    shape: tuple[int, ...] = (height, width)
+    strides: tuple[int, ...] = (step, channels * dtype.itemsize)
+    if channels > 1:
+        shape, strides = (*shape, channels), (*strides, dtype.itemsize)
+    stored = dtype.newbyteorder('>' if is_bigendian else '<')
+    array = np.ndarray(shape, stored, view, strides=strides)
+    return array if stored.isnative else array.astype(dtype)
+
+
+def to_rgb(array: np.ndarray, encoding: str, what: str = 'colour image') -> np.ndarray:
+    """Convert a decoded colour or grey image to RGB.
+
+    Args:
+        array: as :func:`decode_image` returns it for this encoding.
+        encoding: one of :data:`COLOUR_ENCODINGS`; ``8UC3`` is read in OpenCV's order, BGR.
+        what: name of the image in error messages.
+
+    Returns:
+        uint8 (H, W, 3), C-contiguous; shares memory with ``array`` where that is so already.
+
+    Raises:
+        FrameError: the encoding holds no colour or grey values.
+    """
+    if encoding == 'rgb8':
+        return np.ascontiguousarray(array)
+    if encoding not in _TO_RGB:
+        raise FrameError(
+            f'{what} has the encoding {encoding!r}, which is no colour encoding; '
+            f'use a topic with one of {", ".join(COLOUR_ENCODINGS)}'
+        )
+    if encoding == 'mono16':
+        array = (array >> 8).astype(np.uint8)
+    return cv2.cvtColor(array, _TO_RGB[encoding])
