@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import array
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.image_decoding import COLOUR_ENCODINGS, LAYOUTS, decode_image, to_rgb
+
+
+def pixels(encoding: str, height: int, width: int, seed: int = 0) -> np.ndarray:
+    kind, channels = LAYOUTS[encoding]
+    rng = np.random.default_rng(seed)
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    if kind is np.float32:
+        return rng.random(shape, np.float32)
+    return rng.integers(0, np.iinfo(kind).max, shape, kind, endpoint=True)
+
+
+def buffer(image: np.ndarray, step: int, big: bool) -> bytes:
+    """Serialise row by row, the slow way, with rows padded by 0xAA."""
+    out = bytearray()
+    for row in image:
+        data = b''.join(
+            value.tobytes()[:: -1 if big else 1] for value in np.atleast_1d(row.ravel())
+        )
+        out += data + b'\xaa' * (step - len(data))
+    return bytes(out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    encoding=st.sampled_from(sorted(LAYOUTS)),
+    height=st.integers(1, 5),
+    width=st.integers(1, 7),
+    padding=st.integers(0, 9),
+    big=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_layout(encoding, height, width, padding, big, seed):
+    image = pixels(encoding, height, width, seed)
+    step = image[0].nbytes + padding
+    decoded = decode_image(
+        buffer(image, step, big), height, width, encoding, step, is_bigendian=big
+    )
+    assert decoded.dtype == image.dtype
+    assert decoded.dtype.isnative
+    np.testing.assert_array_equal(decoded, image)
+
+
+@pytest.mark.parametrize('wrap', [bytes, bytearray, memoryview, lambda b: array.array('B', b)])
+def test_buffer_types(wrap):
+    image = pixels('bgr8', 4, 5)
+    data = wrap(image.tobytes())
+    np.testing.assert_array_equal(decode_image(data, 4, 5, 'bgr8', 15, 0), image)
+
+
+def test_no_copy_of_native_images():
+    data = np.zeros(4 * 20, np.uint8)
+    for encoding in ('rgb8', 'mono8', '16UC1', '32FC1'):
+        decoded = decode_image(data, 4, 5, encoding, 20, is_bigendian=False)
+        assert np.shares_memory(decoded, data), encoding
+
+
+def test_last_row_may_lack_its_padding():
+    image = pixels('16UC1', 3, 5)
+    data = buffer(image, 13, False)[:-3]
+    np.testing.assert_array_equal(decode_image(data, 3, 5, '16UC1', 13, 0), image)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'encoding': 'yuv422'}, "depth has the encoding 'yuv422'.*rgb8"),
+        ({'height': 0}, 'depth has no pixels: its size is 5x0'),
+        ({'width': 0}, 'no pixels'),
+        ({'step': 9}, 'step of 9 bytes.*take 10'),
+        ({'step': 0}, 'step of 0 bytes'),
+        ({'data': b''}, 'truncated.*40 bytes.*has 0'),
+        ({'data': bytes(39)}, 'truncated.*40 bytes.*has 39'),
+    ],
+)
+def test_refusals(change, message):
+    arguments = {
+        'data': bytes(40),
+        'height': 4,
+        'width': 5,
+        'encoding': '16UC1',
+        'step': 10,
+        'is_bigendian': 0,
+    }
+    with pytest.raises(FrameError, match=message):
+        decode_image(**{**arguments, **change}, what='depth')
+
+
+def test_to_rgb_of_a_known_colour():
+    r, g, b = 10, 20, 30
+    stored = {
+        'rgb8': [r, g, b],
+        'bgr8': [b, g, r],
+        '8UC3': [b, g, r],
+        'rgba8': [r, g, b, 7],
+        'bgra8': [b, g, r, 7],
+    }
+    for encoding, values in stored.items():
+        image = np.tile(np.array(values, np.uint8), (2, 3, 1))
+        rgb = to_rgb(image, encoding)
+        assert rgb.shape == (2, 3, 3)
+        assert (rgb == [r, g, b]).all(), encoding
+        assert rgb.flags.c_contiguous
+    for encoding, grey in (('mono8', np.uint8(77)), ('8UC1', np.uint8(77))):
+        assert (to_rgb(np.full((2, 3), grey), encoding) == 77).all()
+    assert (to_rgb(np.full((2, 3), 77 * 256 + 5, np.uint16), 'mono16') == 77).all()
+    assert {*stored, 'mono8', '8UC1', 'mono16'} == set(COLOUR_ENCODINGS)
+
+
+def test_to_rgb_of_padded_rows():
+    image = pixels('bgr8', 4, 5)
+    padded = decode_image(buffer(image, 19, False), 4, 5, 'bgr8', 19, 0)
+    np.testing.assert_array_equal(to_rgb(padded, 'bgr8'), cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    assert to_rgb(padded, 'rgb8').flags.c_contiguous
+
+
+def test_depth_is_no_colour():
+    with pytest.raises(FrameError, match=r"/cam has the encoding '16UC1', which is no colour"):
+        to_rgb(np.zeros((2, 2), np.uint16), '16UC1', '/cam')
