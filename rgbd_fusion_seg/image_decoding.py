@@ -1,4 +1,4 @@
-"""Raw image buffers, as ``sensor_msgs/Image`` holds them, to numpy arrays.
+"""What ``sensor_msgs/Image`` and ``CameraInfo`` hold, as arrays and intrinsics.
 
 The live node and the bag reader both decode here, so that they agree on every encoding.
 """
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.frame import Intrinsics
 
 LAYOUTS: dict[str, tuple[type[np.generic], int]] = {
     'rgb8': (np.uint8, 3),
@@ -122,3 +123,35 @@ def to_rgb(array: np.ndarray, encoding: str, what: str = 'colour image') -> np.n
     if encoding == 'mono16':
         array = (array >> 8).astype(np.uint8)
     return cv2.cvtColor(array, _TO_RGB[encoding])
+
+
+def intrinsics_from_info(info: Any, what: str = 'camera info') -> Intrinsics:
+    """Read the pinhole model of a rectified image from its CameraInfo.
+
+    A rectified image is described by the projection matrix P; K describes the raw image before
+    rectification. Drivers that publish undistorted images without a rectification leave P zero:
+    then K holds for the image as it is. Region of interest and binning are applied, for P and K
+    are those of the full sensor (REP 104).
+
+    Args:
+        info: a ``sensor_msgs/CameraInfo`` of ROS 2 (``k``, ``p``) or ROS 1 (``K``, ``P``), or
+            any object with the same fields.
+        what: name of the message in error messages, such as a topic.
+
+    Raises:
+        FrameError: zero focal length in both matrices, or no image size.
+    """
+    k, p = (info.k, info.p) if hasattr(info, 'k') else (info.K, info.P)
+    fx, fy, cx, cy = (p[0], p[5], p[2], p[6]) if p[0] and p[5] else (k[0], k[4], k[2], k[5])
+    roi, bin_x, bin_y = info.roi, max(1, info.binning_x), max(1, info.binning_y)
+    try:
+        return Intrinsics(
+            float(fx / bin_x),
+            float(fy / bin_y),
+            float((cx - roi.x_offset) / bin_x),
+            float((cy - roi.y_offset) / bin_y),
+            (roi.width or info.width) // bin_x,
+            (roi.height or info.height) // bin_y,
+        )
+    except FrameError as error:
+        raise FrameError(f'{what}: {error}') from error
