@@ -1,0 +1,223 @@
+"""HHA: horizontal disparity, height above ground and angle with gravity of a depth image.
+
+S. Gupta, R. Girshick, P. Arbelaez, J. Malik, Learning Rich Features from RGB-D Images for Object
+Detection and Segmentation, ECCV 2014, section 2; gravity from S. Gupta, P. Arbelaez, J. Malik,
+Perceptual Organization and Recognition of Indoor Scenes from RGB-D Images, CVPR 2013, section
+3.2. The constants are those of the authors' public code (s-gupta/rcnn-depth ``saveHHA.m``) and
+of its Python form (charlesCXK/Depth2HHA-python), which agree bit for bit.
+
+Departures from that code, none above a grey level on windows that determine a normal:
+
+* normals come from moments about each window's centre, not about the image's origin;
+* a window whose pixels are collinear has no normal (angle 180°, as a window without pixels);
+  there the public code normalises round-off;
+* gravity reads the 21x21 normals of every fourth pixel along each axis, not of all;
+* where the scene leaves gravity free to turn about an axis (a single wall), it keeps the previous
+  direction as far as the scene allows, where the public code takes what round-off prefers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from rgbd_fusion_seg import kernels
+from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.frame import Intrinsics
+
+ANGLE_RADIUS_PX = 3
+"""Half-window of the normals behind the angle channel: 7x7 (processDepthImage.m, R = [3 10])."""
+GRAVITY_RADIUS_PX = 10
+"""Half-window of the normals behind gravity: 21x21 (processDepthImage.m, R = [3 10])."""
+GRAVITY_THRESHOLDS_DEG = (45.0, 15.0)
+"""Largest angle of a normal to the floor or wall directions, per stage (getYDir, angleThresh)."""
+GRAVITY_ITERATIONS = (5, 5)
+"""Iterations per stage (getYDir, iter); there is no test of convergence."""
+GRAVITY_STEP_PX = 4
+"""Distance of the pixels whose normals vote for gravity; ours, within 0.1° of using all."""
+MIN_EIGENVALUE_GAP = 1e-3
+"""Below this share of the voting normals two axes are equally likely gravity; ours."""
+LEVEL_ANGLE_DEG = 0.1
+"""Up to this tilt heights are measured along the image's y axis (getRMatrix)."""
+DISPARITY_SCALE = 31000.0
+"""Disparity = this / depth in cm (saveHHA.m): baseline times focal length of a Kinect."""
+MIN_DEPTH_CM = 100.0
+"""Depths below this count as this in the disparity (saveHHA.m)."""
+FLOOR_GUESS_ABOVE_CM = -90.0
+"""A lowest point above this is taken for furniture, not floor (processDepthImage.m) …"""
+FLOOR_GUESS_CM = -130.0
+"""… and the floor for this far below the camera (processDepthImage.m)."""
+ANGLE_OFFSET = 38.0
+"""Angle channel = degrees + 128 - 90 (saveHHA.m): floor 38, wall 128, ceiling 218."""
+NO_NORMAL_DEG = 180.0
+"""Angle of a pixel without normal (the public code's NaN), so its channel is 218."""
+FIRST_PIXEL = 1
+"""Coordinate of the first pixel in the public code (a MATLAB grid), used with `cx`, `cy` as given.
+
+Our ``Intrinsics`` count pixels from 0, so their rays lean 1/f (0.1° at 640x480) against those
+here. The numbers of the public code are kept: networks and published results rest on them. To
+undo it, pass intrinsics whose `cx` and `cy` are larger by 1.
+"""
+
+_NO_MASK = np.zeros((0, 0), dtype=bool)
+
+
+class _Cleaned(NamedTuple):
+    z: np.ndarray
+    inverse: np.ndarray
+    counted: np.ndarray
+
+
+def estimate_gravity(
+    depth: np.ndarray, intrinsics: Intrinsics, missing: np.ndarray | None = None
+) -> np.ndarray:
+    """Estimate the direction of gravity from the floors and walls of an indoor scene.
+
+    Starting from the image's y axis, the direction most parallel to the walls and orthogonal to
+    the floors is found again and again: normals within 45° (then 15°) of the current direction
+    are floor, those within 45° (15°) of its orthogonal plane are wall.
+
+    Args:
+        depth: (H, W) metres; 0, negative and non-finite pixels are no reading.
+        intrinsics: of this image, see :data:`FIRST_PIXEL`.
+        missing: bool (H, W), True = not used for normals, for pixels that `depth` has filled
+            in; pixels without a reading are never used.
+
+    Returns:
+        float64 (3,), unit, optical axes (x right, y down, z forward), pointing down; (0, 1, 0)
+        where no normal is floor or wall, so also for an image without readings.
+
+    Raises:
+        FrameError: sizes that do not match.
+    """
+    return _vote_for_gravity(_clean(depth, intrinsics, missing), intrinsics)
+
+
+def encode_hha(
+    depth: np.ndarray,
+    intrinsics: Intrinsics,
+    missing: np.ndarray | None = None,
+    gravity: np.ndarray | None = None,
+) -> np.ndarray:
+    """Encode a depth image as disparity, height above the lowest point, and angle with gravity.
+
+    ========= ============================== ===================== ==========================
+    channel   value                          saturates             pixels without a reading
+    ========= ============================== ===================== ==========================
+    disparity 31000 / depth in cm            255 nearer than 1.2 m 255
+    height    cm above the lowest point      255 at 2.55 m         the camera's own height
+    angle     degrees + 38                   –                     from neighbours, else 218
+    ========= ============================== ===================== ==========================
+
+    The windows of the normals are in pixels of `depth`, whatever its size, as in the public code.
+
+    Args:
+        depth: (H, W) metres; 0, negative and non-finite pixels are no reading.
+        intrinsics: of this image, see :data:`FIRST_PIXEL`.
+        missing: bool (H, W), True = excluded from the normals, for pixels that `depth` has
+            filled in; default: the pixels without a reading, which never take part.
+        gravity: (3,) direction of gravity in optical axes (x right, y down, z forward), of any
+            length, for instance from TF or an IMU; default: :func:`estimate_gravity`.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        FrameError: sizes that do not match, or a gravity that is no direction.
+    """
+    cleaned = _clean(depth, intrinsics, missing)
+    down = _vote_for_gravity(cleaned, intrinsics) if gravity is None else _unit_direction(gravity)
+    level = math.acos(min(1.0, max(-1.0, down[1]))) <= math.radians(LEVEL_ANGLE_DEG)
+    height_down = np.array([0.0, 1.0, 0.0]) if level else down
+    camera = np.array(_camera(intrinsics), dtype=np.float32)
+    height_down = height_down.astype(np.float32)
+    lowest = kernels.lowest_height(cleaned.z, *camera, height_down)
+    floor = FLOOR_GUESS_CM if lowest > FLOOR_GUESS_ABOVE_CM else lowest
+    hha = np.empty((*cleaned.z.shape, 3), dtype=np.uint8)
+    kernels.encode_channels(
+        cleaned.z,
+        cleaned.inverse,
+        cleaned.counted,
+        camera,
+        down.astype(np.float32),
+        height_down,
+        np.float32(floor),
+        np.float32(DISPARITY_SCALE),
+        np.float32(MIN_DEPTH_CM),
+        np.float32(ANGLE_OFFSET),
+        hha,
+    )
+    return hha
+
+
+def _camera(intrinsics: Intrinsics) -> tuple[float, float, float, float]:
+    """Return fx, fy, cx, cy for pixels counted from 0, giving the public code's rays."""
+    k = intrinsics
+    return k.fx, k.fy, k.cx - FIRST_PIXEL, k.cy - FIRST_PIXEL
+
+
+def _clean(depth: np.ndarray, intrinsics: Intrinsics, missing: np.ndarray | None) -> _Cleaned:
+    size = (intrinsics.height, intrinsics.width)
+    if depth.shape != size:
+        raise FrameError(
+            f'depth has shape {depth.shape} but the intrinsics are for {size[1]}x{size[0]}; '
+            'use Intrinsics.resized when the image was resized'
+        )
+    if missing is not None and missing.shape != size:
+        raise FrameError(
+            f'the missing mask has shape {missing.shape} but depth {depth.shape}; '
+            'give one value a pixel'
+        )
+    depth = np.ascontiguousarray(depth, dtype=np.float32)
+    mask = _NO_MASK if missing is None else np.ascontiguousarray(missing, dtype=bool)
+    padded = (size[0] + 2 * kernels.PAD, size[1] + 2 * kernels.PAD)
+    cleaned = _Cleaned(
+        np.empty_like(depth), np.zeros(padded, np.float32), np.zeros(padded, np.float32)
+    )
+    kernels.clean_depth(depth, mask, *cleaned)
+    return cleaned
+
+
+def _vote_for_gravity(cleaned: _Cleaned, intrinsics: Intrinsics) -> np.ndarray:
+    height, width = cleaned.z.shape
+    normals = np.empty((3, (height // GRAVITY_STEP_PX + 1) * (width // GRAVITY_STEP_PX + 1)))
+    found = kernels.sparse_normals(
+        cleaned.inverse,
+        cleaned.counted,
+        GRAVITY_RADIUS_PX,
+        GRAVITY_STEP_PX,
+        *_camera(intrinsics),
+        normals,
+    )
+    normals = np.ascontiguousarray(normals[:, :found])
+    y = np.array([0.0, 1.0, 0.0])
+    scatter = np.empty((3, 3))
+    for threshold_deg, iterations in zip(GRAVITY_THRESHOLDS_DEG, GRAVITY_ITERATIONS, strict=True):
+        cosine = math.cos(math.radians(threshold_deg))
+        sine = math.sin(math.radians(threshold_deg))
+        for _ in range(iterations):
+            votes = kernels.floor_wall_scatter(normals, y, cosine, sine, scatter)
+            y = _least_axis(scatter, votes, y)
+    return y
+
+
+def _least_axis(scatter: np.ndarray, votes: float, previous: np.ndarray) -> np.ndarray:
+    """Return the eigenvector of the smallest eigenvalue that is nearest to `previous`."""
+    values, vectors = np.linalg.eigh(scatter)
+    least = vectors[:, values <= values[0] + MIN_EIGENVALUE_GAP * votes]
+    axis = least @ (least.T @ previous)
+    length = float(np.linalg.norm(axis))
+    return axis / length if length > 1e-6 else previous
+
+
+def _unit_direction(gravity: np.ndarray) -> np.ndarray:
+    direction = np.asarray(gravity, dtype=np.float64)
+    if direction.shape != (3,) or not np.isfinite(direction).all() or not direction.any():
+        raise FrameError(
+            f'gravity must be 3 finite numbers, not all 0, got {gravity!r}; give the direction '
+            'in the optical axes of the camera or leave it out'
+        )
+    direction = direction / np.abs(direction).max()
+    return direction / np.linalg.norm(direction)
