@@ -1,0 +1,1 @@
+"""Offline training: datasets, networks, trainer, evaluation, export of bundles (needs torch)."""

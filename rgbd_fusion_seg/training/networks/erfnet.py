@@ -1,0 +1,124 @@
+"""ERFNet (Romera et al., T-ITS 2018): factorised residual encoder and light decoder.
+
+Parameter names are those of the authors' public PyTorch code, so that its checkpoints load.
+Where that file leaves dropout open (0.03/0.3 while training, 0.1/0.1 in its evaluation copy,
+which has no effect there), the training values are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BN_EPS = 1e-3  # the public code's value, not torch's default 1e-5
+ENCODER_STRIDE = 8
+ENCODER_CHANNELS = 128
+
+
+class Downsampler(nn.Module):
+    """Concatenate a strided 3x3 convolution and a 2x2 max pooling, then normalise: stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
+        self.pool = nn.MaxPool2d(2, stride=2)
+        self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H/2, W/2)."""
+        return F.relu(self.bn(torch.cat([self.conv(x), self.pool(x)], 1)))
+
+
+class NonBottleneck1d(nn.Module):
+    """Residual unit of factorised 3x1 and 1x3 convolutions, the second pair dilated."""
+
+    def __init__(self, channels: int, dropout: float, dilation: int) -> None:
+        super().__init__()
+        d = dilation
+        self.conv3x1_1 = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.conv1x3_1 = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
+        self.bn1 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        self.conv3x1_2 = nn.Conv2d(channels, channels, (3, 1), padding=(d, 0), dilation=(d, 1))
+        self.conv1x3_2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, d), dilation=(1, d))
+        self.bn2 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        self.dropout = nn.Dropout2d(dropout) if dropout else nn.Identity()
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return the residual function F(x); RFBNet adds complementary features to its input."""
+        y = F.relu(self.conv3x1_1(x))
+        y = F.relu(self.bn1(self.conv1x3_1(y)))
+        y = F.relu(self.conv3x1_2(y))
+        return self.dropout(self.bn2(self.conv1x3_2(y)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        return F.relu(x + self.residual(x))
+
+
+class Encoder(nn.Module):
+    """Image (N, 3, H, W) -> features (N, 128, H/8, W/8).
+
+    ``layers[0]`` and ``layers[6]`` are the downsamplers to 1/4 and 1/8; ``layers[7:]`` are the
+    eight dilated units at 1/8.
+    """
+
+    def __init__(self, dropout: tuple[float, float] = (0.03, 0.3)) -> None:
+        super().__init__()
+        self.initial_block = Downsampler(3, 16)
+        self.layers = nn.ModuleList(
+            [Downsampler(16, 64)]
+            + [NonBottleneck1d(64, dropout[0], 1) for _ in range(5)]
+            + [Downsampler(64, 128)]
+            + [NonBottleneck1d(128, dropout[1], d) for _ in range(2) for d in (2, 4, 8, 16)]
+        )
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Image -> features at 1/8, before the dilated units."""
+        x = self.initial_block(x)
+        for layer in self.layers[:7]:
+            x = layer(x)
+        return x
+
+    @property
+    def units(self) -> nn.ModuleList:
+        """The eight residual units at 1/8, which RFBNet pairs across modalities."""
+        return self.layers[7:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 128, H/8, W/8)."""
+        x = self.stem(x)
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+
+class ErfNetEncoder(nn.Module):
+    """Unimodal ERFNetEnc of the RFBNet paper: the encoder and a 1x1 head, logits at 1/8.
+
+    Args:
+        num_classes: number of classes K.
+        modality: 'rgb' or 'hha', the input that is read.
+        dropout: rates of the 64- and the 128-channel units.
+    """
+
+    stride = ENCODER_STRIDE
+
+    def __init__(
+        self,
+        num_classes: int,
+        modality: str = 'rgb',
+        dropout: tuple[float, float] = (0.03, 0.3),
+    ) -> None:
+        super().__init__()
+        if modality not in ('rgb', 'hha'):
+            raise ValueError(f"modality must be 'rgb' or 'hha', got {modality!r}")
+        self.modality = modality
+        self.encoder = Encoder(dropout)
+        self.head = nn.Conv2d(ENCODER_CHANNELS, num_classes, 1)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """``{'rgb' or 'hha': (N, 3, H, W)}`` -> logits (N, K, H/8, W/8)."""
+        return self.head(self.encoder(inputs[self.modality]))

@@ -1,0 +1,271 @@
+"""RFBNet (Deng et al., 2019): two encoders bridged by residual fusion blocks.
+
+No code of the authors is public. What the text settles is built as it says; each choice it
+leaves open is marked "Open:" with the reading taken here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rgbd_fusion_seg.training.networks.erfnet import (
+    BN_EPS,
+    ENCODER_CHANNELS,
+    ENCODER_STRIDE,
+    Encoder,
+    NonBottleneck1d,
+)
+
+COMPLEMENTARY_POINTS = ('residual', 'trunk', 'none')
+COMBINATIONS = ('ssma', 'concat', 'sum')
+
+
+def resize_to(x: Tensor, reference: Tensor) -> Tensor:
+    """Bilinear interpolation of ``x`` to the height and width of ``reference``."""
+    if x.shape[2:] == reference.shape[2:]:
+        return x
+    return F.interpolate(x, reference.shape[2:], mode='bilinear', align_corners=False)
+
+
+class Gate(nn.Sequential):
+    """Spatial gate G(.) of §III-C: convolution, ReLU, convolution, sigmoid; one channel out.
+
+    Open: both convolutions are 1x1, the hidden width is a quarter of the unit's channels.
+    ``first`` shares the first convolution with another gate.
+    """
+
+    def __init__(self, in_channels: int, hidden: int, first: nn.Module | None = None) -> None:
+        super().__init__(
+            first if first is not None else nn.Conv2d(in_channels, hidden, 1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, 1, 1),
+            nn.Sigmoid(),
+        )
+
+
+class GatedFusionUnit(nn.Module):
+    """GFU of §III-C, Eq. 1: aggregates both modalities and returns complementary features.
+
+    Open: RGB features reach the depth stream's size by 2x2 average pooling and complementary
+    features return by bilinear interpolation; the input gates see all three streams, the output
+    gates see the updated interaction stream; the separable convolution is 3x3 with batch norm
+    and ReLU behind it; a 1x1 convolution widens C/2 to C.
+
+    Args:
+        channels: C of the modality streams; the interaction stream has C/2.
+        gates: without them (ablation of Table IV) features pass unweighted.
+        complementary: without it the unit only aggregates (first row of Table IV).
+    """
+
+    def __init__(self, channels: int, gates: bool = True, complementary: bool = True) -> None:
+        super().__init__()
+        half, hidden = channels // 2, channels // 4
+        self.gated = gates
+        self.complementary = complementary
+        if gates:
+            shared = nn.Conv2d(2 * channels + half, hidden, 1)
+            self.gate_rgb_in = Gate(0, hidden, shared)
+            self.gate_hha_in = Gate(0, hidden, shared)
+        self.aggregate = nn.Conv2d(2 * channels, half, 1)
+        self.separable = nn.Sequential(
+            nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False),
+            nn.Conv2d(half, half, 1, bias=False),
+            nn.BatchNorm2d(half, eps=BN_EPS),
+            nn.ReLU(),
+        )
+        if complementary:
+            self.widen_rgb = nn.Conv2d(half, channels, 1)
+            self.widen_hha = nn.Conv2d(half, channels, 1)
+            if gates:
+                self.gate_rgb_out = Gate(half, hidden)
+                self.gate_hha_out = Gate(half, hidden)
+
+    def forward(
+        self, rgb: Tensor, hha: Tensor, interaction: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Update the interaction stream.
+
+        Args:
+            rgb: (N, C, H, W) or already at the depth stream's size.
+            hha: (N, C, h, w), with h = H/2 where depth is shrunk.
+            interaction: (N, C/2, h, w), zero at the first block.
+
+        Returns:
+            the new interaction features, and the features complementary to ``rgb`` and ``hha``
+            at their sizes (None without complementary features).
+        """
+        small = F.avg_pool2d(rgb, 2) if rgb.shape[2] != hha.shape[2] else rgb
+        rgb_in, hha_in = small, hha
+        if self.gated:
+            seen = torch.cat([small, interaction, hha], 1)
+            rgb_in = self.gate_rgb_in(seen) * small
+            hha_in = self.gate_hha_in(seen) * hha
+        interaction = interaction + self.aggregate(torch.cat([rgb_in, hha_in], 1))
+        interaction = self.separable(interaction)
+        if not self.complementary:
+            return interaction, None, None
+        to_rgb, to_hha = self.widen_rgb(interaction), self.widen_hha(interaction)
+        if self.gated:
+            to_rgb = self.gate_rgb_out(interaction) * to_rgb
+            to_hha = self.gate_hha_out(interaction) * to_hha
+        return interaction, resize_to(to_rgb, rgb), to_hha
+
+
+class ResidualFusionBlock(nn.Module):
+    """RFB of §III-C, Eqs. 1-3, around two of the encoders' own residual units.
+
+    Args:
+        rgb_unit, hha_unit: residual units with a ``residual`` method.
+        channels: C of both.
+        complementary: 'residual' adds the complementary features to the input of the residual
+            functions (point R of Fig. 4, the paper's choice), 'trunk' to the streams themselves
+            (point T), 'none' nowhere.
+        gates: see `GatedFusionUnit`.
+    """
+
+    def __init__(
+        self,
+        rgb_unit: NonBottleneck1d,
+        hha_unit: NonBottleneck1d,
+        channels: int,
+        complementary: str = 'residual',
+        gates: bool = True,
+    ) -> None:
+        super().__init__()
+        self.rgb_unit, self.hha_unit = rgb_unit, hha_unit
+        self.point = complementary
+        self.fusion = GatedFusionUnit(channels, gates, complementary != 'none')
+
+    def forward(
+        self, rgb: Tensor, hha: Tensor, interaction: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three streams after the block, shapes unchanged."""
+        interaction, to_rgb, to_hha = self.fusion(rgb, hha, interaction)
+        rgb = self._unit(self.rgb_unit, rgb, to_rgb)
+        hha = self._unit(self.hha_unit, hha, to_hha)
+        return rgb, hha, interaction
+
+    def _unit(self, unit: NonBottleneck1d, x: Tensor, extra: Tensor | None) -> Tensor:
+        if extra is None:
+            return unit(x)
+        if self.point == 'trunk':
+            return unit(x + extra)
+        return F.relu(x + unit.residual(x + extra))
+
+
+class Ssma(nn.Module):
+    """SSMA block (Valada et al., IJCV 2019): channel- and pixel-wise attention over a concat.
+
+    Args:
+        in_channels: channels of the concatenated streams.
+        out_channels: channels after the projection.
+        reduction: the block's eta; the public code uses 16 for the deepest features.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels // reduction, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(in_channels // reduction, in_channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+        # The public code projects with 1x1 here; batch norm and no ReLU follow it.
+        self.project = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H, W)."""
+        return self.project(x * self.attention(x))
+
+
+class RfbNetErfNet(nn.Module):
+    """RFBNet(ERFNetEnc): ERFNet encoders, an RFB for each unit at 1/8, logits at 1/8 (§IV-B).
+
+    Args:
+        num_classes: number of classes K.
+        shrink_depth: the depth stream gets HHA at half the colour's size (§III-B).
+        complementary, gates: see `ResidualFusionBlock` (Table IV).
+        combination: how the three streams are merged: 'ssma', 'concat' or 'sum'.
+        dropout: rates of the encoders' 64- and 128-channel units.
+
+    Raises:
+        ValueError: an option with an unknown value.
+    """
+
+    stride = ENCODER_STRIDE
+
+    def __init__(
+        self,
+        num_classes: int,
+        shrink_depth: bool = True,
+        complementary: str = 'residual',
+        gates: bool = True,
+        combination: str = 'ssma',
+        dropout: tuple[float, float] = (0.03, 0.3),
+    ) -> None:
+        super().__init__()
+        if complementary not in COMPLEMENTARY_POINTS:
+            raise ValueError(f'complementary must be one of {COMPLEMENTARY_POINTS}')
+        if combination not in COMBINATIONS:
+            raise ValueError(f'combination must be one of {COMBINATIONS}')
+        channels = ENCODER_CHANNELS
+        self.shrink_depth = shrink_depth
+        self.combination = combination
+        self.rgb_encoder, self.hha_encoder = Encoder(dropout), Encoder(dropout)
+        pairs = zip(self.rgb_encoder.units, self.hha_encoder.units, strict=True)
+        self.blocks = nn.ModuleList(
+            ResidualFusionBlock(rgb, hha, channels, complementary, gates) for rgb, hha in pairs
+        )
+        # The blocks own the paired units now; the encoders keep what comes before them.
+        del self.rgb_encoder.layers[7:], self.hha_encoder.layers[7:]
+        streams = 2 * channels + channels // 2
+        if combination == 'ssma':
+            self.combine: nn.Module = Ssma(streams, channels)
+        elif combination == 'concat':
+            self.combine = nn.Conv2d(streams, channels, 1)
+        else:  # Open: the interaction stream is widened to C before the sum.
+            self.combine = nn.Conv2d(channels // 2, channels, 1)
+        self.head = nn.Conv2d(channels, num_classes, 1)
+        self.rgb_head = nn.Conv2d(channels, num_classes, 1)
+        self.hha_head = nn.Conv2d(channels, num_classes, 1)
+
+    def hha_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the HHA input that belongs to a colour input."""
+        return (height // 2, width // 2) if self.shrink_depth else (height, width)
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], auxiliary: bool = False
+    ) -> Tensor | list[Tensor]:
+        """Segment.
+
+        Args:
+            inputs: 'rgb' (N, 3, H, W) and 'hha' (N, 3, h, w), see `hha_size`; H and W are
+                multiples of 16.
+            auxiliary: also return the predictions of each encoder alone, which training
+                supervises so that both modalities learn from the start. (The paper gets there
+                by initialising from two unimodal networks.)
+
+        Returns:
+            logits (N, K, H/8, W/8); with ``auxiliary`` the list [fused, RGB's, depth's], the
+            last one at the depth stream's size.
+        """
+        rgb = self.rgb_encoder(inputs['rgb'])
+        hha = self.hha_encoder(inputs['hha'])
+        interaction = hha.new_zeros(hha.shape[0], hha.shape[1] // 2, *hha.shape[2:])
+        for block in self.blocks:
+            rgb, hha, interaction = block(rgb, hha, interaction)
+        up_hha, up_interaction = resize_to(hha, rgb), resize_to(interaction, rgb)
+        if self.combination == 'sum':
+            fused = rgb + up_hha + self.combine(up_interaction)
+        else:
+            fused = self.combine(torch.cat([rgb, up_hha, up_interaction], 1))
+        logits = self.head(fused)
+        if not auxiliary:
+            return logits
+        return [logits, self.rgb_head(rgb), self.hha_head(hha)]
