@@ -1,0 +1,353 @@
+"""RGB-D frames from bags (ROS 1, sqlite3, MCAP) and bags from image folders, without ROS."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+from tqdm import tqdm
+
+from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.errors import FrameError, InputError
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.image_decoding import intrinsics_from_info
+from rgbd_fusion_seg.replay.calibration import Calibration
+from rgbd_fusion_seg.replay.folders import FolderFrames
+from rgbd_fusion_seg.replay.matching import StampMatcher
+from rgbd_fusion_seg.replay.messages import (
+    CAMERA_INFO,
+    IMAGE,
+    colour_from_message,
+    depth_from_message,
+    stamp_ns,
+)
+from rgbd_fusion_seg.replay.topics import BagTopics, find_topics
+
+_log = logging.getLogger(__name__)
+
+BAG_SUFFIXES = ('.bag', '.mcap', '.db3')
+MATCH_TOLERANCE_NS = 20_000_000
+"""Colour and depth further apart belong to different frames of a 30 Hz camera."""
+
+NODE_TOPICS = BagTopics(
+    '/rgb/image_rect_color', '/depth_registered/image_rect', '/rgb/camera_info'
+)
+"""The topics that the segmentation node subscribes to."""
+
+_MAX_DEPTH_M = 65.535  # what 16 bits hold in millimetres
+_MAX_REPORTED = 10  # sentences about bad messages; further ones are only counted
+
+
+def is_bag(path: Path) -> bool:
+    """Tell a bag (ROS 1 file, storage file, rosbag2 folder) from a folder of images."""
+    return path.suffix in BAG_SUFFIXES or (path / 'metadata.yaml').is_file()
+
+
+class BagFrames:
+    """The RGB-D frames of a bag, matched by stamp, in the order of their colour images.
+
+    A message that cannot be used is skipped, with one sentence in the log, and counted in
+    ``skipped``; a colour image without a depth image within the tolerance is counted in
+    ``unmatched``. Both are of the latest iteration.
+
+    Args:
+        path: a ROS 1 ``.bag``, a rosbag2 folder, or a ``.mcap`` or ``.db3`` file.
+        topics: topics to read, found by type and name where not given.
+        calibration: used instead of the bag's camera info.
+        tolerance_ns: greatest difference of the stamps of colour and depth.
+
+    Raises:
+        InputError: not a bag, no fitting topics, or no camera info and no calibration.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        topics: BagTopics | None = None,
+        *,
+        calibration: Calibration | None = None,
+        tolerance_ns: int = MATCH_TOLERANCE_NS,
+    ) -> None:
+        self.path = Path(path)
+        self.skipped = self.unmatched = 0
+        self._told = ('', '')
+        self._calibration, self._tolerance_ns = calibration, tolerance_ns
+        with _open(self.path) as reader:
+            types = {c.topic: c.msgtype for c in reader.connections}
+            self.topics = find_topics(types, topics or BagTopics(), self.path)
+            self._count = sum(
+                c.msgcount for c in reader.connections if c.topic == self.topics.colour
+            )
+        if self.topics.camera_info is None and calibration is None:
+            raise InputError(
+                f'{self.path} has no camera info for {self.topics.colour}; '
+                'give the intrinsics fx,fy,cx,cy'
+            )
+
+    def __len__(self) -> int:
+        """Return the number of colour images, which is the most frames there can be."""
+        return self._count
+
+    def name(self, index: int) -> str:
+        """Return a file name for the ``index``-th frame."""
+        return f'frame-{index:06d}'
+
+    def __iter__(self) -> Iterator[RgbdFrame]:
+        """Yield the frames that can be used.
+
+        Raises:
+            InputError: the bag has not one usable frame.
+        """
+        self.skipped = self.unmatched = 0
+        frames = 0
+        with _open(self.path) as reader:
+            for colour, depth, info in self._triples(reader):
+                try:
+                    frame = self._frame(colour, depth, info)
+                except FrameError as error:
+                    self._skip(str(error))
+                    continue
+                frames += 1
+                yield frame
+        self._conclude(frames)
+
+    def _triples(self, reader: AnyReader) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield colour and depth messages that belong together, with the camera info in force."""
+        info = self._first_info(reader)
+        matcher = StampMatcher(self._tolerance_ns)
+        for topic, message in self._messages(reader, self._connections(reader)):
+            if topic == self.topics.camera_info:
+                info = message
+                continue
+            is_depth = topic == self.topics.depth
+            for pair in matcher.add(stamp_ns(message), message, is_depth=is_depth):
+                yield (*pair, info)
+        for pair in matcher.flush():
+            yield (*pair, info)
+        self.unmatched = matcher.unmatched
+
+    def _frame(self, colour: Any, depth: Any, info: Any) -> RgbdFrame:
+        names = self.topics
+        rgb = colour_from_message(colour, str(names.colour))
+        metres = depth_from_message(depth, str(names.depth))
+        stamp = stamp_ns(colour)
+        self._compare_frames(colour.header.frame_id, depth.header.frame_id)
+        try:
+            intrinsics = self._intrinsics(info, rgb)
+            return RgbdFrame(rgb, metres, intrinsics, stamp, colour.header.frame_id)
+        except FrameError as error:
+            raise FrameError(f'the frame at {stamp / 1e9:.3f} s: {error}') from error
+
+    def _compare_frames(self, colour: str, depth: str) -> None:
+        """Say once that depth seems not to be registered to colour."""
+        if colour != depth and (colour, depth) != self._told:
+            self._told = (colour, depth)
+            _log.warning(
+                'depth is in the frame %r but colour in %r: labels will be shifted unless the '
+                'driver registered the depth',
+                depth,
+                colour,
+            )
+
+    def _intrinsics(self, info: Any, rgb: np.ndarray) -> Intrinsics:
+        if self._calibration is not None:
+            return self._calibration.intrinsics(rgb.shape[1], rgb.shape[0])
+        if info is None:
+            raise FrameError(f'no camera info arrived on {self.topics.camera_info}')
+        return intrinsics_from_info(info, str(self.topics.camera_info))
+
+    def _connections(self, reader: AnyReader) -> list[Connection]:
+        wanted = (self.topics.colour, self.topics.depth, self.topics.camera_info)
+        return [c for c in reader.connections if c.topic in wanted]
+
+    def _first_info(self, reader: AnyReader) -> Any:
+        """Return the first camera info: it may lie behind the first images."""
+        wanted = [c for c in reader.connections if c.topic == self.topics.camera_info]
+        if not wanted:
+            return None
+        return next((message for _, message in self._messages(reader, wanted)), None)
+
+    def _messages(
+        self, reader: AnyReader, connections: list[Connection]
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield (topic, message); what cannot be read is skipped."""
+        stream = reader.messages(connections)
+        while True:
+            # rosbags, struct, sqlite3 and zstd each raise errors of their own on damaged data.
+            try:
+                connection, _, raw = next(stream)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._skip(f'{self.path} is damaged and ends early: {_text(error)}')
+                return
+            try:
+                message = reader.deserialize(raw, connection.msgtype)
+            except Exception as error:
+                self._skip(f'{connection.topic} has a message that is damaged: {_text(error)}')
+                continue
+            yield connection.topic, message
+
+    def _skip(self, sentence: str) -> None:
+        self.skipped += 1
+        if self.skipped <= _MAX_REPORTED:
+            _log.warning('skipped: %s', sentence)
+
+    def _conclude(self, frames: int) -> None:
+        counts = (
+            f'{self._count} colour images on {self.topics.colour}, {self.unmatched} without a '
+            f'depth image on {self.topics.depth} within {self._tolerance_ns / 1e6:g} ms, '
+            f'{self.skipped} skipped'
+        )
+        if frames == 0:
+            raise InputError(f'{self.path} has no usable frame: {counts}')
+        if self.skipped or self.unmatched:
+            _log.warning('%s: %s', self.path, counts)
+
+
+def read_frames(
+    bag_path: Path, topics: BagTopics | None = None, *, calibration: Calibration | None = None
+) -> Iterator[RgbdFrame]:
+    """Yield the frames of a bag; see :class:`BagFrames`."""
+    return iter(BagFrames(bag_path, topics, calibration=calibration))
+
+
+def folder_to_bag(
+    folder: Path,
+    bag_path: Path,
+    rate_hz: float = 30.0,
+    *,
+    calibration: Calibration | None = None,
+    depth_scale_m: float = 0.001,
+    progress: bool = False,
+) -> int:
+    """Write an image folder as a rosbag2 folder with MCAP storage.
+
+    Topics are those the node subscribes to: colour as ``rgb8``, depth as ``16UC1`` in
+    millimetres, camera info; all three with one stamp, ``rate_hz`` frames a second.
+
+    Args:
+        folder: see :class:`~rgbd_fusion_seg.replay.folders.FolderFrames`.
+        bag_path: folder to make; it must not exist.
+        rate_hz: frames per second.
+        calibration: of the colour camera, where the folder has none.
+        depth_scale_m: metres per unit of the depth images.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        Number of frames written.
+
+    Raises:
+        InputError: the bag exists or cannot be written, or the folder cannot be used.
+    """
+    source = FolderFrames(
+        folder, calibration=calibration, depth_scale_m=depth_scale_m, rate_hz=rate_hz
+    )
+    bag_path = Path(bag_path)
+    if bag_path.exists():
+        raise InputError(f'{bag_path} exists already; remove it or choose another name')
+    # Version 8 is the newest that ROS 2 Humble and later all read.
+    writer = Writer(bag_path, version=8, storage_plugin=StoragePlugin.MCAP)
+    try:
+        with writer:
+            write = _FrameWriter(writer)
+            for frame in tqdm(source, desc='writing', unit='frame', disable=not progress):
+                write(frame)
+    except BaseException as error:
+        # Half a bag would be taken for a whole one.
+        shutil.rmtree(bag_path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f'{bag_path} cannot be written: {_text(error)}') from error
+        raise
+    return len(source)
+
+
+class _FrameWriter:
+    """Writes frames to an open bag as the messages of a camera."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._store = get_typestore(Stores.ROS2_HUMBLE)
+        self._connections = {
+            topic: writer.add_connection(topic, kind, typestore=self._store)
+            for topic, kind in (
+                (NODE_TOPICS.camera_info, CAMERA_INFO),
+                (NODE_TOPICS.colour, IMAGE),
+                (NODE_TOPICS.depth, IMAGE),
+            )
+        }
+
+    def __call__(self, frame: RgbdFrame) -> None:
+        valid = valid_mask(frame.depth) & (frame.depth < _MAX_DEPTH_M)
+        millimetres = np.rint(np.where(valid, frame.depth, 0) * 1000).astype(np.uint16)
+        self._write(NODE_TOPICS.camera_info, CAMERA_INFO, self._camera_info(frame), frame)
+        self._write(NODE_TOPICS.colour, IMAGE, self._image(frame, frame.rgb, 'rgb8'), frame)
+        self._write(NODE_TOPICS.depth, IMAGE, self._image(frame, millimetres, '16UC1'), frame)
+
+    def _write(self, topic: str | None, kind: str, message: Any, frame: RgbdFrame) -> None:
+        data = self._store.serialize_cdr(message, kind)
+        self._writer.write(self._connections[topic], frame.stamp_ns, data)
+
+    def _header(self, frame: RgbdFrame) -> Any:
+        types = self._store.types
+        seconds, nanoseconds = divmod(frame.stamp_ns, 1_000_000_000)
+        stamp = types['builtin_interfaces/msg/Time'](sec=seconds, nanosec=nanoseconds)
+        return types['std_msgs/msg/Header'](stamp=stamp, frame_id=frame.frame_id)
+
+    def _image(self, frame: RgbdFrame, pixels: np.ndarray, encoding: str) -> Any:
+        return self._store.types[IMAGE](
+            header=self._header(frame),
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            encoding=encoding,
+            is_bigendian=0,
+            step=pixels[0].nbytes,
+            data=pixels.view(np.uint8).ravel(),
+        )
+
+    def _camera_info(self, frame: RgbdFrame) -> Any:
+        types, k = self._store.types, frame.intrinsics.matrix
+        return types[CAMERA_INFO](
+            header=self._header(frame),
+            height=frame.intrinsics.height,
+            width=frame.intrinsics.width,
+            distortion_model='plumb_bob',
+            d=np.zeros(5),
+            k=k.ravel(),
+            r=np.eye(3).ravel(),
+            p=np.hstack([k, np.zeros((3, 1))]).ravel(),
+            binning_x=0,
+            binning_y=0,
+            roi=types['sensor_msgs/msg/RegionOfInterest'](
+                x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+            ),
+        )
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[AnyReader]:
+    if not path.exists():
+        raise InputError(f'there is no bag {path}')
+    try:
+        # Bags of ROS 2 before Iron do not hold the definitions of their messages.
+        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        reader.open()
+    except Exception as error:  # each storage raises errors of its own on damaged files
+        raise InputError(f'{path} cannot be read as a bag: {_text(error)}') from error
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _text(error: BaseException) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag1 import Writer as Rosbag1Writer
+from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import Writer as Rosbag2Writer
+from rosbags.typesys import Stores, get_typestore
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag, is_bag, read_frames
+from rgbd_fusion_seg.replay.calibration import parse_calibration
+from rgbd_fusion_seg.replay.folders import FolderFrames
+from rgbd_fusion_seg.replay.topics import BagTopics
+
+from .conftest import HEIGHT, WIDTH, frame_pixels
+
+PERIOD_NS = 33_333_333
+INTRINSICS = Intrinsics(30, 30, 15.5, 11.5, WIDTH, HEIGHT)
+
+
+class Camera:
+    """Writes messages to a bag with the plain rosbags API, nothing shared with the package."""
+
+    def __init__(self, path: Path, storage: str = 'mcap') -> None:
+        self.ros1 = storage == 'ros1'
+        self.store = get_typestore(Stores.ROS1_NOETIC if self.ros1 else Stores.ROS2_HUMBLE)
+        if self.ros1:
+            self.writer = Rosbag1Writer(path)
+        else:
+            plugin = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}[storage]
+            self.writer = Rosbag2Writer(path, version=8, storage_plugin=plugin)
+        self.connections = {}
+        self.received_ns = 10**9
+
+    def __enter__(self):
+        self.writer.open()
+        return self
+
+    def __exit__(self, *_):
+        self.writer.close()
+
+    def header(self, stamp_ns: int, frame_id: str = 'optical'):
+        sec, nanosec = divmod(stamp_ns, 10**9)
+        stamp = self.store.types['builtin_interfaces/msg/Time'](sec=sec, nanosec=nanosec)
+        extra = {'seq': 0} if self.ros1 else {}
+        header = self.store.types['std_msgs/msg/Header']
+        return header(stamp=stamp, frame_id=frame_id, **extra)
+
+    def write(self, topic: str, kind: str, message=None, raw: bytes | None = None):
+        if topic not in self.connections:
+            self.connections[topic] = self.writer.add_connection(topic, kind, typestore=self.store)
+        if raw is None:
+            serialize = self.store.serialize_ros1 if self.ros1 else self.store.serialize_cdr
+            raw = bytes(serialize(message, kind))
+        # Bags are read in the order of reception, which says nothing about the stamps.
+        self.received_ns += 1_000_000
+        self.writer.write(self.connections[topic], self.received_ns, raw)
+
+    def image(self, topic, stamp_ns, pixels, encoding, padding=0, big=False, **changes):
+        stored = pixels.astype(pixels.dtype.newbyteorder('>' if big else '<'))
+        rows = np.ascontiguousarray(stored).view(np.uint8).reshape(pixels.shape[0], -1)
+        rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAA)
+        fields = {
+            'header': self.header(stamp_ns),
+            'height': pixels.shape[0],
+            'width': pixels.shape[1],
+            'encoding': encoding,
+            'is_bigendian': int(big),
+            'step': rows.shape[1],
+            'data': rows.ravel(),
+        }
+        message = self.store.types['sensor_msgs/msg/Image'](**{**fields, **changes})
+        self.write(topic, 'sensor_msgs/msg/Image', message)
+
+    def compressed(self, topic, stamp_ns, data: bytes, kind: str):
+        message = self.store.types['sensor_msgs/msg/CompressedImage'](
+            header=self.header(stamp_ns), format=kind, data=np.frombuffer(data, np.uint8)
+        )
+        self.write(topic, 'sensor_msgs/msg/CompressedImage', message)
+
+    def info(self, topic, stamp_ns, focal=30.0, width=WIDTH):
+        k = np.array([focal, 0, 15.5, 0, focal, 11.5, 0, 0, 1])
+        p = np.insert(k.reshape(3, 3), 3, 0, axis=1).ravel()
+        names = ('D', 'K', 'R', 'P') if self.ros1 else ('d', 'k', 'r', 'p')
+        arrays = dict(zip(names, (np.zeros(5), k, np.eye(3).ravel(), p), strict=True))
+        roi = self.store.types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
+        message = self.store.types['sensor_msgs/msg/CameraInfo'](
+            header=self.header(stamp_ns),
+            height=HEIGHT,
+            width=width,
+            distortion_model='plumb_bob',
+            binning_x=0,
+            binning_y=0,
+            roi=roi,
+            **arrays,
+        )
+        self.write(topic, 'sensor_msgs/msg/CameraInfo', message)
+
+
+COLOUR, DEPTH, INFO = '/cam/rgb/image_raw', '/cam/depth_registered/image', '/cam/rgb/camera_info'
+
+
+def stamp(index: int) -> int:
+    return 10**9 + index * PERIOD_NS
+
+
+def write_pair(camera: Camera, index: int, depth_delay_ns: int = 0, **image) -> None:
+    rgb, depth = frame_pixels(index)
+    camera.image(COLOUR, stamp(index), rgb, 'rgb8', **image)
+    camera.image(DEPTH, stamp(index) + depth_delay_ns, depth, '16UC1', **image)
+
+
+def assert_frame(frame, index):
+    rgb, millimetres = frame_pixels(index)
+    np.testing.assert_array_equal(frame.rgb, rgb)
+    np.testing.assert_allclose(frame.depth, millimetres / 1000, rtol=1e-6)
+    assert frame.intrinsics == INTRINSICS
+    assert frame.stamp_ns == stamp(index)
+    assert frame.frame_id == 'optical'
+
+
+def test_folder_to_bag_and_back(kinect_folder, tmp_path):
+    bag = tmp_path / 'out'
+    assert folder_to_bag(kinect_folder, bag, rate_hz=15) == 12
+    assert is_bag(bag)
+    assert list(bag.glob('*.mcap'))
+    source = BagFrames(bag)
+    assert source.topics == BagTopics(
+        '/rgb/image_rect_color', '/depth_registered/image_rect', '/rgb/camera_info'
+    )
+    assert len(source) == 12
+    expected = list(FolderFrames(kinect_folder, rate_hz=15))
+    for got, want in zip(source, expected, strict=True):
+        np.testing.assert_array_equal(got.rgb, want.rgb)
+        np.testing.assert_array_equal(got.depth, want.depth)
+        assert (got.intrinsics, got.stamp_ns, got.frame_id) == (
+            want.intrinsics,
+            want.stamp_ns,
+            want.frame_id,
+        )
+    assert (source.skipped, source.unmatched) == (0, 0)
+
+
+def test_bag_of_real_frames(data_dir, tmp_path):
+    folder = tmp_path / 'some'
+    folder.mkdir()
+    for path in data_dir.glob('kinect_sequence/frame-00000*'):
+        (folder / path.name).symlink_to(path)
+    (folder / 'camera-intrinsics.txt').write_text('585 0 320 0 585 240 0 0 1')
+    assert folder_to_bag(folder, tmp_path / 'bag') == 10
+    for got, path in zip(
+        read_frames(tmp_path / 'bag'), sorted(folder.glob('*.depth.png')), strict=True
+    ):
+        millimetres = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(np.rint(got.depth * 1000), millimetres)
+        bgr = cv2.imread(str(path).replace('depth.png', 'color.jpg'))
+        np.testing.assert_array_equal(got.rgb, bgr[..., ::-1])
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3', 'ros1'])
+def test_every_storage(tmp_path, storage):
+    bag = tmp_path / ('r.bag' if storage == 'ros1' else 'bag')
+    with Camera(bag, storage) as camera:
+        for index in range(4):
+            camera.info(INFO, stamp(index))
+            write_pair(camera, index)
+    frames = list(read_frames(bag))
+    assert len(frames) == 4
+    for index, frame in enumerate(frames):
+        assert_frame(frame, index)
+
+
+def test_a_storage_file_alone(kinect_folder, tmp_path):
+    folder_to_bag(kinect_folder, tmp_path / 'b')
+    path = tmp_path / 'b' / 'b.mcap'
+    assert is_bag(path)
+    assert len(list(read_frames(path))) == 12
+
+
+@pytest.mark.parametrize('big', [False, True])
+def test_padded_and_big_endian_images(tmp_path, big):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            write_pair(camera, index, padding=7, big=big)
+    frames = list(read_frames(tmp_path / 'bag'))
+    assert len(frames) == 3
+    for index, frame in enumerate(frames):
+        assert_frame(frame, index)
+
+
+def test_metres_and_bgr(tmp_path):
+    rgb, millimetres = frame_pixels(0)
+    metres = (millimetres / 1000).astype(np.float32)
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        camera.image(COLOUR, stamp(0), np.ascontiguousarray(rgb[..., ::-1]), 'bgr8')
+        camera.image(DEPTH, stamp(0), metres, '32FC1')
+    (frame,) = read_frames(tmp_path / 'bag')
+    assert_frame(frame, 0)
+
+
+def test_bad_messages_are_skipped_and_counted(tmp_path, caplog):
+    rgb, depth = frame_pixels(0)
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(8):
+            if index == 1:
+                camera.image(COLOUR, stamp(1), rgb, 'yuv422')
+                camera.image(DEPTH, stamp(1), depth, '16UC1')
+            elif index == 3:
+                camera.image(COLOUR, stamp(3), rgb, 'rgb8', data=rgb.ravel()[:99])
+                camera.image(DEPTH, stamp(3), depth, '16UC1')
+            elif index == 5:
+                camera.image(COLOUR, stamp(5), rgb, 'rgb8')
+                camera.image(DEPTH, stamp(5), depth[:, :16], '16UC1')
+            elif index == 6:
+                camera.write(COLOUR, 'sensor_msgs/msg/Image', raw=b'\0\1\0\0\7')
+                camera.image(DEPTH, stamp(6), depth, '16UC1')
+            else:
+                write_pair(camera, index)
+    source = BagFrames(tmp_path / 'bag')
+    with caplog.at_level(logging.WARNING):
+        frames = list(source)
+    for frame, index in zip(frames, (0, 2, 4, 7), strict=True):
+        assert_frame(frame, index)
+    assert source.skipped == 4
+    skipped = [r.getMessage() for r in caplog.records if r.getMessage().startswith('skipped')]
+    assert len(skipped) == 4
+    text = '\n'.join(skipped)
+    for part in ("'yuv422'", 'truncated', 'colour is 32x24 but depth is 16x24', 'damaged'):
+        assert part in text
+    assert COLOUR in skipped[0]
+    assert '4 skipped' in caplog.records[-1].getMessage()
+
+
+def test_stamps_decide_not_the_order_of_arrival(tmp_path):
+    """Depth arrives late, is 3 ms off, and one depth image is missing."""
+    with Camera(tmp_path / 'bag') as camera:
+        for index in range(8):
+            rgb, _ = frame_pixels(index)
+            camera.image(COLOUR, stamp(index), rgb, 'rgb8')
+            if index >= 2 and index - 2 != 3:
+                _, depth = frame_pixels(index - 2)
+                camera.image(DEPTH, stamp(index - 2) + 3_000_000, depth, '16UC1')
+        for index in (6, 7):
+            camera.image(DEPTH, stamp(index) + 3_000_000, frame_pixels(index)[1], '16UC1')
+        camera.info(INFO, stamp(7))
+    source = BagFrames(tmp_path / 'bag')
+    for frame, index in zip(source, (0, 1, 2, 4, 5, 6, 7), strict=True):
+        assert_frame(frame, index)
+    assert source.unmatched == 1
+
+
+def test_recording_that_starts_again(tmp_path):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for _ in range(2):
+            for index in range(0, 90, 30):
+                write_pair(camera, index)
+    source = BagFrames(tmp_path / 'bag')
+    frames = list(source)
+    assert [frame.stamp_ns for frame in frames] == [stamp(i) for i in (0, 30, 60)] * 2
+    for frame, index in zip(frames, (0, 30, 60) * 2, strict=True):
+        assert_frame(frame, index)
+
+
+def test_compressed_topics(tmp_path):
+    rgb, millimetres = frame_pixels(0)
+    _, png = cv2.imencode('.png', rgb[..., ::-1])
+    _, depth_png = cv2.imencode('.png', millimetres)
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        camera.compressed(f'{COLOUR}/compressed', stamp(0), png.tobytes(), 'rgb8; png compressed')
+        data = struct.pack('<iff', 0, 0, 0) + depth_png.tobytes()
+        camera.compressed(f'{DEPTH}/compressedDepth', stamp(0), data, '16UC1; compressedDepth')
+    source = BagFrames(tmp_path / 'bag')
+    assert source.topics.camera_info == INFO
+    (frame,) = source
+    assert_frame(frame, 0)
+
+
+def test_jpeg_keeps_the_order_of_channels(tmp_path):
+    rgb = np.full((HEIGHT, WIDTH, 3), (200, 100, 20), np.uint8)
+    _, jpeg = cv2.imencode('.jpg', rgb[..., ::-1])
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        camera.compressed(f'{COLOUR}/compressed', stamp(0), jpeg.tobytes(), 'jpeg')
+        camera.image(DEPTH, stamp(0), frame_pixels(0)[1], '16UC1')
+    (frame,) = read_frames(tmp_path / 'bag')
+    assert np.abs(frame.rgb.astype(int) - rgb).max() <= 4
+
+
+def test_quantised_inverse_depth(tmp_path):
+    """32FC1 as compressed_depth_image_transport writes it: code = A / depth + B."""
+    depth = np.linspace(0.5, 8, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    quant_a = 100.0 * 101.0
+    quant_b = 1.0 - quant_a / 10.0
+    codes = (quant_a / depth + quant_b).astype(np.uint16)
+    codes[0, 0] = 0
+    _, png = cv2.imencode('.png', codes)
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        camera.image(COLOUR, stamp(0), frame_pixels(0)[0], 'rgb8')
+        data = struct.pack('<iff', 0, quant_a, quant_b) + png.tobytes()
+        camera.compressed(f'{DEPTH}/compressedDepth', stamp(0), data, '32FC1; compressedDepth png')
+    (frame,) = read_frames(tmp_path / 'bag')
+    assert frame.depth[0, 0] == 0
+    # One code is depth^2 / A metres: 6 mm at 8 m.
+    assert np.abs(frame.depth - depth).ravel()[1:].max() < 0.007
+
+
+def test_topics_by_type_and_name(tmp_path):
+    rgb, depth = frame_pixels(0)
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info('/camera/depth/camera_info', stamp(0), focal=77.0)
+        camera.info('/camera/color/camera_info', stamp(0))
+        camera.image('/camera/infra1/image_raw', stamp(0), rgb[..., 0], 'mono8')
+        camera.image('/camera/depth/image_raw', stamp(0), depth, '16UC1')
+        camera.image('/camera/aligned_depth_to_color/image_raw', stamp(0), depth, '16UC1')
+        camera.image('/camera/color/image_raw', stamp(0), rgb, 'rgb8')
+        camera.image('/segmentation/overlay', stamp(0), rgb, 'rgb8')
+    source = BagFrames(tmp_path / 'bag')
+    assert source.topics == BagTopics(
+        '/camera/color/image_raw',
+        '/camera/aligned_depth_to_color/image_raw',
+        '/camera/color/camera_info',
+    )
+    chosen = BagFrames(
+        tmp_path / 'bag',
+        BagTopics(depth='/camera/depth/image_raw', camera_info='/camera/depth/camera_info'),
+    )
+    (frame,) = chosen
+    assert frame.intrinsics.fx == 77.0
+
+
+@pytest.mark.parametrize(
+    ('topics', 'message'),
+    [
+        (BagTopics(colour='/nope'), 'colour topic /nope is not in the bag.*name one of.*/cam/rgb'),
+        (BagTopics(depth=INFO), 'depth topic .* is a sensor_msgs/msg/CameraInfo'),
+        (BagTopics(camera_info=COLOUR), f'camera info topic .*Image.*{INFO}'),
+    ],
+)
+def test_unknown_topics(tmp_path, topics, message):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        write_pair(camera, 0)
+    with pytest.raises(InputError, match=message):
+        BagFrames(tmp_path / 'bag', topics)
+
+
+def test_without_camera_info(tmp_path):
+    with Camera(tmp_path / 'bag') as camera:
+        write_pair(camera, 0)
+    with pytest.raises(InputError, match=r'no camera info for /cam/rgb/image_raw.*fx,fy,cx,cy'):
+        BagFrames(tmp_path / 'bag')
+    calibration = parse_calibration('30,30,15.5,11.5')
+    (frame,) = read_frames(tmp_path / 'bag', calibration=calibration)
+    assert_frame(frame, 0)
+
+
+def test_no_usable_frame(tmp_path):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0), focal=0.0)
+        for index in range(3):
+            write_pair(camera, index)
+    with pytest.raises(InputError, match=r'no usable frame: 3 colour images.*3 skipped'):
+        list(read_frames(tmp_path / 'bag'))
+    with Camera(tmp_path / 'apart') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            write_pair(camera, index, depth_delay_ns=500_000_000)
+    with pytest.raises(InputError, match=r'3 without a\s+depth image'):
+        list(read_frames(tmp_path / 'apart'))
+
+
+def test_bags_that_are_none(tmp_path, kinect_folder):
+    with pytest.raises(InputError, match='no bag'):
+        BagFrames(tmp_path / 'absent.mcap')
+    for name in ('bad.mcap', 'bad.db3', 'bad.bag'):
+        (tmp_path / name).write_bytes(b'nothing of a bag' * 9)
+        with pytest.raises(InputError, match=f'{name} cannot be read as a bag'):
+            BagFrames(tmp_path / name)
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+    with pytest.raises(InputError, match=r'looks like colour images.*only sensor_msgs'):
+        BagFrames(tmp_path / 'bag')
+
+
+def test_existing_bag_is_kept(kinect_folder, tmp_path):
+    bag = tmp_path / 'bag'
+    folder_to_bag(kinect_folder, bag)
+    before = (bag / 'bag.mcap').read_bytes()
+    with pytest.raises(InputError, match='exists already'):
+        folder_to_bag(kinect_folder, bag)
+    assert (bag / 'bag.mcap').read_bytes() == before
+
+
+def test_no_half_bag_is_left(kinect_folder, tmp_path):
+    (kinect_folder / 'frame-7.color.png').write_bytes(b'no image')
+    with pytest.raises(InputError, match='frame-7'):
+        folder_to_bag(kinect_folder, tmp_path / 'bag')
+    assert not (tmp_path / 'bag').exists()

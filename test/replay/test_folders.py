@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.replay.calibration import load_calibration, parse_calibration
+from rgbd_fusion_seg.replay.folders import FolderFrames, read_frames
+
+from .conftest import HEIGHT, MATRIX, WIDTH, frame_pixels, write_frame
+
+INTRINSICS = Intrinsics(30, 30, 15.5, 11.5, WIDTH, HEIGHT)
+
+
+def assert_frame(frame, index):
+    rgb, millimetres = frame_pixels(index)
+    np.testing.assert_array_equal(frame.rgb, rgb)
+    np.testing.assert_allclose(frame.depth, millimetres / 1000, rtol=1e-6)
+    assert frame.intrinsics == INTRINSICS
+    assert frame.frame_id == 'camera_color_optical_frame'
+
+
+def test_suffixed_layout_in_natural_order(kinect_folder):
+    source = FolderFrames(kinect_folder, rate_hz=10)
+    frames = list(source)
+    assert len(frames) == len(source) == 12
+    assert [source.name(i) for i in (0, 2, 10)] == ['frame-0', 'frame-2', 'frame-10']
+    for index, frame in enumerate(frames):
+        assert_frame(frame, index)
+    stamps = [frame.stamp_ns for frame in frames]
+    assert stamps[0] > 0
+    assert set(np.diff(stamps)) == {100_000_000}
+
+
+@pytest.mark.parametrize('colours', ['rgb', 'color'])
+def test_foldered_layout(tmp_path, colours):
+    for index in range(2):
+        write_frame(tmp_path, f'{colours}/{index}.png', f'depth/{index}.png', index)
+    (tmp_path / 'intrinsics.txt').write_text(MATRIX)
+    for index, frame in enumerate(read_frames(tmp_path)):
+        assert_frame(frame, index)
+    assert index == 1
+
+
+YAMLS = {
+    'OpenCV': '%YAML:1.0\n---\nimage_width: 32\nimage_height: 24\n'
+    'camera_matrix: !!opencv-matrix\n   rows: 3\n   cols: 3\n   dt: d\n'
+    '   data: [ 30., 0., 15.5, 0., 30., 11.5, 0., 0., 1. ]\n',
+    'camera_calibration': 'image_width: 32\nimage_height: 24\ncamera_name: c\n'
+    'camera_matrix: {rows: 3, cols: 3, data: [30, 0, 15.5, 0, 30, 11.5, 0, 0, 1]}\n',
+    'printed message': 'width: 32\nheight: 24\nk: [30.0, 0, 15.5, 0, 30, 11.5, 0, 0, 1]\n',
+}
+
+
+@pytest.mark.parametrize('flavour', YAMLS)
+def test_yaml_calibration(tmp_path, flavour):
+    path = tmp_path / 'camera_info.yaml'
+    path.write_text(YAMLS[flavour])
+    calibration = load_calibration(path)
+    assert calibration.intrinsics(1, 1) == INTRINSICS
+    write_frame(tmp_path, 'rgb/a.png', 'depth/a.png', 3)
+    assert_frame(next(read_frames(tmp_path)), 3)
+
+
+def test_calibration_written_by_opencv(tmp_path):
+    path = tmp_path / 'intrinsics.yaml'
+    storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_WRITE)
+    storage.write('image_width', 32)
+    storage.write('image_height', 24)
+    storage.write('camera_matrix', INTRINSICS.matrix)
+    storage.release()
+    assert load_calibration(path).intrinsics(1, 1) == INTRINSICS
+
+
+def test_own_calibration_of_a_frame_wins(tmp_path):
+    write_frame(tmp_path, 'rgb/a.png', 'depth/a.png', 0)
+    write_frame(tmp_path, 'rgb/b.png', 'depth/b.png', 1)
+    (tmp_path / 'intrinsics.txt').write_text(MATRIX)
+    (tmp_path / 'calib').mkdir()
+    (tmp_path / 'calib/b.yaml').write_text(YAMLS['OpenCV'].replace('15.5', '17.5'))
+    assert [frame.intrinsics.cx for frame in read_frames(tmp_path)] == [15.5, 17.5]
+
+
+def test_given_calibration_and_depth_scale(kinect_folder):
+    (kinect_folder / 'camera-intrinsics.txt').unlink()
+    source = FolderFrames(
+        kinect_folder, calibration=parse_calibration('1,2,3,4'), depth_scale_m=0.0002
+    )
+    frame = source.read(0)
+    assert frame.intrinsics == Intrinsics(1, 2, 3, 4, WIDTH, HEIGHT)
+    np.testing.assert_allclose(frame.depth, frame_pixels(0)[1] / 5000, rtol=1e-6)
+
+
+def test_saturated_depth_is_no_reading(kinect_folder):
+    depth = frame_pixels(0)[1]
+    depth[0, 0] = 65535
+    cv2.imwrite(str(kinect_folder / 'frame-0.depth.png'), depth)
+    assert FolderFrames(kinect_folder).read(0).depth[0, 0] == 0
+
+
+def test_real_frames(data_dir):
+    source = FolderFrames(data_dir / 'kinect_sequence')
+    assert len(source) == 150
+    frame = source.read(0)
+    assert frame.intrinsics == Intrinsics(585, 585, 320, 240, 640, 480)
+    assert 0.3 < np.median(frame.depth[frame.depth > 0]) < 10
+    xtion = FolderFrames(data_dir / 'frames/xtion')
+    assert [xtion.name(i) for i in range(len(xtion))] == ['17', '154']
+    assert xtion.read(0).intrinsics == Intrinsics(525, 525, 319.5, 239.5, 640, 480)
+
+
+def damage(folder, what):
+    if what == 'no folder':
+        shutil.rmtree(folder)
+    elif what == 'empty':
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif what == 'colour alone':
+        for path in folder.glob('*.depth.png'):
+            path.unlink()
+    elif what == 'no calibration':
+        (folder / 'camera-intrinsics.txt').unlink()
+    elif what == 'short calibration':
+        (folder / 'camera-intrinsics.txt').write_text('1 2 3')
+    elif what == 'calibration of words':
+        (folder / 'camera-intrinsics.txt').write_text('fx fy')
+    elif what == 'zero focal length':
+        (folder / 'camera-intrinsics.txt').write_text('0 0 15 0 0 11 0 0 1')
+    elif what == 'broken colour':
+        (folder / 'frame-1.color.png').write_bytes(b'not an image')
+    elif what == 'broken depth':
+        (folder / 'frame-1.depth.png').write_bytes(b'')
+    elif what == '8-bit depth':
+        cv2.imwrite(str(folder / 'frame-1.depth.png'), np.zeros((HEIGHT, WIDTH), np.uint8))
+    elif what == 'other size':
+        cv2.imwrite(str(folder / 'frame-1.depth.png'), np.zeros((HEIGHT, 16), np.uint16))
+
+
+@pytest.mark.parametrize(
+    ('what', 'message'),
+    [
+        ('no folder', 'there is no folder .*kinect'),
+        ('empty', 'no pairs of colour and depth.*NAME.color.jpg'),
+        ('colour alone', 'no pairs of colour and depth'),
+        ('no calibration', 'no calibration for frame-0.*camera-intrinsics.txt'),
+        ('short calibration', 'camera-intrinsics.txt must have 9 numbers, it has 3'),
+        ('calibration of words', 'camera-intrinsics.txt cannot be read'),
+        ('zero focal length', 'frame-0.*focal lengths must be positive'),
+        ('broken colour', 'frame-1.color.png cannot be read as an image'),
+        ('broken depth', 'frame-1.depth.png cannot be read as an image'),
+        ('8-bit depth', 'frame-1.depth.png is not a depth image.*16 bits'),
+        ('other size', 'frame-1.*colour is 32x24 but depth is 16x24'),
+    ],
+)
+def test_refusals(kinect_folder, what, message):
+    damage(kinect_folder, what)
+    with pytest.raises(InputError, match=message):
+        list(read_frames(kinect_folder))
+
+
+def test_yaml_of_another_size_is_refused(tmp_path):
+    write_frame(tmp_path, 'rgb/a.png', 'depth/a.png', 0)
+    (tmp_path / 'camera_info.yaml').write_text(YAMLS['OpenCV'].replace('32', '640'))
+    with pytest.raises(InputError, match='32x24 but the camera info says 640x24'):
+        list(read_frames(tmp_path))
+
+
+@pytest.mark.parametrize('text', ['1,2,3', 'a,b,c,d', '', '1,2,3,4,5'])
+def test_intrinsics_on_the_command_line(text):
+    with pytest.raises(InputError, match='four numbers'):
+        parse_calibration(text)
