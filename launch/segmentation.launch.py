@@ -1,0 +1,124 @@
+"""Segments the images of a camera: ros2 launch rgbd_fusion_seg segmentation.launch.py camera:=oak.
+
+Every camera of config/cameras.yaml is a preset of topics; the arguments color_topic, depth_topic
+and camera_info_topic replace single ones.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from launch import Action, LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+CONFIG = Path(__file__).resolve().parent.parent / 'config'
+CAMERAS = yaml.safe_load((CONFIG / 'cameras.yaml').read_text(encoding='utf-8'))
+PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+# Our name of a topic -> its key in cameras.yaml and, with _topic, its launch argument.
+TOPICS = {
+    'rgb/image_rect_color': 'color',
+    'depth_registered/image_rect': 'depth',
+    'rgb/camera_info': 'camera_info',
+}
+
+
+def remappings(camera: str, overrides: dict[str, str]) -> list[tuple[str, str]]:
+    """Return (our name, camera's name) of the topics that differ.
+
+    Args:
+        camera: a key of cameras.yaml.
+        overrides: key (color, depth, camera_info) -> topic, empty where the preset holds.
+    """
+    chosen = {name: overrides.get(key) or CAMERAS[camera][key] for name, key in TOPICS.items()}
+    return [(name, topic) for name, topic in chosen.items() if name != topic]
+
+
+def rviz_remappings(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the same for RViz, whose config names the topics absolutely.
+
+    Its depth cloud reads the CameraInfo beside the depth image.
+    """
+    found = [(f'/{name}', topic) for name, topic in pairs]
+    for name, topic in pairs:
+        if name == 'depth_registered/image_rect':
+            beside = topic.rpartition('/')[0] + '/camera_info'
+            found.append(('/depth_registered/camera_info', beside))
+    return found
+
+
+def transport_actions() -> list[Action]:
+    """Return actions that let Fast DDS carry images, where the user has not set it up."""
+    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
+        return []
+    profile = str(CONFIG / 'fastdds.xml')
+    return [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES]
+
+
+def make_actions(context: LaunchContext) -> list[Action]:
+    """Return the actions for the values of the launch arguments."""
+
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    camera = value('camera')
+    pairs = remappings(camera, {key: value(f'{key}_topic') for key in TOPICS.values()})
+    parameters = {'use_sim_time': value('use_sim_time') == 'true'}
+    parameters['autostart'] = value('autostart') == 'true'
+    if value('bundle'):
+        parameters['engine.bundle'] = value('bundle')
+    if value('backend'):
+        parameters['engine.backend'] = value('backend')
+    actions = [
+        LogInfo(msg=f'camera {camera} needs: {CAMERAS[camera]["needs"]}'),
+        Node(
+            package='rgbd_fusion_seg',
+            executable='segmentation_node',
+            name='segmentation_node',
+            namespace=value('namespace'),
+            parameters=[value('params_file'), parameters],
+            remappings=pairs,
+            output='screen',
+        ),
+    ]
+    if value('rviz') == 'true':
+        actions.append(
+            Node(
+                package='rviz2',
+                executable='rviz2',
+                arguments=['-d', str(CONFIG / 'segmentation.rviz'), '-f', value('rviz_frame')],
+                remappings=rviz_remappings(pairs),
+            )
+        )
+    return actions
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Describe the launch."""
+
+    def argument(name: str, default: str, description: str, **options: Any) -> Action:
+        return DeclareLaunchArgument(
+            name, default_value=default, description=description, **options
+        )
+
+    switch = {'choices': ['true', 'false']}
+    return LaunchDescription(
+        [
+            argument('camera', 'realsense', 'Which topics to read.', choices=list(CAMERAS)),
+            argument('color_topic', '', 'Colour image; empty = as the camera preset says.'),
+            argument('depth_topic', '', 'Depth registered to colour; empty = as preset.'),
+            argument('camera_info_topic', '', 'CameraInfo of the colour image; empty = preset.'),
+            argument('namespace', '', 'Namespace of the node and its outputs.'),
+            argument('params_file', str(CONFIG / 'segmentation.yaml'), 'Parameters (YAML).'),
+            argument('bundle', '', 'Model name or folder; empty = as in params_file.'),
+            argument('backend', '', 'Inference backend; empty = as in params_file.'),
+            argument('autostart', 'true', 'Configure and activate at start.', **switch),
+            argument('use_sim_time', 'false', 'Take time from /clock (bags).', **switch),
+            argument('rviz', 'false', 'Show overlay, mask and depth cloud.', **switch),
+            argument('rviz_frame', 'camera_color_optical_frame', 'Fixed frame of RViz.'),
+            *transport_actions(),
+            OpaqueFunction(function=make_actions),
+        ]
+    )

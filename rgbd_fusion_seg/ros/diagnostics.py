@@ -1,0 +1,243 @@
+"""What the node counts, what it complains about, and how both appear on /diagnostics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.ros.synchroniser import Synchroniser
+
+ACTIVE_S = 5.0
+"""A complaint counts as present this long after it was last made."""
+LOG_PERIOD_S = 5.0
+"""The same complaint is logged at most once in this time."""
+PLAUSIBLE_MEDIAN_M = (0.1, 20.0)
+"""Median depth outside this range means a wrong unit, such as millimetres sent as 32FC1."""
+_WINDOW = 300
+_CLOCK_TOLERANCE_S = 10.0
+
+OK = DiagnosticStatus.OK
+WARN = DiagnosticStatus.WARN
+ERROR = DiagnosticStatus.ERROR
+
+
+@dataclass
+class Problem:
+    """One complaint: its newest sentence, how grave it is, when and how often it was made."""
+
+    sentence: str
+    level: bytes
+    sticky: bool
+    count: int = 0
+    made_s: float = 0.0
+    logged_s: float = float('-inf')
+
+    @property
+    def active(self) -> bool:
+        """True while the complaint is recent, or for good when it cannot repeat itself."""
+        return self.sticky or time.monotonic() - self.made_s < ACTIVE_S
+
+
+class Health:
+    """Counters and complaints of one node; every method may be called from any thread.
+
+    Args:
+        log: called with (level, sentence) for complaints, throttled for each kind.
+    """
+
+    def __init__(self, log: Callable[[bytes, str], None]) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew, as when the node is activated again."""
+        with self._lock:
+            self._problems: dict[str, Problem] = {}
+            self._drops: Counter[str] = Counter()
+            self._masks = 0
+            self._latency_ms: deque[float] = deque(maxlen=_WINDOW)
+            self._age_ms: deque[float] = deque(maxlen=_WINDOW)
+            self._inference_ms: deque[float] = deque(maxlen=_WINDOW)
+            self._valid_ratio: float | None = None
+            self._median_m: float | None = None
+            self._last_error = ''
+
+    def complain(
+        self, kind: str, sentence: str, level: bytes = WARN, *, sticky: bool = False
+    ) -> None:
+        """Note a problem, for the log (throttled) and for /diagnostics.
+
+        Args:
+            kind: complaints of one kind are throttled together.
+            sentence: what is wrong, where, what to do.
+            level: WARN or ERROR.
+            sticky: show it until :meth:`clear`, for events that happen once.
+        """
+        now = time.monotonic()
+        with self._lock:
+            problem = self._problems.setdefault(kind, Problem(sentence, level, sticky))
+            problem.sentence, problem.level, problem.made_s = sentence, level, now
+            problem.count += 1
+            self._last_error = sentence
+            loud = now - problem.logged_s >= LOG_PERIOD_S
+            if loud:
+                problem.logged_s = now
+        if loud:
+            self._log(level, sentence)
+
+    def dropped(self, reason: str) -> None:
+        """Count a pair that got no mask."""
+        with self._lock:
+            self._drops[reason] += 1
+
+    def published(self, latency_ms: float, age_ms: float, timings: Mapping[str, float]) -> None:
+        """Count a mask.
+
+        Args:
+            latency_ms: from the arrival of the pair to its mask being sent.
+            age_ms: from the colour stamp to its mask being sent, by the node's clock.
+            timings: of the segmentation, stage -> milliseconds.
+        """
+        with self._lock:
+            self._masks += 1
+            self._latency_ms.append(latency_ms)
+            self._age_ms.append(age_ms)
+            self._inference_ms.append(sum(timings.values()))
+
+    def saw_depth(self, depth: np.ndarray, trained_range_m: tuple[float, float]) -> None:
+        """Check the plausibility of a depth image and note its valid ratio.
+
+        Args:
+            depth: float32 (H, W) metres.
+            trained_range_m: nearest and farthest depth that the network's training data holds.
+        """
+        # Every fourth row and column: this is a statistic, and costs 0.1 ms instead of 4.
+        sample = depth[::4, ::4]
+        readings = sample[valid_mask(sample)]
+        ratio = readings.size / sample.size
+        median_m = float(np.median(readings)) if readings.size else None
+        with self._lock:
+            self._valid_ratio, self._median_m = ratio, median_m
+        if median_m is None:
+            self.complain(
+                'depth empty',
+                'the depth image has no reading at all; labels rest on colour alone until the '
+                'sensor sees something within its range',
+            )
+        elif not PLAUSIBLE_MEDIAN_M[0] <= median_m <= PLAUSIBLE_MEDIAN_M[1]:
+            self.complain(
+                'depth implausible',
+                f'the median depth is {median_m:.3g} m; 16UC1 must hold millimetres and 32FC1 '
+                'metres (REP 118), so check the unit of the depth publisher',
+            )
+        elif not trained_range_m[0] <= median_m <= trained_range_m[1]:
+            self.complain(
+                'depth out of training range',
+                f'the median depth is {median_m:.2f} m, but the network was trained on '
+                f'{trained_range_m[0]:.1f} to {trained_range_m[1]:.1f} m; expect poor labels',
+            )
+
+    def saw_age(self, age_s: float) -> None:
+        """Complain when image stamps and the node's clock cannot be the same clock."""
+        if abs(age_s) > _CLOCK_TOLERANCE_S:
+            self.complain(
+                'clock',
+                f'colour stamps are {age_s:.0f} s older than the clock of this node; for a '
+                'replayed bag publish /clock and set use_sim_time, else synchronise the clocks',
+            )
+
+    def problems(self) -> list[Problem]:
+        """Return the present problems, gravest and newest first."""
+        with self._lock:
+            active = [p for p in self._problems.values() if p.active]
+        return sorted(active, key=lambda p: (p.level, p.made_s), reverse=True)
+
+    def snapshot(self) -> dict[str, str]:
+        """Return the numbers as text, in the order in which they are shown."""
+        with self._lock:
+            values = {
+                'masks': str(self._masks),
+                'dropped': str(sum(self._drops.values())),
+                **{f'dropped: {reason}': str(n) for reason, n in sorted(self._drops.items())},
+                **_percentiles('latency', self._latency_ms),
+                **_percentiles('age', self._age_ms),
+                **_percentiles('segmentation', self._inference_ms),
+                'last error': self._last_error,
+            }
+            if self._valid_ratio is not None:
+                values['valid depth ratio'] = f'{self._valid_ratio:.3f}'
+            if self._median_m is not None:
+                values['median depth m'] = f'{self._median_m:.2f}'
+        return values
+
+    @property
+    def masks(self) -> int:
+        """Number of masks published."""
+        return self._masks
+
+
+class Rates:
+    """Events per second between two looks at counters that only grow."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+        self._looked_s = time.monotonic()
+
+    def update(self, counters: Mapping[str, int]) -> dict[str, str]:
+        """Return ``'<name> Hz' -> rate`` since the last call."""
+        now = time.monotonic()
+        seconds = max(now - self._looked_s, 1e-6)
+        rates = {
+            f'{name} Hz': f'{max(0, count - self._seen.get(name, 0)) / seconds:.1f}'
+            for name, count in counters.items()
+        }
+        self._seen, self._looked_s = dict(counters), now
+        return rates
+
+
+def synchroniser_values(sync: Synchroniser) -> dict[str, str]:
+    """Return the statistics of a synchroniser as text."""
+    color, depth = sync.streams
+    differences = np.abs(np.asarray(sync.differences_ms))
+    values = {
+        'matcher': sync.matcher_name,
+        f'messages on {color.topic}': str(color.messages),
+        f'messages on {depth.topic}': str(depth.messages),
+        'pairs': str(sync.pairs),
+        'unpaired colour': str(color.messages - sync.pairs),
+        'unpaired depth': str(depth.messages - sync.pairs),
+        'resets': str(sync.resets),
+    }
+    if differences.size:
+        values['stamp difference ms'] = (
+            f'median {np.median(differences):.2f}, max {differences.max():.2f}'
+        )
+    return values
+
+
+def make_status(
+    name: str, hardware_id: str, health: Health, ok_message: str, values: Mapping[str, str]
+) -> DiagnosticStatus:
+    """Make the status of a node: the gravest present problem, or ``ok_message``, and values."""
+    problems = health.problems()
+    status = DiagnosticStatus(name=name, hardware_id=hardware_id, level=OK, message=ok_message)
+    if problems:
+        status.level, status.message = problems[0].level, problems[0].sentence
+    shown = {**values, **{f'problem {i}': p.sentence for i, p in enumerate(problems, start=1)}}
+    status.values = [KeyValue(key=k, value=v) for k, v in shown.items()]
+    return status
+
+
+def _percentiles(name: str, samples_ms: deque[float]) -> dict[str, str]:
+    if not samples_ms:
+        return {}
+    p50, p99 = np.percentile(np.asarray(samples_ms), (50, 99))
+    return {f'{name} p50 ms': f'{p50:.1f}', f'{name} p99 ms': f'{p99:.1f}'}

@@ -1,0 +1,347 @@
+"""``segmentation_node``: colour, depth and CameraInfo topics in, labels and overlays out.
+
+A lifecycle node. Configuring loads the network, activating subscribes, deactivating stops,
+cleaning up frees the network; with ``autostart`` (the default) it does the first two by itself.
+Messages are received on the executor's thread, which only hands the newest pair over; inference
+and publishing run on a thread of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, JumpHandle, JumpThreshold
+from rclpy.clock_type import ClockType
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image
+
+from rgbd_fusion_seg import kernels
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
+from rgbd_fusion_seg.ros import diagnostics
+from rgbd_fusion_seg.ros.diagnostics import ERROR, Health, Rates
+from rgbd_fusion_seg.ros.parameters import (
+    SegmentationConfig,
+    declare_parameters,
+    read_parameters,
+)
+from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor, Topics
+from rgbd_fusion_seg.ros.process import run_node
+from rgbd_fusion_seg.ros.publishers import (
+    SegmentationPublishers,
+    qos_overrides,
+    subscription_events,
+)
+from rgbd_fusion_seg.ros.synchroniser import Synchroniser
+from rgbd_fusion_seg.ros.worker import LatestOnlyWorker
+from rgbd_fusion_seg.segmenter import Segmenter
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+FAILURE = TransitionCallbackReturn.FAILURE
+
+
+class SegmentationNode(LifecycleNode):
+    """Wires subscriptions, synchroniser, segmenter, publishers and diagnostics together."""
+
+    def __init__(self) -> None:
+        super().__init__('segmentation_node')
+        declare_parameters(self, SegmentationConfig)
+        self.config = read_parameters(self, SegmentationConfig)
+        self.topics = Topics(
+            color=self.resolve_topic_name('rgb/image_rect_color'),
+            depth=self.resolve_topic_name('depth_registered/image_rect'),
+            info=self.resolve_topic_name('rgb/camera_info'),
+        )
+        self.health = Health(self._log)
+        self._rates = Rates()
+        self._segmenter: Segmenter | None = None
+        self._publishers: SegmentationPublishers | None = None
+        self._stream: _Stream | None = None
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray,
+            '/diagnostics',
+            QoSProfile(depth=5),
+            qos_overriding_options=qos_overrides(),
+        )
+        # A steady clock: with use_sim_time and no /clock, silence must still be reported.
+        self.create_timer(
+            self.config.output.diagnostics_period_s,
+            self._report,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+
+    def start(self) -> None:
+        """Configure and activate, if the parameter ``autostart`` says so.
+
+        Raises:
+            EngineError: it could not be configured; the reason was logged.
+        """
+        if not self.config.autostart:
+            return
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != SUCCESS and self.context.ok():
+                raise EngineError('segmentation_node could not start; the reason is given above')
+
+    def stop(self) -> None:
+        """Stop the inference thread and free the network, in whatever state the node is."""
+        self._deactivate()
+        self._cleanup()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the network and create the publishers."""
+        if not self._attempt('configure', self._configure):
+            self._cleanup()
+            return FAILURE
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe and start the inference thread."""
+        result = super().on_activate(state)
+        if not self._attempt('activate', self._activate):
+            self._deactivate()
+            super().on_deactivate(state)
+            return FAILURE
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe and stop the inference thread."""
+        self._deactivate()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the network."""
+        self._cleanup()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free everything."""
+        self.stop()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, so that the node can be configured anew."""
+        self.stop()
+        return super().on_error(state)
+
+    def _attempt(self, name: str, action: Callable[[], None]) -> bool:
+        """Run the body of a transition; say why it failed, for rclpy swallows exceptions."""
+        try:
+            action()
+        except RgbdFusionSegError as error:
+            self.health.complain(name, f'cannot {name}: {error}', ERROR, sticky=True)
+        except Exception:
+            sentence = f'cannot {name}: {traceback.format_exc()}'
+            self.health.complain(name, sentence, ERROR, sticky=True)
+        else:
+            return True
+        return False
+
+    def _configure(self) -> None:
+        self.health.clear()
+        self.config = config = read_parameters(self, SegmentationConfig)
+        bundle = load_bundle(config.engine.bundle)
+        began_s = time.monotonic()
+        self.get_logger().info('preparing kernels (the first time ever they are compiled)')
+        kernels.warm_up()
+        options = {'num_threads': config.engine.num_threads} if config.engine.num_threads else {}
+        self._segmenter = Segmenter(bundle, backend=config.engine.backend, **options)
+        self._segmenter.warm_up()
+        self._publishers = SegmentationPublishers(
+            self, bundle, config.output.overlay_alpha, self.complain_about_qos
+        )
+        self.get_logger().info(
+            f'{bundle.name} runs on {self._segmenter.engine_name}, '
+            f'ready after {time.monotonic() - began_s:.1f} s'
+        )
+
+    def _activate(self) -> None:
+        self.health.clear()
+        self._rates = Rates()
+        self._stream = _Stream(self, self._segmenter, self._publishers)
+        self._publishers.publish_label_info()
+        self.get_logger().info(
+            f'waiting for {self.topics.color}, {self.topics.depth} and {self.topics.info} '
+            f'(paired by {self._stream.sync.matcher_name})'
+        )
+
+    def _deactivate(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _cleanup(self) -> None:
+        if self._publishers is not None:
+            self._publishers.destroy()
+            self._publishers = None
+        if self._segmenter is not None:
+            self._segmenter.close()
+            self._segmenter = None
+
+    def _report(self) -> None:
+        """Publish a DiagnosticArray; complain first when no pair comes."""
+        values, ok_message = {}, 'inactive'
+        if self._segmenter is not None:
+            values['engine'] = self._segmenter.engine_name
+            values['bundle'] = self._segmenter.bundle.name
+        if self._stream is not None:
+            self._stream.complain_about_silence()
+            values |= self._rates.update(self._stream.counters())
+            values |= diagnostics.synchroniser_values(self._stream.sync)
+            ok_message = f'{values["masks Hz"]} masks/s'
+        status = diagnostics.make_status(
+            f'{self.get_fully_qualified_name()[1:]}: segmentation',
+            values.get('engine', ''),
+            self.health,
+            ok_message,
+            values | self.health.snapshot(),
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+    def complain_about_qos(self, kind: str, sentence: str) -> None:
+        """Note that a partner's QoS does not fit."""
+        # The event comes once for each partner, so the complaint stays.
+        self.health.complain(kind, sentence, sticky=True)
+
+    def _log(self, level: bytes, sentence: str) -> None:
+        if not self.context.ok():
+            return
+        if level == ERROR:
+            self.get_logger().error(sentence)
+        else:
+            self.get_logger().warning(sentence)
+
+
+class _Stream:
+    """What lives while the node is active: subscriptions, synchroniser, inference thread."""
+
+    def __init__(
+        self,
+        node: SegmentationNode,
+        segmenter: Segmenter,
+        publishers: SegmentationPublishers,
+    ) -> None:
+        self._node, self._health = node, node.health
+        self._config, self._topics = node.config, node.topics
+        self._info: CameraInfo | None = None
+        self._info_count = 0
+        self._epoch = 0
+        self._began_s = time.monotonic()
+        processor = PairProcessor(
+            segmenter,
+            publishers,
+            node.health,
+            node.config,
+            node.topics,
+            now_ns=lambda: node.get_clock().now().nanoseconds,
+            epoch=lambda: self._epoch,
+        )
+        sync = node.config.sync
+        self.sync = Synchroniser(
+            self._hand_over,
+            self._start_epoch,
+            topics=(node.topics.color, node.topics.depth),
+            slop_s=sync.slop_s,
+            queue_size=sync.queue_size,
+            matcher=sync.matcher,
+        )
+        self._worker: LatestOnlyWorker[Pair] = LatestOnlyWorker(
+            processor.process,
+            on_error=processor.failed,
+            on_replaced=lambda: node.health.dropped('a newer pair came'),
+            name='inference',
+        )
+        self._subscriptions = [
+            self._subscribe(Image, node.topics.color, self.sync.add_color),
+            self._subscribe(Image, node.topics.depth, self.sync.add_depth),
+            self._subscribe(CameraInfo, node.topics.info, self._take_info),
+        ]
+        self._jump_handle = self._watch_clock()
+
+    def close(self) -> None:
+        """Unsubscribe, then wait for the inference under way."""
+        self._jump_handle.unregister()
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        if not self._worker.stop():
+            self._health.complain('stop', 'inference hangs; its thread is left behind', ERROR)
+
+    def counters(self) -> dict[str, int]:
+        """Return counters that only grow, for rates."""
+        color, depth = self.sync.streams
+        return {
+            'colour': color.messages,
+            'depth': depth.messages,
+            'camera info': self._info_count,
+            'pairs': self.sync.pairs,
+            'masks': self._health.masks,
+        }
+
+    def complain_about_silence(self) -> None:
+        """Say which topic is missing when no pair or no calibration has come for long."""
+        after_s = self._config.sync.warn_after_s
+        if sentence := self.sync.complaint(after_s):
+            self._health.complain('no pair', sentence, ERROR)
+        elif (
+            not self._info_count
+            and not self._config.camera.fx
+            and time.monotonic() - self._began_s > after_s
+        ):
+            self._health.complain(
+                'no camera info',
+                f'images arrive, but nothing on {self._topics.info}; publish the CameraInfo of '
+                'the colour camera or set camera.fx and the others',
+                ERROR,
+            )
+
+    def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> Any:
+        return self._node.create_subscription(
+            msg_type,
+            topic,
+            callback,
+            qos_profile_sensor_data,
+            event_callbacks=subscription_events(topic, self._node.complain_about_qos),
+            qos_overriding_options=qos_overrides(),
+        )
+
+    def _watch_clock(self) -> JumpHandle:
+        """Reset when simulated time jumps back, as when a bag starts over."""
+        threshold = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False
+        )
+        return self._node.get_clock().create_jump_callback(
+            threshold,
+            post_callback=lambda jump: self.sync.reset(
+                f'the ROS clock jumped back by {-jump.delta.nanoseconds * 1e-9:.3f} s; waiting '
+                'images were dropped'
+            ),
+        )
+
+    def _take_info(self, info: CameraInfo) -> None:
+        self._info = info
+        self._info_count += 1
+
+    def _hand_over(self, color: Image, depth: Image) -> None:
+        self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
+
+    def _start_epoch(self, reason: str) -> None:
+        self._epoch += 1
+        self._worker.clear()
+        self._health.complain('reset', reason)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node; returns the exit code."""
+    return run_node(SegmentationNode, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

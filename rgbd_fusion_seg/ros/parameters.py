@@ -1,0 +1,243 @@
+"""Every parameter of the nodes: frozen dataclasses that declare themselves with descriptors.
+
+A nested dataclass is a section: the field ``sync: SyncConfig`` becomes the parameters
+``sync.slop_s``, ``sync.queue_size`` and so on, a section ``sync:`` in a ROS YAML file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.ros.synchroniser import MATCHERS
+
+Config = TypeVar('Config')
+
+
+def setting(
+    default: Any,
+    description: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Return a dataclass field that is a parameter.
+
+    Args:
+        default: its default; its type is the parameter's type.
+        description: what it does and its unit, shown by ``ros2 param describe``.
+        minimum, maximum: range of a number; both or neither.
+        choices: the only accepted strings.
+    """
+    metadata = {
+        'description': description,
+        'minimum': minimum,
+        'maximum': maximum,
+        'choices': choices,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Section ``engine``: which network runs, and on what."""
+
+    bundle: str = setting(DEFAULT_BUNDLE, 'Name of a shipped model bundle, or path of a folder.')
+    backend: str = setting(
+        'auto', 'Inference backend (rgbd-fusion-seg doctor lists them); auto takes the best.'
+    )
+    num_threads: int = setting(
+        0, 'Threads of CPU inference; 0 = one for each core.', minimum=0, maximum=256
+    )
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Section ``sync``: how colour and depth become pairs, and which pairs are too old."""
+
+    matcher: str = setting(
+        'auto',
+        'Who pairs the messages; auto is message_filters where it is installed.',
+        choices=MATCHERS,
+    )
+    slop_s: float = setting(
+        0.02,
+        'Largest difference of the stamps of a pair in seconds; little more than half a period.',
+        minimum=0.0001,
+        maximum=10.0,
+    )
+    queue_size: int = setting(
+        10, 'Messages of each stream that wait for their partner.', minimum=1, maximum=1000
+    )
+    max_age_s: float = setting(
+        0.0,
+        'Drop a pair whose colour stamp is older than this many seconds before it is worked on; '
+        '0 = never.',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    warn_after_s: float = setting(
+        3.0, 'Say why no pair came after this many seconds.', minimum=0.5, maximum=3600.0
+    )
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Section ``camera``: what the driver does not tell.
+
+    The intrinsics serve as long as no usable CameraInfo arrives; they are those of the colour
+    image at its published size.
+    """
+
+    fx: float = setting(
+        0.0, 'Focal length in pixels; 0 = wait for a CameraInfo.', minimum=0.0, maximum=1e5
+    )
+    fy: float = setting(0.0, 'Focal length in pixels; 0 = fx.', minimum=0.0, maximum=1e5)
+    cx: float = setting(
+        -1.0, 'Principal point in pixels; -1 = image centre.', minimum=-1.0, maximum=1e5
+    )
+    cy: float = setting(
+        -1.0, 'Principal point in pixels; -1 = image centre.', minimum=-1.0, maximum=1e5
+    )
+    require_same_frame: bool = setting(
+        True,
+        'Refuse depth whose frame_id is not that of the colour image. Switch off for drivers '
+        'that register depth to colour but keep the name of the depth frame.',
+    )
+
+    def intrinsics(self, width: int, height: int) -> Intrinsics | None:
+        """Return the intrinsics given by parameters for this image size; None without ``fx``."""
+        if not self.fx:
+            return None
+        return Intrinsics(
+            self.fx,
+            self.fy or self.fx,
+            (width - 1) / 2 if self.cx < 0 else self.cx,
+            (height - 1) / 2 if self.cy < 0 else self.cy,
+            width,
+            height,
+        )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Section ``output``: what is published."""
+
+    lazy: bool = setting(
+        True, 'Run the network only while somebody subscribes to one of the outputs.'
+    )
+    overlay_alpha: float = setting(
+        0.5, 'Weight of the class colours in segmentation/overlay.', minimum=0.0, maximum=1.0
+    )
+    diagnostics_period_s: float = setting(
+        1.0, 'Seconds between messages on /diagnostics.', minimum=0.1, maximum=60.0
+    )
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """All parameters of ``segmentation_node``; they are read when the node is configured."""
+
+    autostart: bool = setting(
+        True, 'Configure and activate at start; false leaves that to a lifecycle manager.'
+    )
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class SyntheticCameraConfig:
+    """All parameters of ``synthetic_camera``."""
+
+    seed: int = setting(0, 'Seed of the room and of the way through it.', minimum=0, maximum=2**31)
+    rate_hz: float = setting(30.0, 'Images a second.', minimum=0.1, maximum=1000.0)
+    width: int = setting(640, 'Width of the images in pixels.', minimum=32, maximum=4096)
+    height: int = setting(480, 'Height of the images in pixels.', minimum=32, maximum=4096)
+    noise: bool = setting(
+        True, 'Kinect-like depth: quantised, with shadows, holes and a range limit.'
+    )
+    num_frames: int = setting(
+        150,
+        'Images rendered before publishing starts; they are played to and fro.',
+        minimum=2,
+        maximum=10000,
+    )
+    depth_encoding: str = setting(
+        '16UC1', 'Encoding of the depth images.', choices=('16UC1', '32FC1')
+    )
+    frame_id: str = setting('camera_color_optical_frame', 'Frame of all images.')
+
+
+def declare_parameters(node: Node, config: type) -> None:
+    """Declare every setting of a config dataclass on a node.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a value from the command line or a YAML file has the
+            wrong type or is out of range.
+    """
+    for name, entry, default in _settings(config):
+        node.declare_parameter(name, default, _descriptor(entry))
+
+
+def read_parameters(node: Node, config: type[Config]) -> Config:
+    """Return the current values as an instance of ``config``.
+
+    Raises:
+        InputError: a value that is none of the choices.
+    """
+    return _read(node, config, '')
+
+
+def _read(node: Node, config: type[Config], prefix: str) -> Config:
+    values: dict[str, Any] = {}
+    hints = get_type_hints(config)
+    for entry in fields(config):  # type: ignore[arg-type]
+        name = prefix + entry.name
+        if is_dataclass(hints[entry.name]):
+            values[entry.name] = _read(node, hints[entry.name], f'{name}.')
+            continue
+        value = values[entry.name] = node.get_parameter(name).value
+        choices = entry.metadata['choices']
+        if choices and value not in choices:
+            raise InputError(
+                f'the parameter {name} is {value!r}; choose one of {", ".join(choices)}'
+            )
+    return config(**values)
+
+
+def _settings(config: type, prefix: str = '') -> list[tuple[str, Any, Any]]:
+    """Return (parameter name, dataclass field, default) of every setting, in order."""
+    found = []
+    hints = get_type_hints(config)
+    for entry in fields(config):
+        name = prefix + entry.name
+        if is_dataclass(hints[entry.name]):
+            found += _settings(hints[entry.name], f'{name}.')
+        else:
+            found.append((name, entry, entry.default))
+    return found
+
+
+def _descriptor(entry: Any) -> ParameterDescriptor:
+    about = entry.metadata
+    descriptor = ParameterDescriptor(description=about['description'])
+    if about['choices']:
+        descriptor.additional_constraints = 'one of: ' + ', '.join(about['choices'])
+    if about['minimum'] is not None:
+        low, high = about['minimum'], about['maximum']
+        if isinstance(entry.default, float):
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(low), to_value=float(high))
+            ]
+        else:
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
+    return descriptor

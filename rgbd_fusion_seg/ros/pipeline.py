@@ -1,0 +1,151 @@
+"""What the inference thread does with a pair of messages: read, segment, publish, count."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sensor_msgs.msg import CameraInfo, Image
+
+from rgbd_fusion_seg.errors import EngineError, FrameError, RgbdFusionSegError
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.image_decoding import intrinsics_from_info
+from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
+from rgbd_fusion_seg.ros.images import frame_from_msgs, info_from_intrinsics, stamp_to_ns
+from rgbd_fusion_seg.ros.parameters import SegmentationConfig
+from rgbd_fusion_seg.ros.publishers import SegmentationPublishers
+from rgbd_fusion_seg.segmenter import Segmenter
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Full names of the subscribed topics."""
+
+    color: str
+    depth: str
+    info: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A job for the inference thread.
+
+    Args:
+        color, depth: the two images.
+        info: the newest calibration of the colour camera, None before the first. It is no third
+            stream to match, for it hardly ever changes, and many drivers send it only once or
+            at another rate than images.
+        arrived_s: monotonic time at which the pair was complete.
+        epoch: number of the time its stamps belong to; every clock jump starts a new one.
+    """
+
+    color: Image
+    depth: Image
+    info: CameraInfo | None
+    arrived_s: float
+    epoch: int
+
+
+class PairProcessor:
+    """Turns pairs into published segmentations, on the inference thread.
+
+    Args:
+        segmenter: the network.
+        publishers: where results go.
+        health: where counts and complaints go.
+        config: the node's parameters.
+        topics: names for complaints.
+        now_ns: the node's clock in nanoseconds, for the age of stamps.
+        epoch: returns the present epoch; pairs of another one are dropped.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        publishers: SegmentationPublishers,
+        health: Health,
+        config: SegmentationConfig,
+        topics: Topics,
+        *,
+        now_ns: Callable[[], int],
+        epoch: Callable[[], int],
+    ) -> None:
+        self._segmenter, self._publishers = segmenter, publishers
+        self._health, self._config, self._topics = health, config, topics
+        self._now_ns, self._epoch = now_ns, epoch
+
+    def process(self, pair: Pair) -> None:
+        """Segment a pair and publish the result; drop it, with a reason, where that is due.
+
+        Raises:
+            FrameError: the messages cannot be used.
+            EngineError: inference failed.
+        """
+        if self._config.output.lazy and not self._publishers.wanted():
+            return self._health.dropped('nobody subscribes')
+        stamp_ns = stamp_to_ns(pair.color.header.stamp)
+        age_s = (self._now_ns() - stamp_ns) * 1e-9
+        self._health.saw_age(age_s)
+        if 0 < self._config.sync.max_age_s < age_s:
+            return self._drop_old(age_s)
+        calibration = self._calibration(pair)
+        if calibration is None:
+            return self._health.dropped('no camera info yet')
+        intrinsics, info = calibration
+        frame = frame_from_msgs(
+            pair.color,
+            pair.depth,
+            intrinsics,
+            topics=(self._topics.color, self._topics.depth),
+            require_same_frame=self._config.camera.require_same_frame,
+        )
+        self._health.saw_depth(frame.depth, self._segmenter.bundle.depth_range_m)
+        result = self._segmenter.segment(frame)
+        if pair.epoch != self._epoch():
+            return self._health.dropped('clock jumped')
+        self._publishers.publish(frame, result, pair.color.header, info)
+        self._health.published(
+            latency_ms=(time.monotonic() - pair.arrived_s) * 1e3,
+            age_ms=(self._now_ns() - stamp_ns) * 1e-6,
+            timings=result.timings,
+        )
+
+    def failed(self, error: Exception) -> None:
+        """Count and complain about what :meth:`process` raised; the stream goes on."""
+        reason = 'internal error'
+        if isinstance(error, FrameError):
+            reason = 'unusable input'
+        elif isinstance(error, EngineError):
+            reason = 'engine error'
+        sentence = str(error)
+        if not isinstance(error, RgbdFusionSegError):
+            sentence = ''.join(traceback.format_exception(error))
+        self._health.dropped(reason)
+        # Sentences that differ in numbers alone are one complaint to the log's throttle.
+        self._health.complain(re.sub(r'[-+.\d]+', '#', sentence), sentence, ERROR)
+
+    def _drop_old(self, age_s: float) -> None:
+        limit_s = self._config.sync.max_age_s
+        self._health.dropped('older than sync.max_age_s')
+        self._health.complain(
+            'max age',
+            f'colour images are {age_s:.3f} s old when their turn comes and sync.max_age_s is '
+            f'{limit_s:.3f} s, so they are dropped; raise it or make the camera link faster',
+        )
+
+    def _calibration(self, pair: Pair) -> tuple[Intrinsics, CameraInfo] | None:
+        """Return the intrinsics of a pair and the CameraInfo to send on; None without any."""
+        if pair.info is not None:
+            try:
+                return intrinsics_from_info(pair.info, self._topics.info), pair.info
+            except FrameError as error:
+                if not self._config.camera.fx:
+                    raise
+                self._health.complain('camera info', f'{error}; using camera.fx and the others')
+        given = self._config.camera.intrinsics(pair.color.width, pair.color.height)
+        if given is None:
+            return None
+        return given, info_from_intrinsics(given, pair.color.header)

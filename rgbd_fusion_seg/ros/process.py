@@ -1,0 +1,64 @@
+"""The life of a node's process: start, spin, and an end that is clean whatever ends it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import rclpy
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.logging import get_logger
+
+from rgbd_fusion_seg.errors import RgbdFusionSegError
+
+
+class RunnableNode(Protocol):
+    """What :func:`run_node` asks of a node besides being an ``rclpy.node.Node``."""
+
+    def start(self) -> None:
+        """Do what must be done before spinning; raise RgbdFusionSegError to end the process."""
+
+    def stop(self) -> None:
+        """Stop threads and free devices; the ROS context may be shut down already."""
+
+    def destroy_node(self) -> None:
+        """Destroy the ROS entities."""
+
+
+def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None = None) -> int:
+    """Make a node and spin it until SIGINT, SIGTERM or an error ends it.
+
+    One thread spins: rclpy's multi-threaded executor drops images that this one delivers.
+
+    Returns:
+        The exit code: 0 after a signal or shutdown, 1 after an error of the user's making.
+    """
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = make_node()
+        node.start()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)  # type: ignore[arg-type]
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (RgbdFusionSegError, ParameterException) as error:
+        get_logger('rgbd_fusion_seg').fatal(str(error))
+        return 1
+    except Exception:
+        # A signal during a ROS call leaves that call with an invalid context; that is no error.
+        if rclpy.ok():
+            raise
+    finally:
+        # Impatient users and launch send SIGINT twice; the second must not cut this short. It is
+        # set twice because shutdown gives Python's own handler back.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if node is not None:
+            node.stop()
+            node.destroy_node()
+        rclpy.try_shutdown()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return 0

@@ -1,0 +1,215 @@
+"""The outputs of the node: every message has the stamp, frame and size of its colour image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import (
+    QoSDurabilityPolicy,
+    QoSPolicyKind,
+    QoSProfile,
+    QoSReliabilityPolicy,
+    qos_policy_name_from_kind,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header, String
+
+from rgbd_fusion_seg import palette
+from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.frame import UNLABELLED, RgbdFrame, Segmentation
+from rgbd_fusion_seg.ros.images import msg_from_array
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
+
+OUTPUT_QOS_DEPTH = 5
+
+Complain = Callable[[str, str], None]
+
+
+def qos_overrides() -> QoSOverridingOptions:
+    """Return options that let parameters override the QoS of a topic.
+
+    Durability is among them, for a latched CameraInfo is only seen by a transient-local
+    subscription.
+    """
+    return QoSOverridingOptions(
+        (
+            QoSPolicyKind.HISTORY,
+            QoSPolicyKind.DEPTH,
+            QoSPolicyKind.RELIABILITY,
+            QoSPolicyKind.DURABILITY,
+        )
+    )
+
+
+def subscription_events(topic: str, complain: Complain) -> SubscriptionEventCallbacks:
+    """Return callbacks that turn an incompatible publisher into a complaint."""
+
+    def incompatible(event: Any) -> None:
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        complain(
+            f'qos {topic}',
+            f'a publisher of {topic} offers an incompatible QoS ({policy}), so none of its '
+            f'messages arrive; change it, or qos_overrides.{topic}.subscription.* of this node',
+        )
+
+    return SubscriptionEventCallbacks(incompatible_qos=incompatible)
+
+
+def publisher_events(topic: str, complain: Complain) -> PublisherEventCallbacks:
+    """Return callbacks that turn an incompatible subscriber into a complaint."""
+
+    def incompatible(event: Any) -> None:
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        complain(
+            f'qos {topic}',
+            f'a subscriber of {topic} asks for an incompatible QoS ({policy}), so it gets no '
+            f'messages; change it, or qos_overrides.{topic}.publisher.* of this node',
+        )
+
+    return PublisherEventCallbacks(incompatible_qos=incompatible)
+
+
+class SegmentationPublishers:
+    """Publishes segmentations on the topics that somebody subscribes to.
+
+    Args:
+        node: created publishers become active and inactive with it.
+        bundle: gives class names and colours.
+        overlay_alpha: weight of the class colours in the overlay.
+        complain: called with (kind, sentence) about incompatible subscribers.
+    """
+
+    def __init__(
+        self, node: LifecycleNode, bundle: ModelBundle, overlay_alpha: float, complain: Complain
+    ) -> None:
+        self._node, self._bundle, self._alpha = node, bundle, overlay_alpha
+        self._complain = complain
+        images = QoSProfile(depth=OUTPUT_QOS_DEPTH)
+        latched = QoSProfile(
+            depth=1,
+            reliability=QoSReliabilityPolicy.RELIABLE,
+            durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+        )
+        self.mask = self._create(Image, 'segmentation/mask', images)
+        self.confidence = self._create(Image, 'segmentation/confidence', images)
+        self.overlay = self._create(Image, 'segmentation/overlay', images)
+        self.color = self._create(Image, 'segmentation/color', images)
+        self.camera_info = self._create(CameraInfo, 'segmentation/camera_info', images)
+        self.label_info_json = self._create(String, 'segmentation/label_info_json', latched)
+        self.label_info = None
+        self._vision_msgs = _load_vision_msgs()
+        if self._vision_msgs is not None:
+            self.label_info = self._create(
+                self._vision_msgs.LabelInfo, 'segmentation/label_info', latched
+            )
+
+    def wanted(self) -> bool:
+        """Return True if anybody subscribes to a result of inference."""
+        images = (self.mask, self.confidence, self.overlay, self.color)
+        return any(p.get_subscription_count() for p in images)
+
+    def publish_label_info(self) -> None:
+        """Publish the meaning of the labels, latched for subscribers that come later."""
+        header = Header(stamp=self._node.get_clock().now().to_msg())
+        self.label_info_json.publish(String(data=label_info_json(self._bundle)))
+        if self.label_info is not None:
+            classes = [
+                self._vision_msgs.VisionClass(class_id=i, class_name=name)
+                for i, name in enumerate(self._bundle.class_names)
+            ]
+            self.label_info.publish(
+                self._vision_msgs.LabelInfo(header=header, class_map=classes, threshold=0.0)
+            )
+
+    def publish(
+        self, frame: RgbdFrame, result: Segmentation, header: Header, info: CameraInfo
+    ) -> None:
+        """Publish one result.
+
+        Args:
+            frame: what was segmented.
+            result: its labels and confidence.
+            header: of the colour image; every output carries it.
+            info: calibration of the colour camera, sent on with that header.
+        """
+        # The mask first: someone acts on it, the pictures below are for looking at.
+        self._publish_image(self.mask, lambda: result.labels, header)
+        self._publish_image(self.confidence, lambda: result.confidence, header)
+        if self.camera_info.get_subscription_count():
+            info.header = header
+            self.camera_info.publish(info)
+        colors = self._bundle.colors
+        self._publish_image(
+            self.overlay,
+            lambda: palette.overlay(frame.rgb, result.labels, colors, self._alpha),
+            header,
+        )
+        self._publish_image(self.color, lambda: palette.colorize(result.labels, colors), header)
+
+    def destroy(self) -> None:
+        """Destroy all publishers."""
+        for publisher in (
+            self.mask,
+            self.confidence,
+            self.overlay,
+            self.color,
+            self.camera_info,
+            self.label_info_json,
+            self.label_info,
+        ):
+            if publisher is not None:
+                self._node.destroy_lifecycle_publisher(publisher)
+
+    def _create(self, msg_type: type, topic: str, qos: QoSProfile) -> Any:
+        name = self._node.resolve_topic_name(topic)
+        return self._node.create_lifecycle_publisher(
+            msg_type,
+            topic,
+            qos,
+            event_callbacks=publisher_events(name, self._complain),
+            qos_overriding_options=qos_overrides(),
+        )
+
+    @staticmethod
+    def _publish_image(publisher: Any, make: Callable[[], Any], header: Header) -> None:
+        if publisher.get_subscription_count():
+            publisher.publish(msg_from_array(make(), header))
+
+
+def label_info_json(bundle: ModelBundle) -> str:
+    """Return what ``segmentation/label_info_json`` holds.
+
+    A JSON object: ``bundle`` and ``weights_sha256`` name the network, ``unlabelled`` is the label
+    without a class, ``classes`` is a list of ``{"id", "name", "color": [r, g, b]}``.
+    """
+    classes = [
+        {'id': i, 'name': name, 'color': color}
+        for i, (name, color) in enumerate(
+            zip(bundle.class_names, bundle.colors.tolist(), strict=True)
+        )
+    ]
+    return json.dumps(
+        {
+            'bundle': bundle.name,
+            'weights_sha256': bundle.weights_sha256,
+            'unlabelled': UNLABELLED,
+            'classes': classes,
+        }
+    )
+
+
+def _load_vision_msgs() -> Any | None:
+    """Return ``vision_msgs.msg`` where it is installed and has LabelInfo, else None."""
+    try:
+        import vision_msgs.msg
+    except Exception:  # message packages of another distribution fail in several ways
+        return None
+    return vision_msgs.msg if hasattr(vision_msgs.msg, 'LabelInfo') else None

@@ -1,0 +1,284 @@
+"""Pairs colour with depth by their stamps, and says why when no pair comes.
+
+Which matcher does the pairing is hidden here: ``message_filters`` where the ROS installation has
+it, a small one of our own elsewhere. Statistics, resets and complaints are ours in both cases.
+Everything here is called from the executor's one thread; the pairs leave it through ``on_pair``.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rgbd_fusion_seg.errors import InputError
+
+MATCHERS = ('auto', 'message_filters', 'builtin')
+BACKWARD_RESET_NS = 100_000_000
+"""A stamp this much older than its predecessor means a looped bag or a reset clock.
+
+Anything smaller is a message that was overtaken or a clock being trimmed; order alone settles it.
+"""
+_REMEMBERED_STAMPS = 60
+
+
+class Matcher(Protocol):
+    """Pairs messages of stream 0 (colour) with messages of stream 1 (depth)."""
+
+    def add(self, stream: int, stamp_ns: int, msg: Any) -> None:
+        """Take a message; call ``on_pair(color, depth)`` if it completes a pair."""
+
+
+PairCallback = Callable[[Any, Any], None]
+
+
+class BuiltinMatcher:
+    """Approximate-time matching of two streams.
+
+    A message is paired as soon as it arrives, with the nearest stamp that waits in the other
+    stream and is at most ``slop_ns`` away (the older one of two equally near). Pairs come in
+    increasing order of both stamps, so what is older than a pair is forgotten; at most
+    ``queue_size`` messages wait in each stream, the newest ones.
+    """
+
+    def __init__(self, on_pair: PairCallback, *, slop_ns: int, queue_size: int) -> None:
+        self._on_pair = on_pair
+        self._slop_ns, self._queue_size = slop_ns, queue_size
+        self._stamps: tuple[list[int], list[int]] = ([], [])
+        self._messages: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+        self._paired_ns: list[int | None] = [None, None]
+
+    def add(self, stream: int, stamp_ns: int, msg: Any) -> None:
+        """Take a message; call ``on_pair(color, depth)`` if it completes a pair."""
+        last = self._paired_ns[stream]
+        if last is not None and stamp_ns <= last:
+            return
+        partner = self._nearest(1 - stream, stamp_ns)
+        if partner is None:
+            self._keep(stream, stamp_ns, msg)
+            return
+        other = self._messages[1 - stream][partner]
+        self._forget(stream, stamp_ns)
+        self._forget(1 - stream, partner)
+        self._on_pair(*((msg, other) if stream == 0 else (other, msg)))
+
+    def _nearest(self, stream: int, stamp_ns: int) -> int | None:
+        stamps = self._stamps[stream]
+        index = bisect_left(stamps, stamp_ns)
+        near = stamps[max(0, index - 1) : index + 1]
+        best = min(near, key=lambda s: (abs(s - stamp_ns), s), default=None)
+        return None if best is None or abs(best - stamp_ns) > self._slop_ns else best
+
+    def _keep(self, stream: int, stamp_ns: int, msg: Any) -> None:
+        stamps, messages = self._stamps[stream], self._messages[stream]
+        if stamp_ns not in messages:
+            insort(stamps, stamp_ns)
+        messages[stamp_ns] = msg
+        if len(stamps) > self._queue_size:
+            del messages[stamps.pop(0)]
+
+    def _forget(self, stream: int, until_ns: int) -> None:
+        """Drop the messages up to a stamp, which was paired."""
+        stamps, messages = self._stamps[stream], self._messages[stream]
+        while stamps and stamps[0] <= until_ns:
+            del messages[stamps.pop(0)]
+        self._paired_ns[stream] = until_ns
+
+
+class MessageFiltersMatcher:
+    """``message_filters.ApproximateTimeSynchronizer``, fed by hand instead of by subscriptions.
+
+    Feeding it ourselves keeps the subscriptions, their QoS events and their counts in one place
+    for both matchers.
+    """
+
+    def __init__(self, on_pair: PairCallback, *, slop_ns: int, queue_size: int) -> None:
+        from message_filters import ApproximateTimeSynchronizer, SimpleFilter
+
+        self._inputs = (SimpleFilter(), SimpleFilter())
+        self._synchronizer = ApproximateTimeSynchronizer(
+            list(self._inputs), queue_size, slop_ns * 1e-9
+        )
+        self._synchronizer.registerCallback(on_pair)
+
+    def add(self, stream: int, stamp_ns: int, msg: Any) -> None:
+        """Take a message; call ``on_pair(color, depth)`` if it completes a pair."""
+        self._inputs[stream].signalMessage(msg)
+
+
+def make_matcher(
+    kind: str, on_pair: PairCallback, *, slop_ns: int, queue_size: int
+) -> tuple[str, Matcher]:
+    """Return the name and the matcher for ``kind``, one of :data:`MATCHERS`.
+
+    Raises:
+        InputError: an unknown kind, or ``message_filters`` asked for where it cannot be imported.
+    """
+    if kind not in MATCHERS:
+        raise InputError(f'there is no matcher {kind!r}; choose one of {", ".join(MATCHERS)}')
+    if kind != 'builtin':
+        try:
+            matcher = MessageFiltersMatcher(on_pair, slop_ns=slop_ns, queue_size=queue_size)
+            return 'message_filters', matcher
+        except Exception as error:  # a broken installation fails in more ways than ImportError
+            if kind == 'message_filters':
+                raise InputError(
+                    f'message_filters cannot be used ({error}); install it with the ROS '
+                    'distribution or set sync.matcher to builtin'
+                ) from error
+    return 'builtin', BuiltinMatcher(on_pair, slop_ns=slop_ns, queue_size=queue_size)
+
+
+@dataclass
+class StreamStatistics:
+    """What one subscribed stream has delivered since the node was activated."""
+
+    topic: str
+    messages: int = 0
+    newest_ns: int | None = None
+    arrived_s: float | None = None
+    """Monotonic time of the newest message."""
+    stamps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STAMPS))
+
+    def count(self, stamp_ns: int) -> None:
+        """Note the arrival of a message."""
+        self.messages += 1
+        self.newest_ns = stamp_ns
+        self.arrived_s = time.monotonic()
+        self.stamps_ns.append(stamp_ns)
+
+    def silent_s(self, since_s: float) -> float:
+        """Seconds since the newest message, or since ``since_s`` when there was none."""
+        return time.monotonic() - (since_s if self.arrived_s is None else self.arrived_s)
+
+
+class Synchroniser:
+    """Turns two streams of stamped messages into pairs.
+
+    Args:
+        on_pair: called with (colour message, depth message); must return at once.
+        on_reset: called with the reason when stamps or the clock jump back, so that whatever
+            still waits downstream can be dropped.
+        topics: names of the colour and the depth topic, for complaints.
+        slop_s: largest difference of the stamps of a pair in seconds. At 30 Hz half a period is
+            17 ms; a much larger slop lets one lost image pair all later ones with their
+            neighbours, for both matchers pair at the first chance.
+        queue_size: messages that may wait in each stream.
+        matcher: one of :data:`MATCHERS`; ``auto`` is message_filters where it is installed.
+    """
+
+    def __init__(
+        self,
+        on_pair: PairCallback,
+        on_reset: Callable[[str], None],
+        *,
+        topics: tuple[str, str],
+        slop_s: float = 0.02,
+        queue_size: int = 10,
+        matcher: str = 'auto',
+    ) -> None:
+        self._on_pair, self._on_reset = on_pair, on_reset
+        self._slop_ns, self._queue_size = round(slop_s * 1e9), queue_size
+        self.matcher_name, self._matcher = self._make_matcher(matcher)
+        self.streams = (StreamStatistics(topics[0]), StreamStatistics(topics[1]))
+        self.pairs = 0
+        self.resets = 0
+        self.differences_ms: deque[float] = deque(maxlen=_REMEMBERED_STAMPS)
+        """Depth stamp minus colour stamp of the newest pairs."""
+        self._last_pair_ns: int | None = None
+        self._last_pair_s = time.monotonic()
+
+    def add_color(self, msg: Any) -> None:
+        """Take a colour message."""
+        self._add(0, msg)
+
+    def add_depth(self, msg: Any) -> None:
+        """Take a depth message."""
+        self._add(1, msg)
+
+    def reset(self, reason: str) -> None:
+        """Forget every waiting message and all order; the next stamp may be any."""
+        self.resets += 1
+        _, self._matcher = self._make_matcher(self.matcher_name)
+        for stream in self.streams:
+            stream.newest_ns = None
+            stream.stamps_ns.clear()
+        self._last_pair_ns = None
+        self._on_reset(reason)
+
+    def complaint(self, after_s: float = 3.0) -> str | None:
+        """Return one sentence that says why no pair has come for ``after_s`` seconds, or None."""
+        if time.monotonic() - self._last_pair_s < after_s:
+            return None
+        silences = [stream.silent_s(self._last_pair_s) for stream in self.streams]
+        missing = [
+            f'{s.topic} ({"never received" if not s.messages else f"silent for {t:.0f} s"})'
+            for s, t in zip(self.streams, silences, strict=True)
+            if t >= after_s
+        ]
+        if missing:
+            return (
+                f'no image arrives on {" and ".join(missing)}; check that the camera runs and '
+                'that topic names and QoS match (ros2 topic info -v)'
+            )
+        return self._explain_stamps()
+
+    def _explain_stamps(self) -> str | None:
+        gap_ms, slop_ms = self._smallest_difference_ms(), self._slop_ns * 1e-6
+        both = f'{self.streams[0].topic} and {self.streams[1].topic} both arrive, but'
+        if gap_ms == float('inf'):
+            return None
+        if gap_ms <= slop_ms:
+            return (
+                f'{both} their stamps do not increase; check the header.stamp of their publishers'
+            )
+        remedy = (
+            'their publishers use different clocks'
+            if gap_ms > 1000
+            else 'raise sync.slop_s or synchronise the camera'
+        )
+        return (
+            f'{both} their stamps are at least {gap_ms:.1f} ms apart and sync.slop_s allows '
+            f'{slop_ms:.1f} ms; {remedy}'
+        )
+
+    def _make_matcher(self, kind: str) -> tuple[str, Matcher]:
+        return make_matcher(kind, self._paired, slop_ns=self._slop_ns, queue_size=self._queue_size)
+
+    def _add(self, index: int, msg: Any) -> None:
+        stream = self.streams[index]
+        stamp_ns = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
+        newest_ns = stream.newest_ns
+        if newest_ns is not None and stamp_ns < newest_ns - BACKWARD_RESET_NS:
+            self.reset(
+                f'the stamps of {stream.topic} jumped back by '
+                f'{(newest_ns - stamp_ns) * 1e-9:.3f} s (a looped bag, a reset clock or a second '
+                'publisher); waiting images were dropped'
+            )
+        stream.count(stamp_ns)
+        self._matcher.add(index, stamp_ns, msg)
+
+    def _paired(self, color: Any, depth: Any) -> None:
+        color_ns, depth_ns = (
+            m.header.stamp.sec * 1_000_000_000 + m.header.stamp.nanosec for m in (color, depth)
+        )
+        # message_filters may complete an older pair after a newer one; nobody wants it any more.
+        if self._last_pair_ns is not None and color_ns <= self._last_pair_ns:
+            return
+        self._last_pair_ns = color_ns
+        self._last_pair_s = time.monotonic()
+        self.pairs += 1
+        self.differences_ms.append((depth_ns - color_ns) * 1e-6)
+        self._on_pair(color, depth)
+
+    def _smallest_difference_ms(self) -> float:
+        colors, depths = (sorted(stream.stamps_ns) for stream in self.streams)
+        smallest = float('inf')
+        for stamp in colors:
+            index = bisect_left(depths, stamp)
+            for other in depths[max(0, index - 1) : index + 1]:
+                smallest = min(smallest, abs(other - stamp) * 1e-6)
+        return smallest
