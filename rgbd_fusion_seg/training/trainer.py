@@ -100,7 +100,6 @@ def train(config: TrainConfig) -> Path:
     network = network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(parameter_groups(network, config.optimiser))
     network, optimiser = fabric.setup(network, optimiser)
-    network.mark_forward_method('forward')
     averaged = AveragedModel(
         network.module, avg_fn=ema_average(config.optimiser.ema), use_buffers=False
     )
