@@ -31,26 +31,16 @@ def resize_to(x: Tensor, reference: Tensor) -> Tensor:
     return F.interpolate(x, reference.shape[2:], mode='bilinear', align_corners=False)
 
 
-class Gate(nn.Sequential):
-    """Spatial gate G(.) of §III-C: convolution, ReLU, convolution, sigmoid; one channel out.
-
-    Open: both convolutions are 1x1, the hidden width is a quarter of the unit's channels.
-    ``first`` shares the first convolution with another gate.
-    """
-
-    def __init__(self, in_channels: int, hidden: int, first: nn.Module | None = None) -> None:
-        super().__init__(
-            first if first is not None else nn.Conv2d(in_channels, hidden, 1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, 1, 1),
-            nn.Sigmoid(),
-        )
+def gate_head(hidden: int) -> nn.Sequential:
+    """Second half of a gate G(.) of §III-C: ReLU, convolution to one channel, sigmoid."""
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(hidden, 1, 1), nn.Sigmoid())
 
 
 class GatedFusionUnit(nn.Module):
     """GFU of §III-C, Eq. 1: aggregates both modalities and returns complementary features.
 
-    Open: RGB features reach the depth stream's size by 2x2 average pooling and complementary
+    Open: both convolutions of a gate are 1x1 and its hidden width is C/4; RGB features reach the
+    depth stream's size by 2x2 average pooling and complementary
     features return by bilinear interpolation; the input gates see all three streams, the output
     gates see the updated interaction stream; the separable convolution is 3x3 with batch norm
     and ReLU behind it; a 1x1 convolution widens C/2 to C.
@@ -67,9 +57,9 @@ class GatedFusionUnit(nn.Module):
         self.gated = gates
         self.complementary = complementary
         if gates:
-            shared = nn.Conv2d(2 * channels + half, hidden, 1)
-            self.gate_rgb_in = Gate(0, hidden, shared)
-            self.gate_hha_in = Gate(0, hidden, shared)
+            # The input gates share their first convolution, as the paper says.
+            self.gates_in = nn.Conv2d(2 * channels + half, hidden, 1)
+            self.gate_rgb_in, self.gate_hha_in = gate_head(hidden), gate_head(hidden)
         self.aggregate = nn.Conv2d(2 * channels, half, 1)
         self.separable = nn.Sequential(
             nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False),
@@ -81,8 +71,8 @@ class GatedFusionUnit(nn.Module):
             self.widen_rgb = nn.Conv2d(half, channels, 1)
             self.widen_hha = nn.Conv2d(half, channels, 1)
             if gates:
-                self.gate_rgb_out = Gate(half, hidden)
-                self.gate_hha_out = Gate(half, hidden)
+                self.gate_rgb_out = nn.Sequential(nn.Conv2d(half, hidden, 1), *gate_head(hidden))
+                self.gate_hha_out = nn.Sequential(nn.Conv2d(half, hidden, 1), *gate_head(hidden))
 
     def forward(
         self, rgb: Tensor, hha: Tensor, interaction: Tensor
@@ -101,7 +91,7 @@ class GatedFusionUnit(nn.Module):
         small = F.avg_pool2d(rgb, 2) if rgb.shape[2] != hha.shape[2] else rgb
         rgb_in, hha_in = small, hha
         if self.gated:
-            seen = torch.cat([small, interaction, hha], 1)
+            seen = self.gates_in(torch.cat([small, interaction, hha], 1))
             rgb_in = self.gate_rgb_in(seen) * small
             hha_in = self.gate_hha_in(seen) * hha
         interaction = interaction + self.aggregate(torch.cat([rgb_in, hha_in], 1))
