@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+
+from rgbd_fusion_seg.ros import diagnostics
+from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Rates, make_status
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(diagnostics, 'time', SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def log():
+    return []
+
+
+@pytest.fixture
+def health(clock, log):
+    return Health(lambda level, sentence: log.append((level, sentence)))
+
+
+def values(status):
+    return {kv.key: kv.value for kv in status.values}
+
+
+def test_the_log_is_throttled_but_the_newest_sentence_shown(health, clock, log):
+    for second in range(12):
+        clock.now = 100.0 + second
+        health.complain('sizes', f'sizes differ, frame {second}', ERROR)
+    assert [s for _, s in log] == [f'sizes differ, frame {n}' for n in (0, 5, 10)]
+    status = make_status('node', 'cpu', health, 'fine', {})
+    assert (status.level, status.message) == (ERROR, 'sizes differ, frame 11')
+
+
+def test_a_problem_ends_but_is_remembered(health, clock):
+    health.complain('old', 'something was wrong')
+    clock.now += 60
+    status = make_status('node', 'cpu', health, '30 masks/s', health.snapshot())
+    assert (status.level, status.message) == (OK, '30 masks/s')
+    assert values(status)['last error'] == 'something was wrong'
+
+
+def test_a_sticky_problem_stays_until_cleared(health, clock):
+    health.complain('qos', 'incompatible', sticky=True)
+    clock.now += 1000
+    assert make_status('n', '', health, 'fine', {}).message == 'incompatible'
+    health.clear()
+    assert make_status('n', '', health, 'fine', {}).message == 'fine'
+
+
+def test_the_gravest_problem_is_the_message(health, clock):
+    health.complain('a', 'grave', ERROR)
+    clock.now += 1
+    health.complain('b', 'light', WARN)
+    status = make_status('node', '', health, 'fine', {})
+    assert status.message == 'grave'
+    assert values(status) == {'problem 1': 'grave', 'problem 2': 'light'}
+
+
+def test_latency_percentiles_and_drops(health):
+    for latency in range(1, 101):
+        health.published(latency_ms=latency, age_ms=latency + 10, timings={'a': 2.0, 'b': 3.0})
+    for _ in range(3):
+        health.dropped('too old')
+    shown = health.snapshot()
+    assert shown['latency p50 ms'] == '50.5'
+    assert shown['age p99 ms'] == '109.0'
+    assert shown['segmentation p50 ms'] == '5.0'
+    assert (shown['masks'], shown['dropped'], shown['dropped: too old']) == ('100', '3', '3')
+
+
+@pytest.mark.parametrize(
+    ('depth', 'words'),
+    [
+        (np.zeros((48, 64)), 'no reading at all'),
+        (np.full((48, 64), np.nan), 'no reading at all'),
+        (np.full((48, 64), 2500.0), 'median depth is 2.5e.03 m.*16UC1.*millimetres'),
+        (np.full((48, 64), 0.0025), '16UC1 must hold millimetres'),
+        (np.full((48, 64), 12.0), r'12.00 m, but the network was trained on 0.7 to 8.0 m'),
+    ],
+)
+def test_implausible_depth(health, log, depth, words):
+    health.saw_depth(depth.astype(np.float32), (0.7, 8.0))
+    ((_, sentence),) = log
+    assert re.search(words, sentence)
+
+
+def test_plausible_depth_is_no_problem_and_its_holes_are_counted(health, log):
+    depth = np.full((480, 640), 2.5, np.float32)
+    depth[:, :160] = np.nan
+    health.saw_depth(depth, (0.7, 8.0))
+    assert log == []
+    assert health.snapshot()['valid depth ratio'] == '0.750'
+
+
+def test_another_clock_is_noticed(health, log):
+    health.saw_age(0.1)
+    assert log == []
+    health.saw_age(3.2e8)
+    assert 'use_sim_time' in log[0][1]
+
+
+def test_rates(clock):
+    rates = Rates()
+    clock.now += 2
+    assert rates.update({'masks': 30}) == {'masks Hz': '15.0'}
+    clock.now += 0.5
+    assert rates.update({'masks': 40}) == {'masks Hz': '20.0'}

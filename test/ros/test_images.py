@@ -1,0 +1,200 @@
+"""Images against a decoder that shares nothing with ours: a loop over pixels and struct."""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.image_decoding import intrinsics_from_info
+from rgbd_fusion_seg.ros import images
+from rgbd_fusion_seg.ros.images import (
+    color_from_msg,
+    depth_from_msg,
+    frame_from_msgs,
+    info_from_intrinsics,
+    msg_from_array,
+)
+
+CHANNEL_ORDER = {'rgb8': (0, 1, 2), 'bgr8': (2, 1, 0), 'rgba8': (0, 1, 2), 'bgra8': (2, 1, 0)}
+CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
+
+
+def make_msg(encoding: str, height: int, width: int, step: int, data: bytes, *, big=False):
+    msg = Image(height=height, width=width, encoding=encoding, step=step, is_bigendian=int(big))
+    msg.data = data
+    return msg
+
+
+sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@given(st.sampled_from(sorted(CHANNELS)), sizes, st.integers(0, 7), st.randoms())
+def test_colour_pixel_by_pixel(encoding, size, padding, random):
+    height, width = size
+    channels = CHANNELS[encoding]
+    step = width * channels + padding
+    data = random.randbytes(height * step)
+    found = color_from_msg(make_msg(encoding, height, width, step, data))
+    assert found.shape == (height, width, 3)
+    assert found.flags.c_contiguous
+    for v in range(height):
+        for u in range(width):
+            pixel = data[v * step + u * channels : v * step + (u + 1) * channels]
+            expected = (
+                [pixel[0]] * 3 if channels == 1 else [pixel[i] for i in CHANNEL_ORDER[encoding]]
+            )
+            assert found[v, u].tolist() == expected
+
+
+@given(
+    st.sampled_from(['16UC1', 'mono16', '32FC1']),
+    sizes,
+    st.integers(0, 7),
+    st.booleans(),
+    st.randoms(),
+)
+def test_depth_pixel_by_pixel(encoding, size, padding, big, random):
+    height, width = size
+    code = ('>' if big else '<') + ('f' if encoding == '32FC1' else 'H')
+    step = width * struct.calcsize(code) + padding
+    data = random.randbytes(height * step)
+    found = depth_from_msg(make_msg(encoding, height, width, step, data, big=big))
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    for v in range(height):
+        for u in range(width):
+            (value,) = struct.unpack_from(code, data, v * step + u * struct.calcsize(code))
+            metres = value if encoding == '32FC1' else value / 1000
+            # One unit in the last place: millimetres are scaled in float32.
+            np.testing.assert_allclose(found[v, u], np.float32(metres), rtol=1.2e-7)
+
+
+def test_rgb8_is_not_copied():
+    msg = make_msg('rgb8', 2, 3, 9, bytes(18))
+    found = color_from_msg(msg)
+    msg.data[4] = 77
+    assert found[0, 1, 1] == 77
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'shape', 'encoding', 'code'),
+    [
+        (np.uint8, (5, 7), 'mono8', '<7B'),
+        (np.uint8, (5, 7, 3), 'rgb8', '<21B'),
+        (np.uint16, (5, 7), '16UC1', '<7H'),
+        (np.float32, (5, 7), '32FC1', '<7f'),
+    ],
+)
+def test_array_becomes_rows_of_a_message(dtype, shape, encoding, code):
+    pixels = np.random.default_rng(2).integers(0, 250, shape).astype(dtype)[:, ::-1]
+    msg = msg_from_array(pixels, Header(frame_id='camera'))
+    assert (msg.encoding, msg.header.frame_id, msg.is_bigendian) == (encoding, 'camera', 0)
+    assert (msg.height, msg.width, msg.step) == (5, 7, struct.calcsize(code))
+    assert len(msg.data) == 5 * msg.step
+    for v in range(5):
+        row = struct.unpack_from(code, msg.data, v * msg.step)
+        assert list(row) == pixels[v].ravel().tolist()
+
+
+def test_mask_has_no_padding():
+    msg = msg_from_array(np.zeros((4, 13), np.uint8), Header())
+    assert (msg.encoding, msg.step, msg.width) == ('mono8', 13, 13)
+
+
+@pytest.mark.parametrize('pixels', [np.zeros((2, 2)), np.zeros((2, 2, 4), np.uint8)])
+def test_other_arrays_are_no_images(pixels):
+    with pytest.raises(FrameError, match='no image to publish'):
+        msg_from_array(pixels, Header())
+
+
+@pytest.mark.parametrize(
+    ('msg', 'words'),
+    [
+        (make_msg('rgb8', 2, 2, 6, bytes(11)), 'truncated'),
+        (make_msg('rgb8', 0, 0, 0, b''), 'no pixels'),
+        (make_msg('rgb8', 2, 2, 3, bytes(12)), 'step'),
+        (make_msg('yuv422', 2, 2, 4, bytes(8)), "'yuv422'.*rgb8, bgr8"),
+        (make_msg('32FC1', 2, 2, 8, bytes(16)), "'32FC1'.*rgb8"),
+    ],
+)
+def test_bad_colour_is_one_sentence_naming_the_topic(msg, words):
+    with pytest.raises(FrameError, match=f'(?s)^/camera/color .*{words}') as caught:
+        color_from_msg(msg, '/camera/color')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('encoding', ['rgb8', '8UC1', 'compressed'])
+def test_what_is_no_depth_encoding_names_the_accepted_ones(encoding):
+    msg = make_msg(encoding, 2, 2, 6, bytes(12))
+    with pytest.raises(FrameError, match=f"{encoding}'.*16UC1, mono16, 32FC1"):
+        depth_from_msg(msg)
+
+
+def test_broken_cv_bridge_is_survived(tmp_path, monkeypatch):
+    """As when it was compiled against NumPy 1 and meets NumPy 2 (vision_opencv issue 535)."""
+    (tmp_path / 'cv_bridge.py').write_text("raise AttributeError('_ARRAY_API not found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'cv_bridge', raising=False)
+    images.load_cv_bridge.cache_clear()
+    with pytest.raises(FrameError, match='publish one of'):
+        color_from_msg(make_msg('bayer_rggb8', 2, 2, 2, bytes(4)))
+    images.load_cv_bridge.cache_clear()
+
+
+def pair(**depth):
+    color = make_msg('rgb8', 4, 6, 18, bytes(72))
+    color.header = Header(frame_id='optical')
+    color.header.stamp.sec, color.header.stamp.nanosec = 3, 5
+    other = make_msg(**{'encoding': '16UC1', 'height': 4, 'width': 6, 'step': 12, **depth})
+    other.header = Header(frame_id='optical')
+    return color, other
+
+
+INTRINSICS = Intrinsics(5.0, 5.0, 2.5, 1.5, 6, 4)
+
+
+def test_frame_has_stamp_and_frame_of_colour():
+    frame = frame_from_msgs(*pair(data=struct.pack('<24H', *range(24))), INTRINSICS)
+    assert (frame.stamp_ns, frame.frame_id) == (3_000_000_005, 'optical')
+    assert frame.depth[2, 3] == pytest.approx(0.015)
+
+
+def test_depth_of_another_size_is_refused():
+    messages = pair(data=bytes(12), height=2, width=3, step=6)
+    with pytest.raises(FrameError, match='colour is 6x4 but depth is 3x2; publish depth regis'):
+        frame_from_msgs(*messages, INTRINSICS)
+
+
+def test_depth_of_another_frame_is_refused_unless_allowed():
+    color, depth = pair(data=bytes(48))
+    depth.header.frame_id = 'depth_optical'
+    with pytest.raises(FrameError, match="'depth_optical' but .*'optical'.*require_same_frame"):
+        frame_from_msgs(color, depth, INTRINSICS)
+    frame = frame_from_msgs(color, depth, INTRINSICS, require_same_frame=False)
+    assert frame.frame_id == 'optical'
+
+
+def test_camera_info_of_another_size_is_refused():
+    with pytest.raises(FrameError, match='colour is 6x4 but the camera info says 12x8'):
+        frame_from_msgs(*pair(data=bytes(48)), INTRINSICS.scaled(2))
+
+
+def test_intrinsics_survive_the_message():
+    assert intrinsics_from_info(info_from_intrinsics(INTRINSICS, Header())) == INTRINSICS
+
+
+def test_uncalibrated_camera_info_names_topic_and_remedy():
+    with pytest.raises(FrameError, match='^/info: focal lengths must be positive.*calibrate'):
+        intrinsics_from_info(CameraInfo(width=6, height=4), '/info')

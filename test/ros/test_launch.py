@@ -1,0 +1,204 @@
+"""What the launch files would start.
+
+ROS's launch cannot be installed from a Python package index; where it is absent, stand-ins record
+how the files call it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+HAS_LAUNCH = all(importlib.util.find_spec(name) for name in ('launch', 'launch_ros'))
+# As the drivers publish them: the colour image, depth registered to it, the colour CameraInfo.
+PRESETS = {
+    'realsense': (
+        '/camera/camera/color/image_raw',
+        '/camera/camera/aligned_depth_to_color/image_raw',
+        '/camera/camera/color/camera_info',
+    ),
+    'kinect': (
+        '/camera/rgb/image_rect_color',
+        '/camera/depth_registered/image_raw',
+        '/camera/rgb/camera_info',
+    ),
+    'oak': ('/oak/rgb/image_raw', '/oak/stereo/image_raw', '/oak/rgb/camera_info'),
+    'zed': (
+        '/zed/zed_node/rgb/color/rect/image',
+        '/zed/zed_node/depth/depth_registered',
+        '/zed/zed_node/rgb/color/rect/camera_info',
+    ),
+}
+OURS = ('rgb/image_rect_color', 'depth_registered/image_rect', 'rgb/camera_info')
+
+
+class Recorded:
+    """Stands for any launch action; remembers its arguments."""
+
+    def __init__(self, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+
+
+class LaunchConfiguration(Recorded):
+    def perform(self, context):
+        return context.launch_configurations[self.args[0]]
+
+
+def fake_launch():
+    names = {
+        'launch': ['LaunchDescription', 'Action', 'LaunchContext'],
+        'launch.actions': [
+            'DeclareLaunchArgument',
+            'IncludeLaunchDescription',
+            'LogInfo',
+            'OpaqueFunction',
+            'SetEnvironmentVariable',
+        ],
+        'launch.conditions': ['IfCondition'],
+        'launch.launch_description_sources': ['PythonLaunchDescriptionSource'],
+        'launch.substitutions': ['LaunchConfiguration'],
+        'launch_ros': [],
+        'launch_ros.actions': ['Node'],
+        'launch_ros.parameter_descriptions': ['ParameterValue'],
+    }
+    modules = {}
+    for module, classes in names.items():
+        modules[module] = ModuleType(module)
+        for name in classes:
+            kind = type(name, (Recorded,), {})
+            if name == 'LaunchConfiguration':
+                kind = LaunchConfiguration
+            setattr(modules[module], name, kind)
+    return modules
+
+
+@pytest.fixture
+def load(monkeypatch):
+    if HAS_LAUNCH:
+        pytest.skip('ROS launch is installed: test_launch_file_is_accepted_by_ros2 uses it')
+    for name, module in fake_launch().items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / f'launch/{name}.launch.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def started(module, **arguments):
+    """Return the recorded nodes for launch arguments, the others at their defaults."""
+    (entities,) = module.generate_launch_description().args
+    values = {
+        e.args[0]: e.kwargs['default_value']
+        for e in entities
+        if type(e).__name__ == 'DeclareLaunchArgument'
+    }
+    assert arguments.keys() <= values.keys()
+    context = SimpleNamespace(launch_configurations=values | arguments)
+    return [a for a in module.make_actions(context) if type(a).__name__ == 'Node']
+
+
+@pytest.mark.parametrize('camera', PRESETS)
+def test_presets_remap_to_the_topics_of_the_driver(load, camera):
+    (node,) = started(load('segmentation'), camera=camera)
+    assert node.kwargs['executable'] == 'segmentation_node'
+    assert dict(node.kwargs['remappings']) == dict(zip(OURS, PRESETS[camera], strict=True))
+
+
+def test_synthetic_needs_no_remapping(load):
+    (node,) = started(load('segmentation'), camera='synthetic')
+    assert node.kwargs['remappings'] == []
+
+
+def test_custom_topics_replace_single_ones(load):
+    module = load('segmentation')
+    (node,) = started(module, camera='custom', color_topic='/c', depth_topic='/d')
+    assert node.kwargs['remappings'] == [(OURS[0], '/c'), (OURS[1], '/d')]
+    (node,) = started(module, camera='oak', depth_topic='/filled/depth')
+    assert dict(node.kwargs['remappings'])[OURS[1]] == '/filled/depth'
+    assert dict(node.kwargs['remappings'])[OURS[0]] == PRESETS['oak'][0]
+
+
+def test_arguments_become_parameters(load):
+    module = load('segmentation')
+    (node,) = started(module, bundle='mine', autostart='false', use_sim_time='true')
+    file, values = node.kwargs['parameters']
+    assert Path(file).is_file()
+    assert values == {'use_sim_time': True, 'autostart': False, 'engine.bundle': 'mine'}
+
+
+def test_rviz_sees_the_cameras_depth(load):
+    _, rviz = started(load('segmentation'), camera='realsense', rviz='true')
+    remapped = dict(rviz.kwargs['remappings'])
+    assert remapped['/depth_registered/image_rect'] == PRESETS['realsense'][1]
+    assert remapped['/depth_registered/camera_info'] == (
+        '/camera/camera/aligned_depth_to_color/camera_info'
+    )
+
+
+def test_rviz_config_shows_our_topics():
+    config = yaml.safe_load((ROOT / 'config/segmentation.rviz').read_text())
+    displays = config['Visualization Manager']['Displays']
+    topics = {d['Name']: d['Topic']['Value'] for d in displays if 'Topic' in d}
+    assert topics == {'Overlay': '/segmentation/overlay', 'Mask': '/segmentation/mask'}
+    (cloud,) = [d for d in displays if d['Class'].endswith('/DepthCloud')]
+    assert cloud['Depth Map Topic'] == f'/{OURS[1]}'
+    assert cloud['Color Image Topic'] == '/segmentation/color'
+
+
+def environment(module):
+    (entities,) = module.generate_launch_description().args
+    return dict(e.args for e in entities if type(e).__name__ == 'SetEnvironmentVariable')
+
+
+def test_fast_dds_profile_is_set_only_where_unset(load, monkeypatch):
+    module = load('segmentation')
+    for name in module.PROFILE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    profile = environment(module)['FASTDDS_DEFAULT_PROFILES_FILE']
+    assert ElementTree.parse(profile).getroot().tag.endswith('dds')
+    monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/my/own.xml')
+    assert environment(module) == {}
+
+
+def test_demo_starts_camera_and_node(load):
+    (entities,) = load('demo').generate_launch_description().args
+    (include,) = [e for e in entities if type(e).__name__ == 'IncludeLaunchDescription']
+    assert Path(include.args[0].args[0]).is_file()
+    passed = dict(include.kwargs['launch_arguments'])
+    assert passed['camera'] == 'synthetic'
+    (known,) = load('segmentation').generate_launch_description().args
+    assert passed.keys() <= {e.args[0] for e in known if type(e).__name__.startswith('Declare')}
+    nodes = [e.kwargs['executable'] for e in entities if type(e).__name__ == 'Node']
+    assert nodes[0] == 'synthetic_camera'
+
+
+@pytest.mark.parametrize('name', ['segmentation', 'demo'])
+@pytest.mark.skipif(
+    not HAS_LAUNCH or not shutil.which('ros2'), reason='ros2 launch is not installed'
+)
+def test_launch_file_is_accepted_by_ros2(name):
+    command = ['ros2', 'launch', str(ROOT / f'launch/{name}.launch.py'), '--show-args']
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "'bundle'" in shown
+    assert "'rviz'" in shown
+
+
+def test_wrappers_are_executable_and_name_real_modules():
+    for script in (ROOT / 'scripts').iterdir():
+        assert os.access(script, os.X_OK)
+        module = script.read_text().split('from ')[1].split()[0]
+        assert (ROOT / (module.replace('.', '/') + '.py')).is_file()

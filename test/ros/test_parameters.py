@@ -1,0 +1,110 @@
+"""Descriptors and ranges on a real node; the YAML files beside the dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+rclpy = pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.ros.parameters import (
+    CameraConfig,
+    SegmentationConfig,
+    SyntheticCameraConfig,
+    declare_parameters,
+    read_parameters,
+    setting,
+)
+
+CONFIG = Path(__file__).parents[2] / 'config'
+
+
+@pytest.fixture
+def make_node(ros_context):
+    nodes = []
+
+    def make(**overrides):
+        parameters = [Parameter(name.replace('__', '.'), value=v) for name, v in overrides.items()]
+        node = Node('parameters', context=ros_context, parameter_overrides=parameters)
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
+
+
+def test_values_arrive_in_their_sections(make_node):
+    node = make_node(sync__slop_s=0.5, engine__backend='onnxruntime', autostart=False)
+    declare_parameters(node, SegmentationConfig)
+    config = read_parameters(node, SegmentationConfig)
+    assert config.sync.slop_s == 0.5
+    assert config.engine.backend == 'onnxruntime'
+    assert config.autostart is False
+    assert config.output == SegmentationConfig().output
+
+
+def test_every_parameter_is_described(make_node):
+    node = make_node()
+    declare_parameters(node, SegmentationConfig)
+    names = [n for n in node._parameters if n.partition('.')[0] in vars(SegmentationConfig())]
+    assert 'sync.max_age_s' in names
+    for name in names:
+        assert node.describe_parameter(name).description.endswith('.')
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('sync__slop_s', -1.0), ('sync__queue_size', 0), ('sync__slop_s', 1)]
+)
+def test_out_of_range_or_of_wrong_type_is_refused(make_node, name, value):
+    with pytest.raises(ParameterException, match=name.replace('__', '.')):
+        declare_parameters(make_node(**{name: value}), SegmentationConfig)
+
+
+def test_wrong_choice_lists_the_choices(make_node):
+    node = make_node(sync__matcher='exact')
+    declare_parameters(node, SegmentationConfig)
+    with pytest.raises(InputError, match=r'sync\.matcher.*auto, message_filters, builtin'):
+        read_parameters(node, SegmentationConfig)
+
+
+def test_other_dataclasses_work_alike(make_node):
+    @dataclass(frozen=True)
+    class Plain:
+        count: int = setting(3, 'How many.', minimum=1, maximum=5)
+
+    # Annotations are strings here; give them a module to be resolved in.
+    node = make_node(count=4)
+    declare_parameters(node, Plain)
+    assert read_parameters(node, Plain) == Plain(count=4)
+    descriptor = node.describe_parameter('count')
+    assert (descriptor.integer_range[0].from_value, descriptor.integer_range[0].to_value) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ('file', 'config'),
+    [('segmentation.yaml', SegmentationConfig), ('synthetic_camera.yaml', SyntheticCameraConfig)],
+)
+def test_yaml_files_hold_the_defaults(file, config):
+    def as_dict(value):
+        nested = getattr(value, '__dataclass_fields__', None)
+        return value if nested is None else {n: as_dict(getattr(value, n)) for n in nested}
+
+    written = yaml.safe_load((CONFIG / file).read_text())['/**']['ros__parameters']
+    assert written == as_dict(config())
+
+
+def test_intrinsics_from_parameters():
+    assert CameraConfig().intrinsics(640, 480) is None
+    given = CameraConfig(fx=500.0).intrinsics(640, 480)
+    assert (given.fx, given.fy, given.cx, given.cy) == (500.0, 500.0, 319.5, 239.5)
+    given = CameraConfig(fx=500.0, fy=510.0, cx=0.0, cy=7.0).intrinsics(64, 48)
+    assert (given.fy, given.cx, given.cy, given.width) == (510.0, 0.0, 7.0, 64)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.ros.synchroniser import BuiltinMatcher, Synchroniser
+
+MS = 1_000_000
+
+
+def message(stamp_ns: int, label: str = ''):
+    stamp = SimpleNamespace(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+    return SimpleNamespace(header=SimpleNamespace(stamp=stamp), stamp_ns=stamp_ns, label=label)
+
+
+def run_builtin(arrivals, slop_ns, queue_size):
+    pairs = []
+    matcher = BuiltinMatcher(
+        lambda color, depth: pairs.append((color, depth)), slop_ns=slop_ns, queue_size=queue_size
+    )
+    for stream, stamp in arrivals:
+        matcher.add(stream, stamp, stamp)
+    return pairs
+
+
+def run_brute_force(arrivals, slop, queue_size):
+    """The definition, computed anew from the whole history at every arrival.
+
+    A stream's waiting stamps are the newest queue_size of those that were kept and are newer
+    than its last paired one.
+    """
+    pairs = []
+    waiting = {0: set(), 1: set()}
+    for stream, stamp in arrivals:
+        if any(pair[stream] >= stamp for pair in pairs):
+            continue
+        in_reach = [s for s in waiting[1 - stream] if abs(s - stamp) <= slop]
+        if not in_reach:
+            waiting[stream] = set(sorted(waiting[stream] | {stamp})[-queue_size:])
+            continue
+        smallest = min(abs(s - stamp) for s in in_reach)
+        partner = min(s for s in in_reach if abs(s - stamp) == smallest)
+        pairs.append((stamp, partner) if stream == 0 else (partner, stamp))
+        for i in (0, 1):
+            waiting[i] = {s for s in waiting[i] if s > pairs[-1][i]}
+    return pairs
+
+
+arrivals = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 60)), max_size=60)
+
+
+@given(arrivals, st.integers(0, 20), st.integers(1, 5))
+def test_builtin_is_the_definition(arrivals, slop, queue_size):
+    found = run_builtin(arrivals, slop, queue_size)
+    assert found == run_brute_force(arrivals, slop, queue_size)
+    assert all(abs(c - d) <= slop for c, d in found)
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(found, found[1:], strict=False))
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-8, 8), st.floats(0, 20), st.floats(0, 20), st.booleans()),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_true_partners_are_found_at_30_hz(frames):
+    """Jittered stamps, jittered arrival and lost depth images: never a wrong partner."""
+    arrivals, expected = [], []
+    for i, (jitter_ms, delay_color, delay_depth, lost) in enumerate(frames):
+        color = round(i * 33.3 * MS)
+        depth = color + round(jitter_ms * MS)
+        arrivals.append((color + delay_color * MS, 0, color))
+        if not lost:
+            arrivals.append((depth + delay_depth * MS, 1, depth))
+            expected.append((color, depth))
+    in_order = [(stream, stamp) for _, stream, stamp in sorted(arrivals)]
+    assert run_builtin(in_order, slop_ns=round(16.6 * MS), queue_size=10) == expected
+
+
+def make(matcher='builtin', **options):
+    pairs, resets = [], []
+    sync = Synchroniser(
+        lambda color, depth: pairs.append((color.stamp_ns, depth.stamp_ns)),
+        resets.append,
+        topics=('/color', '/depth'),
+        matcher=matcher,
+        **options,
+    )
+    return sync, pairs, resets
+
+
+HAS_MESSAGE_FILTERS = importlib.util.find_spec('message_filters') is not None
+MATCHERS = [
+    'builtin',
+    pytest.param(
+        'message_filters',
+        marks=pytest.mark.skipif(
+            not HAS_MESSAGE_FILTERS, reason='message_filters is not installed'
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize('matcher', MATCHERS)
+class TestBothMatchers:
+    def test_pairs_and_statistics(self, matcher):
+        sync, pairs, _ = make(matcher)
+        for i in range(5):
+            sync.add_color(message(i * 33 * MS))
+            if i != 2:
+                sync.add_depth(message(i * 33 * MS + 4 * MS))
+        assert [c for c, _ in pairs] == [0, 33 * MS, 99 * MS, 132 * MS]
+        assert (sync.streams[0].messages, sync.streams[1].messages, sync.pairs) == (5, 4, 4)
+        assert list(sync.differences_ms) == pytest.approx([4.0] * 4)
+        assert sync.matcher_name == matcher
+
+    def test_looped_bag_starts_afresh(self, matcher):
+        sync, pairs, resets = make(matcher)
+        for start in (50, 0):
+            for i in range(3):
+                stamp = start * 1000 * MS + i * 33 * MS
+                sync.add_color(message(stamp))
+                sync.add_depth(message(stamp))
+        assert len(pairs) == 6
+        # Colour and depth each jump once; the second jump may cost no pair.
+        assert 'stamps of /color jumped back by 50' in resets[0]
+        assert pairs[3:] == [(s, s) for s in (0, 33 * MS, 66 * MS)]
+
+    def test_no_pair_across_a_jump(self, matcher):
+        sync, pairs, resets = make(matcher)
+        sync.add_color(message(1000 * MS))
+        sync.add_depth(message(2000 * MS))
+        sync.add_depth(message(1000 * MS))
+        assert len(resets) == 1
+        assert pairs == []
+
+    def test_pairs_never_go_back(self, matcher):
+        sync, pairs, resets = make(matcher)
+        for stamp in (100, 130):
+            sync.add_color(message(stamp * MS))
+        for stamp in (130, 100):
+            sync.add_depth(message(stamp * MS))
+        assert pairs == [(130 * MS, 130 * MS)]
+        assert resets == []
+
+
+@pytest.mark.skipif(HAS_MESSAGE_FILTERS, reason='message_filters is installed')
+def test_without_message_filters():
+    assert make('auto')[0].matcher_name == 'builtin'
+    with pytest.raises(InputError, match='message_filters cannot be used.*builtin'):
+        make('message_filters')
+
+
+def test_unknown_matcher_lists_the_known_ones():
+    with pytest.raises(InputError, match='auto, message_filters, builtin'):
+        make('exact')
+
+
+class TestComplaint:
+    def after(self, monkeypatch, seconds):
+        import rgbd_fusion_seg.ros.synchroniser as module
+
+        now = module.time.monotonic() + seconds
+        monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=lambda: now))
+
+    def test_none_before_its_time(self):
+        sync, _, _ = make()
+        assert sync.complaint(after_s=3.0) is None
+
+    def test_names_the_topics_never_received(self, monkeypatch):
+        sync, _, _ = make()
+        self.after(monkeypatch, 4)
+        sentence = sync.complaint(3.0)
+        assert '/color (never received) and /depth (never received)' in sentence
+
+    def test_names_the_one_that_went_silent(self, monkeypatch):
+        sync, _, _ = make()
+        sync.add_color(message(0))
+        sync.add_depth(message(0))
+        self.after(monkeypatch, 4)
+        sync.add_color(message(4000 * MS))
+        assert sync.complaint(3.0).startswith('no image arrives on /depth (silent for 4 s);')
+
+    def test_tells_how_far_apart_stamps_are(self, monkeypatch):
+        sync, _, _ = make(slop_s=0.02)
+        self.after(monkeypatch, 4)
+        for i in range(4):
+            sync.add_color(message(i * 200 * MS))
+            sync.add_depth(message(i * 200 * MS + 70 * MS))
+        assert 'at least 70.0 ms apart and sync.slop_s allows 20.0 ms' in sync.complaint(3.0)
+
+    def test_tells_of_different_clocks(self, monkeypatch):
+        sync, _, _ = make()
+        self.after(monkeypatch, 4)
+        sync.add_color(message(10**18))
+        sync.add_depth(message(10**12))
+        assert 'different clocks' in sync.complaint(3.0)
+
+    def test_tells_of_stamps_that_stand_still(self, monkeypatch):
+        sync, pairs, _ = make()
+        sync.add_color(message(0))
+        sync.add_depth(message(0))
+        self.after(monkeypatch, 4)
+        for _ in range(3):
+            sync.add_color(message(0))
+            sync.add_depth(message(0))
+        assert len(pairs) == 1
+        assert 'do not increase' in sync.complaint(3.0)
