@@ -180,7 +180,7 @@ def test_depth_of_another_size_is_refused():
 def test_depth_of_another_frame_is_refused_unless_allowed():
     color, depth = pair(data=bytes(48))
     depth.header.frame_id = 'depth_optical'
-    with pytest.raises(FrameError, match="'depth_optical' but .*'optical'.*require_same_frame"):
+    with pytest.raises(FrameError, match=r"'depth_optical' but .*'optical'.*require_same_frame"):
         frame_from_msgs(color, depth, INTRINSICS)
     frame = frame_from_msgs(color, depth, INTRINSICS, require_same_frame=False)
     assert frame.frame_id == 'optical'
@@ -196,5 +196,5 @@ def test_intrinsics_survive_the_message():
 
 
 def test_uncalibrated_camera_info_names_topic_and_remedy():
-    with pytest.raises(FrameError, match='^/info: focal lengths must be positive.*calibrate'):
+    with pytest.raises(FrameError, match=r'^/info: focal lengths must be positive.*calibrate'):
         intrinsics_from_info(CameraInfo(width=6, height=4), '/info')

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-rclpy = pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -59,7 +60,7 @@ def test_builtin_is_the_definition(arrivals, slop, queue_size):
     found = run_builtin(arrivals, slop, queue_size)
     assert found == run_brute_force(arrivals, slop, queue_size)
     assert all(abs(c - d) <= slop for c, d in found)
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(found))
 
 
 @given(
@@ -153,7 +154,7 @@ class TestBothMatchers:
 @pytest.mark.skipif(HAS_MESSAGE_FILTERS, reason='message_filters is installed')
 def test_without_message_filters():
     assert make('auto')[0].matcher_name == 'builtin'
-    with pytest.raises(InputError, match='message_filters cannot be used.*builtin'):
+    with pytest.raises(InputError, match=r'message_filters cannot be used.*builtin'):
         make('message_filters')
 
 
