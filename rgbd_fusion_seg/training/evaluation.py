@@ -35,16 +35,21 @@ def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def evaluate_network(
-    network: nn.Module, normalise: Normaliser, frames: CachedFrames
+    network: nn.Module,
+    normalise: Normaliser,
+    frames: CachedFrames,
+    rgb_size: tuple[int, int],
 ) -> dict[str, Any]:
     """Score a torch module on prepared frames in float32, single scale, no flip.
 
-    The network's input size is half the cached frames' unless the module says otherwise.
+    Args:
+        network, normalise: the module and what makes its inputs.
+        frames: the set; labels are compared at their own size.
+        rgb_size: width and height of the network's colour input.
     """
-    size = getattr(network, 'input_size', (320, 240))
     device = next(network.parameters()).device
     matrix = np.zeros((len(NYU40_CLASSES), len(NYU40_CLASSES) + 1), dtype=np.int64)
-    for batch in tqdm(batches(WholeFrames(frames, size), 0), desc=f'score {frames.name}'):
+    for batch in tqdm(batches(WholeFrames(frames, rgb_size), 0), desc=f'score {frames.name}'):
         inputs = normalise({k: v.to(device) for k, v in batch.items() if k != 'labels'})
         truth = batch['labels'][0].numpy()
         logits = network(inputs).float().cpu().numpy()

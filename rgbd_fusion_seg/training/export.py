@@ -107,6 +107,13 @@ def store_as_half(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
 
 
+def count_weights(path: Path) -> int:
+    """Return the number of floating-point weights in an ONNX file, batch norms folded."""
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    tensors = onnx.load(path).graph.initializer
+    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in kinds)
+
+
 def export_bundle(
     checkpoint: Checkpoint,
     folder: Path,
@@ -129,7 +136,6 @@ def export_bundle(
     info = checkpoint.info
     width, height = info['width'], info['height']
     reference = checkpoint.network(len(NYU40_CLASSES))
-    parameters = sum(p.numel() for p in network.parameters())
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         draft = Path(temporary) / folder.name
         draft.mkdir()
@@ -143,7 +149,7 @@ def export_bundle(
             'network': {
                 'name': info['network'],
                 'options': info['options'],
-                'parameters': parameters,
+                'parameters': count_weights(draft / 'model.onnx'),
             },
             'inputs': {
                 name: {

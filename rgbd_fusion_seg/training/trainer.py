@@ -32,6 +32,7 @@ from rgbd_fusion_seg.training.views import (
 )
 
 NUM_CLASSES = len(NYU40_CLASSES)
+LOG_EVERY = 10
 
 
 def prepare(config: DataConfig) -> dict[str, CachedFrames]:
@@ -78,99 +79,160 @@ def ema_average(decay: float) -> Any:
 
 
 def train(config: TrainConfig) -> Path:
-    """Train, evaluate and save; continues a run whose folder holds a checkpoint.
+    """Train, score and save; continues the run whose folder holds a checkpoint.
 
     Returns:
-        path of the last checkpoint (weights and buffers of the moving average).
+        path of the last checkpoint (the averaged weights).
+
+    Raises:
+        InputError: data or checkpoint that cannot be used.
+        FloatingPointError: the loss is not finite any more.
     """
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-    fabric.seed_everything(config.seed, verbose=False)
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = prepare(config.data)
-    steps = config.epochs * len(frames['train']) // config.batch_size
-    per_epoch = max(1, len(frames['train']) // config.batch_size)
-    weights = class_weights(frames['train'].labels, NUM_CLASSES, config.loss.class_weight)
-    if weights is not None:
-        weights = weights.to(fabric.device)
+    trainer = Trainer(config)
+    trainer.fit()
+    trainer.save()
+    trainer.report('the end', 'scores.json')
+    return trainer.checkpoint
 
-    network = build_network(config.network.name, NUM_CLASSES, **config.network.options)
-    if config.init_from:
-        network.load_state_dict(load_checkpoint(Path(config.init_from)).weights)
-    network = network.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(parameter_groups(network, config.optimiser))
-    network, optimiser = fabric.setup(network, optimiser)
-    averaged = AveragedModel(
-        network.module, avg_fn=ema_average(config.optimiser.ema), use_buffers=False
-    )
-    normalise = Normaliser(channel_statistics(frames['train'])).to(fabric.device)
 
-    state: dict[str, Any] = {
-        'network': network, 'optimiser': optimiser, 'averaged': averaged,
-        'step': 0, 'seconds': 0.0,
-    }  # fmt: skip
-    resume = folder / 'resume.ckpt'
-    if resume.is_file():
-        fabric.load(resume, state)
-        fabric.print(f'continuing {folder} at step {state["step"]} of {steps}')
+class Trainer:
+    """A run: the network, what trains it, and where it stands."""
 
-    def save(progress: float) -> None:
-        fabric.save(resume, state)
-        info = {
-            'network': config.network.name, 'options': config.network.options,
-            'statistics': normalise.statistics, 'progress': round(progress, 4),
-            'width': config.data.width, 'height': config.data.height,
-            'step': state['step'], 'minutes': round(state['seconds'] / 60, 1),
-        }  # fmt: skip
-        save_checkpoint(folder / 'last.safetensors', averaged_network(averaged, network), info)
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.folder = Path(config.output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.folder / 'last.safetensors'
+        self.fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+        self.frames = prepare(config.data)
+        self.steps_per_epoch = max(1, len(self.frames['train']) // config.batch_size)
+        self.num_steps = config.epochs * self.steps_per_epoch
 
-    loader = batches(
-        TrainingBatches(frames['train'], frames.get('synthetic'), config, state['step'], steps),
-        config.data.workers,
-    )
-    loader = fabric.setup_dataloaders(loader)
-    log = (folder / 'log.jsonl').open('a')
-    bar = tqdm(total=steps, initial=state['step'], desc='train', unit='step', smoothing=0.05)
-    started, before = time.monotonic(), state['seconds']
-    recent, progress = float('nan'), 0.0
-    for batch in loader:
-        progress = state['step'] / steps
-        if config.max_minutes:
-            progress = max(progress, state['seconds'] / (60 * config.max_minutes))
-        if progress >= 1:
-            break
-        network.train()
-        lr = learning_rate(progress, config.optimiser)
-        for group in optimiser.param_groups:
+        torch.manual_seed(config.seed)
+        network = build_network(config.network.name, NUM_CLASSES, **config.network.options)
+        if config.init_from:
+            network.load_state_dict(load_checkpoint(Path(config.init_from)).weights)
+        # Channels last is the layout in which CPUs and tensor cores convolve fastest.
+        network = network.to(memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(parameter_groups(network, config.optimiser))
+        self.network, self.optimiser = self.fabric.setup(network, optimiser)
+        self.averaged = AveragedModel(
+            self.network.module, avg_fn=ema_average(config.optimiser.ema), use_buffers=False
+        )
+        device = self.fabric.device
+        self.normalise = Normaliser(channel_statistics(self.frames['train'])).to(device)
+        c = config.loss.class_weight
+        weights = class_weights(self.frames['train'].labels, NUM_CLASSES, c)
+        self.class_weights = None if weights is None else weights.to(device)
+
+        self.state: dict[str, Any] = {
+            'network': self.network,
+            'optimiser': self.optimiser,
+            'averaged': self.averaged,
+            'step': 0,
+            'seconds': 0.0,
+        }
+        if self._resume.is_file():
+            self.fabric.load(self._resume, self.state)
+
+    @property
+    def _resume(self) -> Path:
+        return self.folder / 'resume.ckpt'
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in steps or in minutes, whichever is further."""
+        done = self.state['step'] / self.num_steps
+        if self.config.max_minutes:
+            done = max(done, self.state['seconds'] / (60 * self.config.max_minutes))
+        return min(done, 1.0)
+
+    def fit(self) -> None:
+        """Take the steps that are left."""
+        first, config = self.state['step'], self.config
+        data = TrainingBatches(
+            self.frames['train'], self.frames.get('synthetic'), config, first, self.num_steps
+        )
+        loader = self.fabric.setup_dataloaders(batches(data, config.data.workers))
+        started, before, recent = time.monotonic(), self.state['seconds'], None
+        with (
+            (self.folder / 'log.jsonl').open('a') as log,
+            tqdm(total=self.num_steps, initial=first, desc='train', unit='step') as bar,
+        ):
+            for batch in loader:
+                if self.progress >= 1:
+                    break
+                lr = learning_rate(self.progress, config.optimiser)
+                loss = self.step(batch, lr)
+                recent = loss if recent is None else 0.98 * recent + 0.02 * loss
+                self.state['seconds'] = before + time.monotonic() - started
+                bar.update()
+                if self.state['step'] % LOG_EVERY == 0:
+                    bar.set_postfix(loss=f'{recent:.3f}', done=f'{self.progress:.0%}')
+                    entry = {'step': self.state['step'], 'loss': round(recent, 5), 'lr': lr}
+                    log.write(json.dumps(entry) + '\n')
+                self._after_step()
+
+    def step(self, batch: dict[str, Tensor], lr: float) -> float:
+        """Take one optimisation step; returns its loss."""
+        # Dropout then depends on the step alone, so a resumed run continues identically.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.state['step'])
+        for group in self.optimiser.param_groups:
             group['lr'] = lr
-        loss = training_loss(network, normalise, batch, weights, config)
-        fabric.backward(loss)
-        fabric.clip_gradients(network, optimiser, max_norm=config.optimiser.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad()
-        averaged.update_parameters(network.module)
-
+        self.network.train()
+        loss = training_loss(self.network, self.normalise, batch, self.class_weights, self.config)
+        self.fabric.backward(loss)
+        self.fabric.clip_gradients(
+            self.network, self.optimiser, max_norm=self.config.optimiser.clip_norm
+        )
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.averaged.update_parameters(self.network.module)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(f'the loss is {value} at step {state["step"]}; lower lr')
-        recent = value if math.isnan(recent) else 0.98 * recent + 0.02 * value
-        state['step'] += 1
-        state['seconds'] = before + time.monotonic() - started
-        bar.update()
-        if state['step'] % 10 == 0:
-            bar.set_postfix(loss=f'{recent:.3f}', lr=f'{lr:.1e}', done=f'{100 * progress:.0f}%')
-            log.write(json.dumps({'step': state['step'], 'loss': recent, 'lr': lr}) + '\n')
-        epoch, within = divmod(state['step'], per_epoch)
-        if within == 0 and config.save_every and epoch % config.save_every == 0:
-            save(progress)
-            log.flush()
-        if within == 0 and config.evaluate_every and epoch % config.evaluate_every == 0:
-            report(averaged_network(averaged, network), normalise, frames, folder, epoch)
-    bar.close()
-    log.close()
-    save(1.0)
-    report(averaged_network(averaged, network), normalise, frames, folder, None)
-    return folder / 'last.safetensors'
+            raise FloatingPointError(
+                f'the loss is {value} at step {self.state["step"]}; continue with a lower lr'
+            )
+        self.state['step'] += 1
+        return value
+
+    def _after_step(self) -> None:
+        epoch, within = divmod(self.state['step'], self.steps_per_epoch)
+        if within:
+            return
+        if self.config.save_every and epoch % self.config.save_every == 0:
+            self.save()
+        if self.config.evaluate_every and epoch % self.config.evaluate_every == 0:
+            self.report(f'epoch {epoch}', f'scores-{epoch:04d}.json')
+
+    def save(self) -> None:
+        """Write the state to resume from, and the averaged weights."""
+        self.fabric.save(self._resume, self.state)
+        config = self.config
+        info = {
+            'network': config.network.name,
+            'options': config.network.options,
+            'statistics': self.normalise.statistics,
+            'width': config.data.width,
+            'height': config.data.height,
+            'step': self.state['step'],
+            'minutes': round(self.state['seconds'] / 60, 1),
+        }
+        save_checkpoint(self.checkpoint, averaged_network(self.averaged, self.network), info)
+
+    def report(self, when: str, file_name: str) -> None:
+        """Score the averaged weights on every test set: a line each, and a JSON file."""
+        network, data = averaged_network(self.averaged, self.network), self.config.data
+        results = {}
+        for name in ('test', 'synthetic_test'):
+            if name not in self.frames:
+                continue
+            results[name] = evaluate_network(
+                network, self.normalise, self.frames[name], (data.width, data.height)
+            )
+            miou, accuracy = results[name]['mIoU'], results[name]['pixel_accuracy']
+            tqdm.write(f'{name} at {when}: mIoU {miou:.4f}, pixel accuracy {accuracy:.4f}')
+        (self.folder / file_name).write_text(json.dumps(results, indent=1))
 
 
 def training_loss(
@@ -204,23 +266,3 @@ def averaged_network(averaged: AveragedModel, network: Any) -> nn.Module:
     for name, buffer in result.named_buffers():
         buffer.copy_(current[name])
     return result.eval()
-
-
-def report(
-    network: nn.Module,
-    normalise: Normaliser,
-    frames: dict[str, CachedFrames],
-    folder: Path,
-    epoch: int | None,
-) -> None:
-    """Score on every test set; prints a line each and writes scores*.json."""
-    results = {}
-    for name in ('test', 'synthetic_test'):
-        if name in frames:
-            results[name] = evaluate_network(network, normalise, frames[name])
-            line = ', '.join(
-                f'{k} {100 * results[name][k]:.2f}' for k in ('mIoU', 'pixel_accuracy')
-            )
-            tqdm.write(f'{name} at epoch {epoch if epoch is not None else "end"}: {line}')
-    suffix = '' if epoch is None else f'-{epoch:04d}'
-    (folder / f'scores{suffix}.json').write_text(json.dumps(results, indent=1))
