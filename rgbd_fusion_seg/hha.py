@@ -152,6 +152,26 @@ def encode_hha(
     return hha
 
 
+def constants() -> dict[str, float | list[float]]:
+    """Return the constants HHA depends on, as a bundle's card records them.
+
+    A network is fed what it was trained on only while these are the card's.
+    """
+    return {
+        'angle_radius_px': ANGLE_RADIUS_PX,
+        'gravity_radius_px': GRAVITY_RADIUS_PX,
+        'gravity_thresholds_deg': list(GRAVITY_THRESHOLDS_DEG),
+        'gravity_iterations': list(GRAVITY_ITERATIONS),
+        'disparity_scale': DISPARITY_SCALE,
+        'min_depth_cm': MIN_DEPTH_CM,
+        'floor_guess_above_cm': FLOOR_GUESS_ABOVE_CM,
+        'floor_guess_cm': FLOOR_GUESS_CM,
+        'angle_offset': ANGLE_OFFSET,
+        'no_normal_deg': NO_NORMAL_DEG,
+        'first_pixel': FIRST_PIXEL,
+    }
+
+
 def _camera(intrinsics: Intrinsics) -> tuple[float, float, float, float]:
     """Return fx, fy, cx, cy for pixels counted from 0, giving the public code's rays."""
     k = intrinsics
