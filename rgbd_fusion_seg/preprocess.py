@@ -1,0 +1,104 @@
+"""From a frame to the two tensors of the network; training makes its inputs here as well."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from rgbd_fusion_seg import depth as depths
+from rgbd_fusion_seg import hha, kernels
+from rgbd_fusion_seg.bundle import TensorInput
+from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.frame import Intrinsics
+
+
+def hha_image(
+    depth: np.ndarray,
+    intrinsics: Intrinsics,
+    width: int,
+    height: int,
+    gravity: np.ndarray | None = None,
+) -> np.ndarray:
+    """Encode a depth image as HHA at the size the network wants.
+
+    Depth is resampled first, so that HHA costs what its size costs; then holes are filled, and
+    the filled pixels are kept out of the normals.
+
+    Args:
+        depth: float32 (H, W) metres; 0 and non-finite = no reading. Without any reading at all
+            the result is the HHA of depth 0: disparity 255, height the camera's own, angle 218.
+        intrinsics: of `depth`.
+        width, height: size of the result in pixels.
+        gravity: (3,) direction of gravity in optical axes; default: estimated from the image.
+
+    Returns:
+        uint8 (height, width, 3): disparity, height, angle.
+    """
+    depth = depths.resize_depth(depth, width, height)
+    missing = ~depths.valid_mask(depth)
+    filled = depths.fill_holes(depth)
+    return hha.encode_hha(filled, intrinsics.resized(width, height), missing, gravity)
+
+
+def rgb_image(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resample a colour image: area averages when shrinking along both axes, else bilinear.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        width, height: size of the result in pixels.
+
+    Returns:
+        uint8 (height, width, 3), the image itself where it has this size already.
+    """
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    shrinks = height <= rgb.shape[0] and width <= rgb.shape[1]
+    return cv2.resize(
+        rgb, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+
+
+def rgb_tensor(
+    rgb: np.ndarray, tensor_input: TensorInput, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Resample and normalise a colour image.
+
+    Args:
+        rgb: uint8 (H, W, 3), any size.
+        tensor_input: size, mean and standard deviation.
+        out: float32 (1, 3, height, width) to write to; new memory costs as much as the work.
+
+    Returns:
+        float32 (1, 3, height, width), ``(pixel - mean) / std``.
+    """
+    return _normalised(rgb_image(rgb, tensor_input.width, tensor_input.height), tensor_input, out)
+
+
+def hha_tensor(
+    image: np.ndarray, tensor_input: TensorInput, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Normalise an HHA image as :func:`rgb_tensor` does a colour image, without resampling.
+
+    HHA is not resampled: averages of its angles and disparities are those of no surface.
+
+    Raises:
+        FrameError: an image of another size.
+    """
+    size = (tensor_input.height, tensor_input.width, 3)
+    if image.shape != size:
+        raise FrameError(
+            f'the HHA image has shape {image.shape} but the network wants {size}; '
+            'make it with hha_image at that size'
+        )
+    return _normalised(image, tensor_input, out)
+
+
+def _normalised(
+    image: np.ndarray, tensor_input: TensorInput, out: np.ndarray | None
+) -> np.ndarray:
+    if out is None:
+        out = np.empty((1, 3, *image.shape[:2]), dtype=np.float32)
+    values = np.arange(256, dtype=np.float32)
+    table = (values - tensor_input.mean[:, None]) / tensor_input.std[:, None]
+    kernels.normalize(np.ascontiguousarray(image), table, out[0])
+    return out
