@@ -16,6 +16,7 @@ from launch_ros.actions import Node
 
 CONFIG = Path(__file__).resolve().parent.parent / 'config'
 CAMERAS = yaml.safe_load((CONFIG / 'cameras.yaml').read_text(encoding='utf-8'))
+# Fast DDS reads the first one from Jazzy on (and warns about the second), the second before.
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 # Our name of a topic -> its key in cameras.yaml and, with _topic, its launch argument.
 TOPICS = {
@@ -53,8 +54,8 @@ def transport_actions() -> list[Action]:
     """Return actions that let Fast DDS carry images, where the user has not set it up."""
     if any(os.environ.get(name) for name in PROFILE_VARIABLES):
         return []
-    profile = str(CONFIG / 'fastdds.xml')
-    return [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES]
+    name = PROFILE_VARIABLES[os.environ.get('ROS_DISTRO') in ('humble', 'iron')]
+    return [SetEnvironmentVariable(name, str(CONFIG / 'fastdds.xml'))]
 
 
 def make_actions(context: LaunchContext) -> list[Action]:

@@ -62,7 +62,7 @@ class SegmentationNode(LifecycleNode):
         self.health = Health(self._log)
         self._rates = Rates()
         self._segmenter: Segmenter | None = None
-        self._publishers: SegmentationPublishers | None = None
+        self._outputs: SegmentationPublishers | None = None
         self._stream: _Stream | None = None
         self._diagnostics = self.create_publisher(
             DiagnosticArray,
@@ -153,7 +153,7 @@ class SegmentationNode(LifecycleNode):
         options = {'num_threads': config.engine.num_threads} if config.engine.num_threads else {}
         self._segmenter = Segmenter(bundle, backend=config.engine.backend, **options)
         self._segmenter.warm_up()
-        self._publishers = SegmentationPublishers(
+        self._outputs = SegmentationPublishers(
             self, bundle, config.output.overlay_alpha, self.complain_about_qos
         )
         self.get_logger().info(
@@ -164,8 +164,8 @@ class SegmentationNode(LifecycleNode):
     def _activate(self) -> None:
         self.health.clear()
         self._rates = Rates()
-        self._stream = _Stream(self, self._segmenter, self._publishers)
-        self._publishers.publish_label_info()
+        self._stream = _Stream(self, self._segmenter, self._outputs)
+        self._outputs.publish_label_info()
         self.get_logger().info(
             f'waiting for {self.topics.color}, {self.topics.depth} and {self.topics.info} '
             f'(paired by {self._stream.sync.matcher_name})'
@@ -177,9 +177,9 @@ class SegmentationNode(LifecycleNode):
             self._stream = None
 
     def _cleanup(self) -> None:
-        if self._publishers is not None:
-            self._publishers.destroy()
-            self._publishers = None
+        if self._outputs is not None:
+            self._outputs.destroy()
+            self._outputs = None
         if self._segmenter is not None:
             self._segmenter.close()
             self._segmenter = None

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from rgbd_fusion_seg.ros_environment import local_environment, rclpy_path
 
-# Before rclpy is imported. Domains up to 101 keep clear of the ports that Linux hands out.
-os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 101)
-os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'  # Iron and later
-os.environ['ROS_LOCALHOST_ONLY'] = '1'  # Humble
-for name in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'):
-    os.environ.setdefault(name, str(ROOT / 'config' / 'fastdds.xml'))
-# ROS from wheels has its ament index in the environment's own prefix.
-os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
+# Before rclpy is initialised. Domains up to 101 keep clear of the ports that Linux hands out.
+if rclpy_path() is not None:
+    os.environ.update(local_environment(domain_id=1 + os.getpid() % 101))
 
 
 @pytest.fixture(scope='session')

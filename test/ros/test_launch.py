@@ -168,7 +168,11 @@ def test_fast_dds_profile_is_set_only_where_unset(load, monkeypatch):
     module = load('segmentation')
     for name in module.PROFILE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    profile = environment(module)['FASTDDS_DEFAULT_PROFILES_FILE']
+    monkeypatch.setenv('ROS_DISTRO', 'humble')
+    assert list(environment(module)) == ['FASTRTPS_DEFAULT_PROFILES_FILE']
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    ((name, profile),) = environment(module).items()
+    assert name == 'FASTDDS_DEFAULT_PROFILES_FILE'
     assert ElementTree.parse(profile).getroot().tag.endswith('dds')
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/my/own.xml')
     assert environment(module) == {}

@@ -1,0 +1,260 @@
+"""Nodes as processes and a client that talks to them, for tests over real DDS."""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array, stamp_to_ns
+
+WAIT_S = 30.0
+"""Patience with a machine that is busy with other things; what works takes a fraction of it."""
+
+
+class NodeProcess:
+    """A node started with ``python -m``, its output in a file.
+
+    Args:
+        module: of the node.
+        parameters: name -> value, as text for ``-p``.
+        namespace: of the node, so that several tests can share a domain.
+        arguments: further ROS arguments.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        parameters: Mapping[str, Any],
+        namespace: str,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        command = [sys.executable, '-m', module, '--ros-args', '-r', f'__ns:={namespace}']
+        for name, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            command += ['-p', f'{name}:={text}']
+        self._file = tempfile.TemporaryFile('w+')  # noqa: SIM115 - closed in stop
+        self._process = subprocess.Popen(
+            [*command, *arguments],
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
+        )
+
+    @property
+    def alive(self) -> bool:
+        """True while the process runs."""
+        return self._process.poll() is None
+
+    def output(self) -> str:
+        """Return what it has written so far."""
+        return os.pread(self._file.fileno(), 1 << 22, 0).decode()
+
+    def wait_for_output(self, text: str) -> None:
+        """Wait until the output contains a text; fail if the process ends before."""
+        deadline = time.monotonic() + WAIT_S
+        while text not in self.output():
+            assert self.alive, f'the process ended:\n{self.output()}'
+            assert time.monotonic() < deadline, f'no {text!r} in:\n{self.output()}'
+            time.sleep(0.02)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        return self._process.wait(WAIT_S)
+
+    def stop(self) -> None:
+        """End it if it still runs."""
+        if self.alive:
+            self.signal(signal.SIGINT)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._file.close()
+
+
+class Client(Node):
+    """Publishes camera messages and collects what the node answers, spun by a thread.
+
+    ``received[topic]`` is a list of (arrival in ns on the ROS clock, message).
+    """
+
+    def __init__(self, context: Any, namespace: str, name: str = 'client') -> None:
+        super().__init__(name, context=context, namespace=namespace)
+        self.received: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        self.statuses: list[Any] = []
+        qos = QoSProfile(depth=5)
+        self.color = self.create_publisher(Image, 'rgb/image_rect_color', qos)
+        self.depth = self.create_publisher(Image, 'depth_registered/image_rect', qos)
+        self.info = self.create_publisher(CameraInfo, 'rgb/camera_info', qos)
+        self.create_subscription(DiagnosticArray, '/diagnostics', self._take_diagnostics, 10)
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def collect(self, topic: str, msg_type: type, qos: QoSProfile | None = None) -> None:
+        """Subscribe to an output."""
+        # Best effort, depth 100: the test itself must lose nothing while it is busy.
+        lossless = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+        self.create_subscription(
+            msg_type,
+            topic,
+            lambda msg: self.received[topic].append((self.now_ns(), msg)),
+            qos or lossless,
+        )
+
+    def now_ns(self) -> int:
+        """Return the ROS time."""
+        return self.get_clock().now().nanoseconds
+
+    def values(self) -> dict[str, str]:
+        """Return the values of the newest diagnostic status of the node in our namespace."""
+        return {kv.key: kv.value for kv in self.statuses[-1].values} if self.statuses else {}
+
+    def wait_for(self, condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> None:
+        """Wait until a condition holds."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f'waited in vain for {what}'
+            time.sleep(0.005)
+
+    def wait_for_matched(self) -> None:
+        """Wait until the node subscribes to all that we publish."""
+        publishers = (self.color, self.depth, self.info)
+        self.wait_for(lambda: all(p.get_subscription_count() for p in publishers), 'subscriptions')
+
+    def wait_for_complaint(self, words: str) -> Any:
+        """Wait for a diagnostic status with a problem that contains some words; return it."""
+
+        def found() -> bool:
+            return any(words in value for value in self._problems())
+
+        self.wait_for(found, f'{words!r} on /diagnostics')
+        return self.statuses[-1]
+
+    def close(self) -> None:
+        """Stop spinning and destroy the node."""
+        self._executor.shutdown()
+        self._thread.join(5)
+        self.destroy_node()
+
+    def _problems(self) -> list[str]:
+        return [v for k, v in self.values().items() if k.startswith('problem')]
+
+    def _take_diagnostics(self, msg: DiagnosticArray) -> None:
+        prefix = self.get_namespace().strip('/') + '/'
+        self.statuses += [s for s in msg.status if s.name.startswith(prefix)]
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass
+
+
+def bare_image(encoding: str, height: int, width: int, step: int, data: bytes) -> Image:
+    """Make an image message of raw parts, as wrong as the test wants."""
+    msg = Image(encoding=encoding, height=height, width=width, step=step)
+    msg.data = array.array('B', data)
+    return msg
+
+
+class Camera:
+    """Makes consistent messages of a flat wall and sends them through a client."""
+
+    def __init__(self, client: Client, width: int = 64, height: int = 48) -> None:
+        self.client = client
+        self.intrinsics = Intrinsics(
+            width * 0.82, width * 0.82, (width - 1) / 2, (height - 1) / 2, width, height
+        )
+        self.frame_id = 'camera_color_optical_frame'
+
+    def color(self, value: int | np.ndarray = 128) -> Image:
+        """Return a colour image: one grey, or an array."""
+        i = self.intrinsics
+        pixels = np.empty((i.height, i.width, 3), np.uint8)
+        pixels[:] = value
+        return self._stamped(msg_from_array(pixels, self.client_header()))
+
+    def depth(self, metres: float | np.ndarray = 2.0) -> Image:
+        """Return a depth image in millimetres."""
+        i = self.intrinsics
+        pixels = np.empty((i.height, i.width), np.uint16)
+        pixels[:] = np.asarray(metres) * 1000
+        return self._stamped(msg_from_array(pixels, self.client_header()))
+
+    def info(self) -> CameraInfo:
+        """Return the calibration."""
+        return info_from_intrinsics(self.intrinsics, self.client_header())
+
+    def client_header(self) -> Any:
+        """Return a header with the frame and no stamp."""
+        from std_msgs.msg import Header
+
+        return Header(frame_id=self.frame_id)
+
+    def send(
+        self,
+        color: Image | None = None,
+        depth: Image | None = None,
+        info: CameraInfo | None = None,
+        stamp_ns: int | None = None,
+    ) -> int:
+        """Publish a pair and its CameraInfo with one stamp, now unless given; return the stamp."""
+        stamp_ns = self.client.now_ns() if stamp_ns is None else stamp_ns
+        messages = (
+            (self.client.info, self.info() if info is None else info),
+            (self.client.color, self.color() if color is None else color),
+            (self.client.depth, self.depth() if depth is None else depth),
+        )
+        for publisher, msg in messages:
+            msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+            if not msg.header.frame_id:
+                msg.header.frame_id = self.frame_id
+            publisher.publish(msg)
+        return stamp_ns
+
+    def send_until(self, condition: Callable[[], Any], what: str, period_s: float = 0.05) -> None:
+        """Publish pairs until a condition holds."""
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, f'waited in vain for {what}'
+            self.send()
+            time.sleep(period_s)
+
+    @staticmethod
+    def _stamped(msg: Image) -> Image:
+        return msg
+
+
+def mask_stamps(client: Client) -> list[int]:
+    """Return the stamps of the masks received so far."""
+    return [stamp_to_ns(m.header.stamp) for _, m in client.received['segmentation/mask']]
+
+
+def repository() -> Path:
+    """Return the root of the source tree."""
+    return Path(__file__).resolve().parents[1]
