@@ -1,0 +1,93 @@
+"""Inference engines: one backend a module, imported only when it is opened or asked after."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.errors import EngineError
+
+BACKENDS = {'onnxruntime': 'rgbd_fusion_seg.engine.onnxruntime'}
+"""Backend name -> module, best first: ``auto`` opens the first that can run here.
+
+A module has ``probe() -> (usable, version or reason)`` and ``open_engine(bundle, **options)``.
+"""
+
+
+class Engine(Protocol):
+    """A network that is ready to run. One thread may use it at a time."""
+
+    name: str
+    """Backend and device, for people: ``onnxruntime (CPU, 4 threads)``."""
+
+    def infer(self, rgb: np.ndarray, hha: np.ndarray) -> np.ndarray:
+        """Run the network.
+
+        Args:
+            rgb, hha: float32 (1, 3, height, width), each of the size on the bundle's card.
+
+        Returns:
+            Logits, float32 (1, K, h, w).
+
+        Raises:
+            EngineError: inputs of another form, a failure of the backend, or a closed engine.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the network and the device; closing again does nothing."""
+        ...
+
+
+class Backend(NamedTuple):
+    """What :func:`available_backends` tells of a backend."""
+
+    name: str
+    usable: bool
+    detail: str
+    """Its version, or why it cannot run here."""
+
+
+def available_backends() -> list[Backend]:
+    """Tell of every backend whether it can run here."""
+    return [Backend(name, *_module(name).probe()) for name in BACKENDS]
+
+
+def open_engine(bundle: ModelBundle, backend: str = 'auto', **options: Any) -> Engine:
+    """Open a bundle's network.
+
+    Args:
+        bundle: the network and its card.
+        backend: one of :data:`BACKENDS`, or ``auto`` for the first that can run here.
+        options: passed to the ``open_engine`` of the backend's module, which documents them.
+
+    Raises:
+        EngineError: an unknown or unusable backend, or an option it does not know.
+        BundleError: a network that is damaged or contradicts its card.
+    """
+    if backend == 'auto':
+        backend = next((b.name for b in available_backends() if b.usable), next(iter(BACKENDS)))
+    if backend not in BACKENDS:
+        raise EngineError(
+            f'there is no inference backend {backend!r}; choose one of: auto, '
+            f'{", ".join(BACKENDS)}'
+        )
+    module = _module(backend)
+    usable, detail = module.probe()
+    if not usable:
+        raise EngineError(f'the backend {backend} cannot run here: {detail}')
+    known = list(inspect.signature(module.open_engine).parameters)[1:]
+    if unknown := sorted(set(options) - set(known)):
+        raise EngineError(
+            f'the backend {backend} has no option {unknown[0]!r}; it knows: {", ".join(known)}'
+        )
+    return module.open_engine(bundle, **options)
+
+
+def _module(backend: str) -> ModuleType:
+    return import_module(BACKENDS[backend])
