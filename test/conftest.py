@@ -27,3 +27,10 @@ def goldens_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f'needs the golden outputs, and {path} is absent')
     return path
+
+
+@pytest.fixture(scope='session')
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a bundle that labels by brightness and height, see bundles.py; do not change it."""
+    bundles = pytest.importorskip('bundles', reason='making bundles needs onnx')
+    return bundles.write_bundle(tmp_path_factory.mktemp('bundles') / 'tiny')

@@ -1,0 +1,107 @@
+"""Makes small real bundles whose labels a test can predict."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+CLASS_NAMES = ('dark low', 'bright low', 'dark high', 'bright high')
+"""Label = (mean of R, G and B above MEAN) + 2 * (HHA height channel above MEAN)."""
+
+MEAN, STD, GAIN, STRIDE = 100.0, 50.0, 8.0, 8
+
+
+def tiny_network(
+    height: int = 48, width: int = 64, num_classes: int = 4, input_names: tuple = ('rgb', 'hha')
+) -> onnx.ModelProto:
+    """Return a network that averages its inputs over 8x8 image pixels and compares with MEAN.
+
+    Like the shipped one it has logits at 1/8, an HHA input of half the size and weights stored
+    as fp16 behind a Cast. Classes beyond the four of CLASS_NAMES never win.
+    """
+    weights = np.zeros((num_classes, 6, 1, 1), dtype=np.float16)
+    for label in range(min(num_classes, 4)):
+        weights[label, :3] = (GAIN if label & 1 else -GAIN) / 3
+        weights[label, 4] = GAIN if label & 2 else -GAIN
+    bias = np.where(np.arange(num_classes) < 4, 0, -100).astype(np.float32)
+    rgb, hha = input_names
+    nodes = [
+        helper.make_node('AveragePool', [rgb], ['colour'], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node('AveragePool', [hha], ['depth'], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node('Concat', ['colour', 'depth'], ['both'], axis=1),
+        helper.make_node('Cast', ['weights_half'], ['weights'], to=TensorProto.FLOAT),
+        helper.make_node('Conv', ['both', 'weights', 'bias'], ['logits']),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        'tiny',
+        [
+            _float_tensor(rgb, (1, 3, height, width)),
+            _float_tensor(hha, (1, 3, height // 2, width // 2)),
+        ],
+        [_float_tensor('logits', (1, num_classes, height // STRIDE, width // STRIDE))],
+        [
+            numpy_helper.from_array(weights, 'weights_half'),
+            numpy_helper.from_array(bias, 'bias'),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def tiny_card(height: int = 48, width: int = 64) -> dict[str, Any]:
+    """Return the card of :func:`tiny_network`, without the hash of its weights."""
+    statistics = {'mean': [MEAN] * 3, 'std': [STD] * 3}
+    return {
+        'format': 1,
+        'name': 'tiny',
+        'summary': 'Tells bright from dark and high from low.',
+        'network': {'name': 'tiny'},
+        'inputs': {
+            'rgb': {'height': height, 'width': width, **copy.deepcopy(statistics)},
+            'hha': {'height': height // 2, 'width': width // 2, **copy.deepcopy(statistics)},
+        },
+        'output': {'stride': STRIDE},
+        'depth': {'range_m': [0.5, 8.0]},
+        'classes': [
+            {'name': name, 'color': [60 * i, 255 - 60 * i, 30 + 40 * i]}
+            for i, name in enumerate(CLASS_NAMES)
+        ],
+        'weights': {'file': 'model.onnx'},
+        'training': {},
+        'metrics': {},
+    }
+
+
+def write_bundle(
+    folder: Path,
+    card: dict[str, Any] | None = None,
+    network: onnx.ModelProto | bytes | None = None,
+) -> Path:
+    """Write a bundle with the right hash into a new folder and return the folder.
+
+    Args:
+        folder: must not exist.
+        card: default: :func:`tiny_card`.
+        network: a model, or bytes that need not be one; default: :func:`tiny_network`.
+    """
+    card = copy.deepcopy(tiny_card() if card is None else card)
+    network = tiny_network() if network is None else network
+    data = network if isinstance(network, bytes) else network.SerializeToString()
+    folder.mkdir(parents=True)
+    (folder / 'model.onnx').write_bytes(data)
+    card['weights'].setdefault('sha256', hashlib.sha256(data).hexdigest())
+    (folder / 'model.yaml').write_text(yaml.safe_dump(card), encoding='utf-8')
+    return folder
+
+
+def _float_tensor(name: str, shape: tuple[int | str, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
