@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, JumpHandle, JumpThreshold
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
 from rgbd_fusion_seg import kernels
@@ -30,6 +32,7 @@ from rgbd_fusion_seg.ros.diagnostics import ERROR, Health, Rates
 from rgbd_fusion_seg.ros.parameters import (
     SegmentationConfig,
     declare_parameters,
+    parameter_names,
     read_parameters,
 )
 from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor, Topics
@@ -47,6 +50,11 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
 
 
+COLOR_TOPIC = 'rgb/image_rect_color'
+DEPTH_TOPIC = 'depth_registered/image_rect'
+INFO_TOPIC = 'rgb/camera_info'
+
+
 class SegmentationNode(LifecycleNode):
     """Wires subscriptions, synchroniser, segmenter, publishers and diagnostics together."""
 
@@ -55,9 +63,9 @@ class SegmentationNode(LifecycleNode):
         declare_parameters(self, SegmentationConfig)
         self.config = read_parameters(self, SegmentationConfig)
         self.topics = Topics(
-            color=self.resolve_topic_name('rgb/image_rect_color'),
-            depth=self.resolve_topic_name('depth_registered/image_rect'),
-            info=self.resolve_topic_name('rgb/camera_info'),
+            color=self.resolve_topic_name(COLOR_TOPIC),
+            depth=self.resolve_topic_name(DEPTH_TOPIC),
+            info=self.resolve_topic_name(INFO_TOPIC),
         )
         self.health = Health(self._log)
         self._rates = Rates()
@@ -70,6 +78,7 @@ class SegmentationNode(LifecycleNode):
             QoSProfile(depth=5),
             qos_overriding_options=qos_overrides(),
         )
+        self.add_on_set_parameters_callback(self._allow_parameters)
         # A steady clock: with use_sim_time and no /clock, silence must still be reported.
         self.create_timer(
             self.config.output.diagnostics_period_s,
@@ -151,7 +160,12 @@ class SegmentationNode(LifecycleNode):
         self.get_logger().info('preparing kernels (the first time ever they are compiled)')
         kernels.warm_up()
         options = {'num_threads': config.engine.num_threads} if config.engine.num_threads else {}
-        self._segmenter = Segmenter(bundle, backend=config.engine.backend, **options)
+        self._segmenter = Segmenter(
+            bundle,
+            backend=config.engine.backend,
+            min_confidence=config.output.min_confidence,
+            **options,
+        )
         self._segmenter.warm_up()
         self._outputs = SegmentationPublishers(
             self, bundle, config.output.overlay_alpha, self.complain_about_qos
@@ -184,6 +198,18 @@ class SegmentationNode(LifecycleNode):
             self._segmenter.close()
             self._segmenter = None
 
+    def _allow_parameters(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
+        """Refuse changes that would have no effect, instead of accepting them in silence."""
+        ours = parameter_names(SegmentationConfig)
+        late = [p.name for p in parameters if p.name in ours]
+        if not late or self._segmenter is None:
+            return SetParametersResult(successful=True)
+        return SetParametersResult(
+            successful=False,
+            reason=f'{", ".join(late)} is read when the node is configured: deactivate and clean '
+            'it up, set the parameter, then configure and activate it',
+        )
+
     def _report(self) -> None:
         """Publish a DiagnosticArray; complain first when no pair comes."""
         values, ok_message = {}, 'inactive'
@@ -195,6 +221,8 @@ class SegmentationNode(LifecycleNode):
             values |= self._rates.update(self._stream.counters())
             values |= diagnostics.synchroniser_values(self._stream.sync)
             ok_message = f'{values["masks Hz"]} masks/s'
+            if self.config.output.lazy and not self._outputs.wanted():
+                ok_message = 'idle: nobody subscribes to segmentation/*'
         status = diagnostics.make_status(
             f'{self.get_fully_qualified_name()[1:]}: segmentation',
             values.get('engine', ''),
@@ -260,9 +288,9 @@ class _Stream:
             name='inference',
         )
         self._subscriptions = [
-            self._subscribe(Image, node.topics.color, self.sync.add_color),
-            self._subscribe(Image, node.topics.depth, self.sync.add_depth),
-            self._subscribe(CameraInfo, node.topics.info, self._take_info),
+            self._subscribe(Image, COLOR_TOPIC, self.sync.add_color),
+            self._subscribe(Image, DEPTH_TOPIC, self.sync.add_depth),
+            self._subscribe(CameraInfo, INFO_TOPIC, self._take_info),
         ]
         self._jump_handle = self._watch_clock()
 
@@ -303,12 +331,14 @@ class _Stream:
             )
 
     def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> Any:
+        name = self._node.resolve_topic_name(topic)
         return self._node.create_subscription(
             msg_type,
             topic,
             callback,
-            qos_profile_sensor_data,
-            event_callbacks=subscription_events(topic, self._node.complain_about_qos),
+            # As the SensorData profile, but one of its own: overrides are written into it.
+            QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT),
+            event_callbacks=subscription_events(name, self._node.complain_about_qos),
             qos_overriding_options=qos_overrides(),
         )
 

@@ -133,11 +133,17 @@ class OutputConfig:
     lazy: bool = setting(
         True, 'Run the network only while somebody subscribes to one of the outputs.'
     )
+    min_confidence: int = setting(
+        0,
+        'Label pixels below this confidence (0..255) as 255, unlabelled.',
+        minimum=0,
+        maximum=255,
+    )
     overlay_alpha: float = setting(
         0.5, 'Weight of the class colours in segmentation/overlay.', minimum=0.0, maximum=1.0
     )
     diagnostics_period_s: float = setting(
-        1.0, 'Seconds between messages on /diagnostics.', minimum=0.1, maximum=60.0
+        1.0, 'Seconds between messages on /diagnostics, read at start.', minimum=0.1, maximum=60.0
     )
 
 
@@ -186,6 +192,11 @@ def declare_parameters(node: Node, config: type) -> None:
     """
     for name, entry, default in _settings(config):
         node.declare_parameter(name, default, _descriptor(entry))
+
+
+def parameter_names(config: type) -> set[str]:
+    """Return the full names of all settings of a config dataclass."""
+    return {name for name, _, _ in _settings(config)}
 
 
 def read_parameters(node: Node, config: type[Config]) -> Config:

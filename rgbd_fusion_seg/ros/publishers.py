@@ -92,23 +92,17 @@ class SegmentationPublishers:
     ) -> None:
         self._node, self._bundle, self._alpha = node, bundle, overlay_alpha
         self._complain = complain
-        images = QoSProfile(depth=OUTPUT_QOS_DEPTH)
-        latched = QoSProfile(
-            depth=1,
-            reliability=QoSReliabilityPolicy.RELIABLE,
-            durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
-        )
-        self.mask = self._create(Image, 'segmentation/mask', images)
-        self.confidence = self._create(Image, 'segmentation/confidence', images)
-        self.overlay = self._create(Image, 'segmentation/overlay', images)
-        self.color = self._create(Image, 'segmentation/color', images)
-        self.camera_info = self._create(CameraInfo, 'segmentation/camera_info', images)
-        self.label_info_json = self._create(String, 'segmentation/label_info_json', latched)
+        self.mask = self._create(Image, 'segmentation/mask')
+        self.confidence = self._create(Image, 'segmentation/confidence')
+        self.overlay = self._create(Image, 'segmentation/overlay')
+        self.color = self._create(Image, 'segmentation/color')
+        self.camera_info = self._create(CameraInfo, 'segmentation/camera_info')
+        self.label_info_json = self._create(String, 'segmentation/label_info_json', latched=True)
         self.label_info = None
         self._vision_msgs = _load_vision_msgs()
         if self._vision_msgs is not None:
             self.label_info = self._create(
-                self._vision_msgs.LabelInfo, 'segmentation/label_info', latched
+                self._vision_msgs.LabelInfo, 'segmentation/label_info', latched=True
             )
 
     def wanted(self) -> bool:
@@ -168,8 +162,16 @@ class SegmentationPublishers:
             if publisher is not None:
                 self._node.destroy_lifecycle_publisher(publisher)
 
-    def _create(self, msg_type: type, topic: str, qos: QoSProfile) -> Any:
+    def _create(self, msg_type: type, topic: str, *, latched: bool = False) -> Any:
         name = self._node.resolve_topic_name(topic)
+        # One profile for each, because overrides are written into it.
+        qos = QoSProfile(
+            depth=1 if latched else OUTPUT_QOS_DEPTH,
+            reliability=QoSReliabilityPolicy.RELIABLE,
+            durability=(
+                QoSDurabilityPolicy.TRANSIENT_LOCAL if latched else QoSDurabilityPolicy.VOLATILE
+            ),
+        )
         return self._node.create_lifecycle_publisher(
             msg_type,
             topic,

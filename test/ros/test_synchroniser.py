@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.ros.synchroniser import BuiltinMatcher, Synchroniser
 
+try:
+    from builtin_interfaces.msg import Time  # message_filters insists on it
+except ImportError:
+    Time = SimpleNamespace
+
 MS = 1_000_000
 
 
 def message(stamp_ns: int, label: str = ''):
-    stamp = SimpleNamespace(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+    stamp = Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
     return SimpleNamespace(header=SimpleNamespace(stamp=stamp), stamp_ns=stamp_ns, label=label)
 
 

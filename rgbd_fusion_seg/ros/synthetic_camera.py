@@ -1,0 +1,150 @@
+"""``synthetic_camera``: publishes a walk through a rendered room as an RGB-D camera would.
+
+The walk is rendered before publishing starts and then played to and fro, so that publishing
+costs next to nothing and leaves the processor to whoever segments the images.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array
+from rgbd_fusion_seg.ros.parameters import (
+    SyntheticCameraConfig,
+    declare_parameters,
+    read_parameters,
+)
+from rgbd_fusion_seg.ros.process import run_node
+from rgbd_fusion_seg.synthetic.scene import KINECT, Room
+from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
+
+QOS_DEPTH = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shot:
+    """Ready messages of one view; only their headers change while they are played."""
+
+    rgb: Image
+    depth: Image
+    mask: Image
+
+
+class SyntheticCamera(Node):
+    """Publishes colour, depth, CameraInfo of both, and the true labels, all with one stamp."""
+
+    def __init__(self) -> None:
+        super().__init__('synthetic_camera')
+        declare_parameters(self, SyntheticCameraConfig)
+        self.config = read_parameters(self, SyntheticCameraConfig)
+        self.intrinsics = camera_intrinsics(self.config.width, self.config.height)
+        self._shots: list[Shot] = []
+        self._index = 0
+        qos = QoSProfile(depth=QOS_DEPTH)
+        self._rgb = self.create_publisher(Image, 'rgb/image_rect_color', qos)
+        self._rgb_info = self.create_publisher(CameraInfo, 'rgb/camera_info', qos)
+        self._depth = self.create_publisher(Image, 'depth_registered/image_rect', qos)
+        self._depth_info = self.create_publisher(CameraInfo, 'depth_registered/camera_info', qos)
+        self._mask = self.create_publisher(Image, 'ground_truth/mask', qos)
+
+    def start(self) -> None:
+        """Render the walk, then publish it at the configured rate."""
+        number = self.config.num_frames
+        for count, shot in enumerate(render_walk(self.config, self.intrinsics), start=1):
+            self._shots.append(shot)
+            if count % max(1, number // 10) == 0 or count == number:
+                self.get_logger().info(f'rendered {count} of {number} images')
+        self.create_timer(
+            1.0 / self.config.rate_hz, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        self.get_logger().info(
+            f'publishing {self.config.width}x{self.config.height} at {self.config.rate_hz:g} Hz '
+            f'on {self._rgb.topic_name} and {self._depth.topic_name}'
+        )
+
+    def publish(self) -> None:
+        """Publish the next view, stamped now."""
+        shot = self._shots[ping_pong(self._index, len(self._shots))]
+        self._index += 1
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self.config.frame_id)
+        shot.rgb.header = shot.depth.header = shot.mask.header = header
+        info = info_from_intrinsics(self.intrinsics, header)
+        self._rgb_info.publish(info)
+        self._rgb.publish(shot.rgb)
+        self._depth.publish(shot.depth)
+        self._depth_info.publish(info)
+        if self._mask.get_subscription_count():
+            self._mask.publish(shot.mask)
+
+    def stop(self) -> None:
+        """Free the rendered images."""
+        self._shots.clear()
+
+
+def camera_intrinsics(width: int, height: int) -> Intrinsics:
+    """Return a Kinect's field of view at another width, with square pixels."""
+    focal = KINECT.fx * width / KINECT.width
+    return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2, width, height)
+
+
+def render_walk(config: SyntheticCameraConfig, intrinsics: Intrinsics) -> Iterator[Shot]:
+    """Render the messages of a walk through the room of a seed, one after the other."""
+    room = Room.random(config.seed)
+    rng = np.random.default_rng(config.seed)
+    header = Header(frame_id=config.frame_id)
+    for pose in room.trajectory(config.seed, config.num_frames, config.rate_hz):
+        view = room.render(pose, intrinsics)
+        depth = view.depth
+        if config.noise:
+            depth = simulate_kinect(depth, intrinsics, rng, view.labels)
+        yield Shot(
+            rgb=msg_from_array(view.rgb, header),
+            depth=msg_from_array(encode_depth(depth, config.depth_encoding), header),
+            mask=msg_from_array(view.labels, header),
+        )
+
+
+def encode_depth(depth: np.ndarray, encoding: str) -> np.ndarray:
+    """Encode metres as REP 118 asks: uint16 millimetres with 0, or float32 with NaN, for none.
+
+    Args:
+        depth: float32 (H, W) metres, 0 or non-finite = no reading.
+        encoding: ``16UC1`` or ``32FC1``.
+    """
+    missing = ~((depth > 0) & np.isfinite(depth))
+    if encoding == '32FC1':
+        return np.where(missing, np.float32(np.nan), depth).astype(np.float32)
+    millimetres = np.where(missing, 0.0, np.rint(depth * 1000.0))
+    return np.where(millimetres > np.iinfo(np.uint16).max, 0.0, millimetres).astype(np.uint16)
+
+
+def ping_pong(index: int, count: int) -> int:
+    """Return the place in 0..count-1 at a step of an endless walk to and fro.
+
+    >>> [ping_pong(i, 3) for i in range(7)]
+    [0, 1, 2, 1, 0, 1, 2]
+    """
+    if count == 1:
+        return 0
+    place = index % (2 * count - 2)
+    return min(place, 2 * count - 2 - place)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node; returns the exit code."""
+    return run_node(SyntheticCamera, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
