@@ -272,7 +272,7 @@ def _shelf(rng: Generator, label: str, bookish: float) -> Assembly:
             objects.row_of_books(piece, rng, -w / 2 + 0.04, w / 2 - 0.04, d, z + 0.022, 0.3)
         else:
             objects.clutter(piece, rng, (-w / 2 + 0.06, w / 2 - 0.06, -d / 2, d / 2), z + 0.022,
-                            int(rng.integers(2, 6)), 0.28)  # fmt: skip
+                            int(rng.integers(3, 9)), 0.28)  # fmt: skip
     objects.clutter(piece, rng, (-w / 2, w / 2, -d / 2, d / 2), h - 0.003, int(rng.integers(0, 3)))
     return piece
 
@@ -350,6 +350,48 @@ def plant(rng: Generator) -> Assembly:
         x, y = rng.uniform(-0.13, 0.13, 2)
         piece.ellipsoid('otherprop', (x, y, rng.uniform(0.3, h - 0.3)), (0.26, 0.2, 0.28), green,
                         yaw=rng.uniform(0, 3), tilt=rng.uniform(-0.6, 0.6))  # fmt: skip
+    return piece
+
+
+def ottoman(rng: Generator) -> Assembly:
+    """Upholstered stool."""
+    w, h = rng.uniform(0.45, 0.7), rng.uniform(0.38, 0.46)
+    piece = Assembly('ottoman', w, w, h)
+    cover = finishes.fabric(rng)
+    if rng.random() < 0.5:
+        piece.cylinder('otherfurniture', (0, 0, 0.05), (w, w, h - 0.05), cover)
+    else:
+        piece.box('otherfurniture', (0, 0, 0.08), (w, w, h - 0.08), cover)
+    _legs(piece, 'otherfurniture', w * 0.65, w * 0.65, 0.08, 0.05, finishes.wood(rng))
+    return piece
+
+
+def fireplace(rng: Generator) -> Assembly:
+    """Chimney piece with a mantel."""
+    w, h = rng.uniform(1.2, 1.6), rng.uniform(1.05, 1.25)
+    piece = Assembly('fireplace', w, 0.4, h + 0.3)
+    surround, soot = finishes.stone(rng), finishes.plain(rng, (0.02, 0.02, 0.02))
+    for x in (-1, 1):
+        piece.box(
+            'otherstructure', (x * (w / 2 - 0.2), -0.03, 0), (0.36, 0.34, h - 0.06), surround
+        )
+    piece.box('otherstructure', (0, -0.03, h - 0.4), (w - 0.7, 0.34, 0.34), surround)
+    piece.box('otherstructure', (0, -0.15, 0), (w - 0.7, 0.05, h - 0.4), soot)
+    piece.box('otherstructure', (0, 0, h - 0.06), (w, 0.4, 0.06), finishes.wood_or_paint(rng))
+    objects.clutter(piece, rng, (-w / 2, w / 2, -0.2, 0.2), h, 4, 0.3)
+    return piece
+
+
+def radiator(rng: Generator) -> Assembly:
+    """Ribbed radiator."""
+    ribs = int(rng.integers(8, 16))
+    w = 0.07 * ribs
+    piece = Assembly('radiator', w, 0.14, 0.72)
+    white = finishes.plain(rng, (0.75, 0.74, 0.7))
+    piece.box('otherstructure', (0, -0.01, 0.16), (w, 0.05, 0.5), white)
+    for k in range(ribs):
+        piece.box('otherstructure', ((k - (ribs - 1) / 2) * 0.07, 0, 0.12), (0.05, 0.13, 0.58),
+                  white)  # fmt: skip
     return piece
 
 

@@ -117,6 +117,13 @@ class Plan:
             part = build(self.rng)
             self.against_wall(part, self.rng.uniform(1.45, 1.65) - part.size[2] / 2)
 
+    def fill(self, share: float, *builders: Callable[[Generator], Assembly]) -> None:
+        """Put pieces drawn from these against walls until none fits or chance says stop."""
+        while self.rng.random() < share:
+            build = builders[self.rng.integers(len(builders))]
+            if self.against_wall(build(self.rng)) is None:
+                return
+
     def floor_things(self, count: int) -> None:
         """Leave bags, boxes, clothes and bins on the floor."""
         things = (
@@ -214,6 +221,11 @@ def _bedroom(plan: Plan) -> None:
     plan.maybe(0.3, furniture.armchair)
     plan.maybe(0.3, furniture.floor_lamp, corner=True)
     plan.wall_hangings(int(rng.random() < 0.4), objects.mirror)
+    plan.wall_hangings(int(rng.random() < 0.3), objects.coat_hooks)
+    plan.fill(
+        0.6, furniture.dresser, furniture.chair, furniture.bookshelf, furniture.ottoman,
+        furniture.shelves, furniture.radiator, furniture.cabinet, furniture.plant,
+    )  # fmt: skip
 
 
 def _living_room(plan: Plan) -> None:
@@ -228,9 +240,15 @@ def _living_room(plan: Plan) -> None:
     plan.maybe(0.5, furniture.floor_lamp, corner=True)
     plan.maybe(0.5, furniture.plant, corner=True)
     plan.maybe(0.4, furniture.cabinet)
-    plan.maybe(0.3, furniture.shelves)
-    if rng.random() < 0.4:
+    plan.maybe(0.25, furniture.fireplace)
+    if rng.random() < 0.5:
         plan.anywhere(furniture.dining_set(rng))
+    if rng.random() < 0.4:
+        plan.anywhere(furniture.ottoman(rng), 0.4)
+    plan.fill(
+        0.65, furniture.armchair, furniture.bookshelf, furniture.shelves, furniture.cabinet,
+        furniture.chair, furniture.radiator, furniture.plant, furniture.sofa,
+    )  # fmt: skip
 
 
 def _kitchen(plan: Plan) -> None:
@@ -246,8 +264,11 @@ def _kitchen(plan: Plan) -> None:
     if not plan.anywhere(furniture.dining_set(rng)):
         plan.anywhere(furniture.table(rng, 0.8, 0.8, 0.75))
     plan.windows(1 + (rng.random() < 0.3))
-    plan.maybe(0.4, furniture.shelves)
-    plan.maybe(0.3, furniture.cabinet)
+    plan.wall_hangings(int(rng.random() < 0.4), wet_rooms.towel_rail)
+    plan.fill(
+        0.6, furniture.shelves, furniture.cabinet, furniture.radiator, furniture.chair,
+        furniture.shelves,
+    )  # fmt: skip
 
 
 def _office(plan: Plan) -> None:
@@ -261,9 +282,13 @@ def _office(plan: Plan) -> None:
     plan.maybe(0.6, furniture.shelves)
     plan.maybe(0.6, furniture.cabinet)
     plan.maybe(0.3, furniture.plant, corner=True)
-    plan.maybe(0.4, furniture.chair)
     if rng.random() < 0.4:
         plan.anywhere(furniture.dining_set(rng))
+    plan.wall_hangings(int(rng.random() < 0.3), objects.coat_hooks)
+    plan.fill(
+        0.65, furniture.bookshelf, furniture.shelves, furniture.cabinet, furniture.chair,
+        furniture.radiator, furniture.desk, objects.cardboard_box,
+    )  # fmt: skip
 
 
 def _dining_room(plan: Plan) -> None:
@@ -276,8 +301,12 @@ def _dining_room(plan: Plan) -> None:
     plan.maybe(0.5, furniture.armchair)
     plan.maybe(0.4, furniture.floor_lamp, corner=True)
     plan.maybe(0.4, furniture.sofa)
-    plan.maybe(0.4, furniture.chair)
     plan.wall_hangings(int(rng.random() < 0.4), objects.mirror)
+    plan.maybe(0.2, furniture.fireplace)
+    plan.fill(
+        0.65, furniture.chair, furniture.cabinet, furniture.shelves, furniture.radiator,
+        furniture.plant, furniture.dresser,
+    )  # fmt: skip
 
 
 def _bathroom(plan: Plan) -> None:
@@ -320,6 +349,11 @@ def furnish(rng: Generator, kind: str | None) -> tuple[str, Plan]:
     programme(plan)
     pictures = 1 if kind == 'bathroom' else int(rng.integers(1, 5))
     plan.wall_hangings(pictures, objects.picture)
-    plan.floor_things(int(rng.integers(0, 2 if kind == 'bathroom' else 5)))
+    if kind != 'bathroom':
+        plan.wall_hangings(int(rng.random() < 0.3), objects.wall_shelf)
+        plan.wall_hangings(int(rng.random() < 0.3), objects.clock)
+        if rng.random() < 0.08:
+            plan.anywhere(objects.person(rng), np.pi)
+    plan.floor_things(int(rng.integers(0, 2 if kind == 'bathroom' else 7)))
     plan.lamps()
     return kind, plan

@@ -2,8 +2,8 @@
 
 The scene does not move, so irradiance is sampled at the nodes of a grid on each of a
 primitive's six faces and interpolated for the pixels. Direct light is Lambert's cosine over the
-squared distance, sampled over the lamp's area; ambient light is the share of a hemisphere that
-is open within AMBIENT_RANGE_M.
+squared distance, sampled over the lamp's area; what the walls throw back is taken as even all
+over the room, and weighed by the share of a hemisphere that is open within AMBIENT_RANGE_M.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _CYLINDER, _ELLIPSOID, _ROOM = int(Shape.CYLINDER), int(Shape.ELLIPSOID), int(Sh
 AMBIENT_RANGE_M = 1.2
 NODE_SPACING_M = {'room': 0.09, 'furniture': 0.14}
 _INSET_M = 0.008  # nodes stay clear of edges, where two faces would shadow each other by round-off
+_BOUNCE = 0.6  # mean reflectance of a room over one minus it, less what windows let out
 _LIFT_M = 0.002  # shadow rays start this far above the surface
 
 _jit = numba.njit(cache=True, nogil=True, error_model='numpy', fastmath={'contract', 'reassoc'})
@@ -70,11 +71,14 @@ def bake(solids: Solids, lights: list[Light], ambient: tuple[float, float, float
             size[:, 2 * axis : 2 * axis + 2, side] = np.clip(nodes, 2, 96)[:, None]
     counts = size.prod(axis=2)
     first = (np.cumsum(counts) - counts.ravel()).reshape(-1, 6)
-    irradiance = np.zeros((int(counts.sum()), 3), np.float32)
-    lamp = np.array([(s.position, s.right, s.up, s.normal, s.color) for s in lights])
-    _bake(solids, lamp.reshape(-1, 5, 3), np.array(ambient), _hemisphere(16), first, size,
-          irradiance)  # fmt: skip
-    return Lightmap(first, size, irradiance)
+    lamps = np.array([(s.position, s.right, s.up, s.normal, s.color) for s in lights])
+    direct = np.zeros((int(counts.sum()), 3), np.float32)
+    openness = np.zeros(len(direct), np.float32)
+    _bake(solids, lamps.reshape(-1, 5, 3), _hemisphere(16), first, size, direct, openness)
+    shell = direct[np.repeat(room, counts.sum(axis=1))]
+    bounced = _BOUNCE * (shell.mean(axis=0) if len(shell) else 0.0)
+    irradiance = direct + openness[:, None] * (np.array(ambient) + bounced)
+    return Lightmap(first, size, irradiance.astype(np.float32))
 
 
 def _hemisphere(count: int) -> np.ndarray:
@@ -224,11 +228,11 @@ def _openness(
 def _bake(
     solids: Solids,
     lamps: np.ndarray,
-    ambient: np.ndarray,
     directions: np.ndarray,
     first: np.ndarray,
     size: np.ndarray,
-    irradiance: np.ndarray,
+    direct: np.ndarray,
+    openness: np.ndarray,
 ) -> None:
     nearby, node = np.empty(solids.shape.size, np.int64), np.empty((2, 3))
     for p in range(solids.shape.size):
@@ -242,13 +246,11 @@ def _bake(
                     s, t = (2.0 * i / (nu - 1) - 1.0) * su, (2.0 * j / (nv - 1) - 1.0) * sv
                     _node(solids, p, face, s, t, node)
                     row = first[p, face] + j * nu + i
-                    diffuse = _openness(solids, directions, node, nearby)
-                    for k in range(3):
-                        irradiance[row, k] = ambient[k] * diffuse
+                    openness[row] = _openness(solids, directions, node, nearby)
                     for n in range(len(lamps)):
-                        direct = _direct(solids, lamps[n], node, nearby)
+                        light = _direct(solids, lamps[n], node, nearby)
                         for k in range(3):
-                            irradiance[row, k] += lamps[n, 4, k] * direct
+                            direct[row, k] += lamps[n, 4, k] * light
 
 
 @_jit

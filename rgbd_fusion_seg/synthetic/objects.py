@@ -140,11 +140,82 @@ def clothes(piece: Assembly, rng: Generator, position: Position) -> None:
 
 
 def bag(rng: Generator) -> Assembly:
-    """Bag or rucksack on the floor."""
-    part = Assembly('bag', 0.4, 0.32, 0.45)
+    """Rucksack or shopping bag on the floor."""
+    part = Assembly('bag', 0.42, 0.32, 0.55)
     cloth = finishes.fabric(rng)
-    part.ellipsoid('bag', (0, 0, -0.03), (0.36, 0.26, 0.46), cloth, tilt=0.1)
-    part.box('bag', (0, 0.09, 0.04), (0.22, 0.09, 0.17), cloth)
+    if rng.random() < 0.5:
+        dark = finishes.plain(rng, (0.04, 0.04, 0.04))
+        part.box('bag', (0, 0, 0), (0.3, 0.16, 0.34), cloth, tilt=0.08)
+        part.cylinder('bag', (0, -0.015, 0.2), (0.3, 0.16, 0.16), cloth, yaw=np.pi / 2,
+                      tilt=np.pi / 2)  # fmt: skip
+        part.ellipsoid('bag', (0, 0.08, 0.02), (0.24, 0.12, 0.2), cloth)
+        part.box('bag', (0, -0.02, 0.4), (0.05, 0.02, 0.1), dark)
+    else:
+        w, h = rng.uniform(0.28, 0.38), rng.uniform(0.26, 0.36)
+        part.box('bag', (0, 0, 0), (w, 0.13, h), cloth, tilt=0.05)
+        for y in (-0.06, 0.06):
+            for x in (-0.07, 0.07):
+                part.box('bag', (x, y, h - 0.02), (0.02, 0.012, 0.15), cloth)
+            part.box('bag', (0, y, h + 0.12), (0.16, 0.012, 0.02), cloth)
+    return part
+
+
+def wall_shelf(rng: Generator) -> Assembly:
+    """Board on the wall with books and things on it."""
+    w = rng.uniform(0.6, 1.3)
+    part = Assembly('wall shelf', w, 0.24, 0.36)
+    part.box('shelves', (0, 0, 0), (w, 0.24, 0.03), finishes.wood_or_paint(rng))
+    if rng.random() < 0.5:
+        row_of_books(part, rng, -w / 2 + 0.02, w / 2 - 0.1, 0.24, 0.03, 0.26)
+    else:
+        clutter(part, rng, (-w / 2, w / 2, -0.12, 0.12), 0.03, 5, 0.32)
+    return part
+
+
+def coat_hooks(rng: Generator) -> Assembly:
+    """Coats on a rail."""
+    count = int(rng.integers(2, 5))
+    part = Assembly('coats', 0.3 * count, 0.2, 1.1)
+    part.box('otherprop', (0, -0.08, 1.02), (0.3 * count, 0.03, 0.07), finishes.wood(rng))
+    for k in range(count):
+        h = rng.uniform(0.6, 0.95)
+        part.ellipsoid('clothes', ((k - (count - 1) / 2) * 0.28, -0.01, 1.03 - h),
+                       (rng.uniform(0.28, 0.36), 0.16, h), finishes.fabric(rng))  # fmt: skip
+    return part
+
+
+def clock(rng: Generator) -> Assembly:
+    """Round clock on the wall."""
+    part = Assembly('clock', 0.32, 0.04, 0.32)
+    rim, dark = finishes.wood_or_paint(rng), finishes.plain(rng, (0.03, 0.03, 0.03))
+    white = finishes.plain(rng, (0.8, 0.8, 0.78))
+    part.cylinder('otherprop', (0, -0.006, 0.145), (0.32, 0.32, 0.025), rim, tilt=np.pi / 2)
+    part.cylinder('otherprop', (0, 0.0, 0.145), (0.28, 0.28, 0.025), white, tilt=np.pi / 2)
+    part.box('otherprop', (0, 0.012, 0.155), (0.012, 0.006, 0.11), dark)
+    part.box('otherprop', (0.035, 0.012, 0.152), (0.08, 0.006, 0.012), dark)
+    return part
+
+
+def person(rng: Generator) -> Assembly:
+    """Somebody standing."""
+    h = rng.uniform(1.6, 1.85)
+    part = Assembly('person', 0.6, 0.45, h)
+    trousers, shirt = finishes.fabric(rng), finishes.fabric(rng)
+    skin = finishes.plain(rng, ((0.55, 0.36, 0.26), (0.30, 0.18, 0.11))[rng.integers(2)])
+    hair = finishes.plain(rng, (0.05, 0.035, 0.025))
+    hip = 0.5 * h
+    for x in (-0.1, 0.1):
+        part.ellipsoid('person', (x, 0.06, 0), (0.1, 0.27, 0.09), hair)
+        part.cylinder('person', (x, 0, 0.05), (0.15, 0.16, hip - 0.05), trousers)
+    part.ellipsoid('person', (0, 0, hip - 0.08), (0.36, 0.24, 0.2), trousers)
+    part.ellipsoid('person', (0, 0, hip - 0.06), (0.42, 0.25, 0.86 * h - hip), shirt)
+    part.box('person', (0, 0, hip), (0.34, 0.18, 0.22 * h), shirt)
+    for side in (-1, 1):
+        part.ellipsoid('person', (side * 0.23, 0.02, 0.56 * h), (0.11, 0.13, 0.27 * h), shirt)
+        part.ellipsoid('person', (side * 0.24, 0.05, 0.42 * h), (0.08, 0.09, 0.2 * h), skin)
+    part.cylinder('person', (0, 0, 0.8 * h), (0.1, 0.1, 0.09 * h), skin)
+    part.ellipsoid('person', (0, 0.02, 0.86 * h), (0.16, 0.19, 0.135 * h), skin)
+    part.ellipsoid('person', (0, -0.015, 0.88 * h), (0.175, 0.19, 0.125 * h), hair)
     return part
 
 

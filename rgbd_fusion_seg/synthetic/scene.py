@@ -23,7 +23,7 @@ KINECT = Intrinsics(525.0, 525.0, 319.5, 239.5, 640, 480)
 """Colour camera of a Kinect v1 as its drivers assume it without calibration."""
 
 _SHELL = (LABEL['wall'], LABEL['floor'], LABEL['ceiling'])
-_AMBIENT = (0.24, 0.23, 0.22)
+_AMBIENT = (0.06, 0.06, 0.06)
 _NOISE_LEVELS = 2.5  # standard deviation of the colour noise, in grey levels
 _PREVIEW = Intrinsics(30.0, 30.0, 19.5, 14.5, 40, 30)
 

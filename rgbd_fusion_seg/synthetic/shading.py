@@ -16,60 +16,46 @@ _BOX, _MIRROR = int(Shape.BOX), int(Pattern.MIRROR)
 _UNLABELLED = UNLABELLED
 _TARGET = 0.2  # mean linear brightness an automatic exposure aims at
 _CURVE_RANGE = 4.0
+_SILVER = 0.86  # reflectance of a mirror
 
 _jit = numba.njit(cache=True, nogil=True, error_model='numpy', fastmath={'contract', 'reassoc'})
+_inline = numba.njit(
+    cache=True,
+    nogil=True,
+    error_model='numpy',
+    fastmath={'contract', 'reassoc'},
+    forceinline=True,
+)
 
 
-@_jit
+@_inline
 def _surface(
     solids: Solids,
     lightmap: Lightmap,
     materials: np.ndarray,
     p: int,
     face: int,
-    q: tuple[float, float, float],
+    x: float,
+    y: float,
+    z: float,
     footprint: float,
 ) -> tuple[float, float, float]:
-    """Radiance that the unit-space point ``q`` of primitive ``p`` sends out."""
+    """Radiance that the unit-space point (x, y, z) of primitive ``p`` sends out."""
     axis, iu, iv = face_axes(face)
     hu, hv = solids.half[p, iu], solids.half[p, iv]
-    s, t = q[iu], q[iv]
+    s, t = y if axis == 0 else x, y if axis == 2 else z
     u, v = s * hu, t * hv
     shape = solids.shape[p]
     if shape == _ELLIPSOID or (shape == _CYLINDER and axis != 2):
-        lean = abs(q[axis])
-        u = np.arctan2(q[1], q[0]) * solids.half[p, 0]
+        u = np.arctan2(y, x) * solids.half[p, 0]
+        lean = abs(x) if axis == 0 else abs(y) if axis == 1 else abs(z)
         s = s / lean
         t = t / lean if shape == _ELLIPSOID else t
-    material = materials[solids.material[p, face]]
-    r, g, b = albedo(material, u, v, hu, hv, footprint)
+    row = solids.material[p, face]
+    r, g, b = albedo(materials[row], u, v, hu, hv, footprint)
     lr, lg, lb = irradiance_at(lightmap, p, face, s, t)
-    glow = material.emission
+    glow = materials[row].emission
     return r * (lr + glow), g * (lg + glow), b * (lb + glow)
-
-
-@_jit
-def _reflection(
-    solids: Solids,
-    lightmap: Lightmap,
-    materials: np.ndarray,
-    p: int,
-    axis: int,
-    point: np.ndarray,
-    ray: np.ndarray,
-    footprint: float,
-) -> tuple[float, float, float]:
-    """Radiance that comes along ``ray`` after the mirror face at world ``point``."""
-    normal = solids.to_unit[p, axis] * solids.half[p, axis]
-    ray = ray - 2.0 * np.sum(ray * normal) * normal
-    origin = point + ray * 1e-3
-    t, other = cast_ray(solids, origin[0], origin[1], origin[2], ray[0], ray[1], ray[2])
-    offset = origin + t * ray - solids.center[other]
-    m = solids.to_unit[other]
-    q = (np.sum(m[0] * offset), np.sum(m[1] * offset), np.sum(m[2] * offset))
-    face = face_of(solids.shape[other], q[0], q[1], q[2])
-    r, g, b = _surface(solids, lightmap, materials, other, face, q, footprint * (1.0 + t))
-    return 0.85 * r, 0.87 * g, 0.85 * b
 
 
 @_jit
@@ -88,7 +74,8 @@ def shade(
     height, width = depth.shape
     radiance = np.zeros((height, width, 3), np.float32)
     labels = np.full((height, width), np.uint8(_UNLABELLED), np.uint8)
-    maps, origins = camera_to_unit(solids, rotation, origin)
+    m, o = camera_to_unit(solids, rotation, origin)
+    mirrors = False
     for v in range(height):
         y = (v - cy) / fy
         for u in range(width):
@@ -96,28 +83,92 @@ def shade(
             if p < 0:
                 continue
             x, t = (u - cx) / fx, np.float64(depth[v, u])
-            m, o = maps[p], origins[p]
-            q = (
-                o[0] + t * (m[0, 0] * x + m[0, 1] * y + m[0, 2]),
-                o[1] + t * (m[1, 0] * x + m[1, 1] * y + m[1, 2]),
-                o[2] + t * (m[2, 0] * x + m[2, 1] * y + m[2, 2]),
-            )
-            face = face_of(solids.shape[p], q[0], q[1], q[2])
+            dx = m[p, 0, 0] * x + m[p, 0, 1] * y + m[p, 0, 2]
+            dy = m[p, 1, 0] * x + m[p, 1, 1] * y + m[p, 1, 2]
+            dz = m[p, 2, 0] * x + m[p, 2, 1] * y + m[p, 2, 2]
+            qx, qy, qz = o[p, 0] + t * dx, o[p, 1] + t * dy, o[p, 2] + t * dz
+            face = face_of(solids.shape[p], qx, qy, qz)
             labels[v, u] = solids.label[p, face]
             axis = face >> 1
-            facing = abs(m[axis, 0] * x + m[axis, 1] * y + m[axis, 2]) * solids.half[p, axis]
+            facing = abs(dx if axis == 0 else dy if axis == 1 else dz) * solids.half[p, axis]
             footprint = t / fx * min(12.0, np.sqrt(x * x + y * y + 1.0) / facing)
-            if materials[solids.material[p, face]].pattern == _MIRROR:
-                ray = np.empty(3)
-                for k in range(3):
-                    ray[k] = rotation[k, 0] * x + rotation[k, 1] * y + rotation[k, 2]
-                r, g, b = _reflection(
-                    solids, lightmap, materials, p, axis, origin + t * ray, ray, t / fx
-                )
-            else:
-                r, g, b = _surface(solids, lightmap, materials, p, face, q, footprint)
+            mirrors |= materials[solids.material[p, face]].pattern == _MIRROR
+            r, g, b = _surface(solids, lightmap, materials, p, face, qx, qy, qz, footprint)
             radiance[v, u, 0], radiance[v, u, 1], radiance[v, u, 2] = r, g, b
+    if mirrors:
+        _reflect(
+            solids, lightmap, materials, rotation, origin, camera, depth, winner, m, o, radiance
+        )
     return radiance, labels
+
+
+@_jit
+def _reflect(
+    solids: Solids,
+    lightmap: Lightmap,
+    materials: np.ndarray,
+    rotation: np.ndarray,
+    origin: np.ndarray,
+    camera: np.ndarray,
+    depth: np.ndarray,
+    winner: np.ndarray,
+    m: np.ndarray,
+    o: np.ndarray,
+    radiance: np.ndarray,
+) -> None:
+    """Replace the radiance of mirrors by what one reflection sees."""
+    fx, fy, cx, cy = camera
+    has_mirror = np.zeros(solids.shape.size, np.bool_)
+    for p in range(solids.shape.size):
+        for face in range(6):
+            has_mirror[p] |= materials[solids.material[p, face]].pattern == _MIRROR
+    point, ray = np.empty(3), np.empty(3)
+    for v in range(depth.shape[0]):
+        y = (v - cy) / fy
+        for u in range(depth.shape[1]):
+            p = winner[v, u]
+            if p < 0 or not has_mirror[p]:
+                continue
+            x, t = (u - cx) / fx, np.float64(depth[v, u])
+            qx = o[p, 0] + t * (m[p, 0, 0] * x + m[p, 0, 1] * y + m[p, 0, 2])
+            qy = o[p, 1] + t * (m[p, 1, 0] * x + m[p, 1, 1] * y + m[p, 1, 2])
+            qz = o[p, 2] + t * (m[p, 2, 0] * x + m[p, 2, 1] * y + m[p, 2, 2])
+            face = face_of(solids.shape[p], qx, qy, qz)
+            if materials[solids.material[p, face]].pattern != _MIRROR:
+                continue
+            axis, along = face >> 1, 0.0
+            for k in range(3):
+                ray[k] = rotation[k, 0] * x + rotation[k, 1] * y + rotation[k, 2]
+                point[k] = origin[k] + t * ray[k]
+                along += ray[k] * solids.to_unit[p, axis, k] * solids.half[p, axis]
+            for k in range(3):
+                ray[k] -= 2.0 * along * solids.to_unit[p, axis, k] * solids.half[p, axis]
+                point[k] += 1e-3 * ray[k]
+            r, g, b = _seen_along(solids, lightmap, materials, point, ray, t / fx)
+            radiance[v, u, 0], radiance[v, u, 1], radiance[v, u, 2] = r, g, b
+
+
+@_jit
+def _seen_along(
+    solids: Solids,
+    lightmap: Lightmap,
+    materials: np.ndarray,
+    point: np.ndarray,
+    ray: np.ndarray,
+    footprint: float,
+) -> tuple[float, float, float]:
+    """Radiance that reaches a world point against the direction of a ray, less the silver."""
+    t, p = cast_ray(solids, point[0], point[1], point[2], ray[0], ray[1], ray[2])
+    q = np.zeros(3)
+    for i in range(3):
+        for k in range(3):
+            offset = point[k] + t * ray[k] - solids.center[p, k]
+            q[i] += solids.to_unit[p, i, k] * offset
+    face = face_of(solids.shape[p], q[0], q[1], q[2])
+    r, g, b = _surface(
+        solids, lightmap, materials, p, face, q[0], q[1], q[2], footprint * (1.0 + t)
+    )
+    return _SILVER * r, _SILVER * g, _SILVER * b
 
 
 def _response() -> np.ndarray:

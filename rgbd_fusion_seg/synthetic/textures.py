@@ -24,13 +24,14 @@ MATERIAL_DTYPE = np.dtype(
     ]
 )
 
-_jit = numba.njit(cache=True, nogil=True, error_model='numpy', fastmath={'contract', 'reassoc'})
-_inline = numba.njit(
+_NOISE = np.random.Generator(np.random.PCG64(0)).random((128, 128), dtype=np.float32)
+
+_jit = numba.njit(
     cache=True,
     nogil=True,
     error_model='numpy',
     fastmath={'contract', 'reassoc'},
-    inline='always',
+    forceinline=True,
 )
 
 
@@ -56,14 +57,15 @@ def hash01(x: int, y: int, seed: int) -> float:
 
 @_jit
 def value_noise(x: float, y: float, seed: int) -> float:
-    """Smooth noise in [0, 1] with features one unit across."""
+    """Smooth noise in [0, 1] with features one unit across, repeating after 128."""
     x0, y0 = np.floor(x), np.floor(y)
     fx, fy = x - x0, y - y0
-    ix, iy = int(x0), int(y0)
+    ix, iy = int(x0) + seed * 37, int(y0) + seed * 101
+    i, j, k, m = ix & 127, (ix + 1) & 127, iy & 127, (iy + 1) & 127
     fx, fy = fx * fx * (3.0 - 2.0 * fx), fy * fy * (3.0 - 2.0 * fy)
-    top = hash01(ix, iy, seed) * (1.0 - fx) + hash01(ix + 1, iy, seed) * fx
-    bottom = hash01(ix, iy + 1, seed) * (1.0 - fx) + hash01(ix + 1, iy + 1, seed) * fx
-    return top * (1.0 - fy) + bottom * fy
+    top = _NOISE[k, i] + (_NOISE[k, j] - _NOISE[k, i]) * fx
+    bottom = _NOISE[m, i] + (_NOISE[m, j] - _NOISE[m, i]) * fx
+    return top + (bottom - top) * fy
 
 
 @_jit
@@ -130,8 +132,12 @@ def _spines(u: float, t: float, scale: float, seed: int) -> tuple[float, float, 
     shade = 0.75 * (x - book < 0.93) + 0.25
     if hash01(book, 15, seed) > 0.5 and abs(t - 0.7) < 0.09:
         shade *= 2.2
-    r, g, b = r * r * 0.6, g * g * 0.45, b * b * 0.5
-    r, g, b = r + (0.5 * grey - r) * 0.4, g + (0.45 * grey - g) * 0.4, b + (0.4 * grey - b) * 0.4
+    tone = 0.6 * grey * grey
+    r, g, b = (
+        tone + (0.5 * r - tone) * 0.5,
+        tone + (0.4 * g - tone) * 0.5,
+        tone * 0.9 + 0.1 * b * b,
+    )
     return (0.04 + r) * shade, (0.035 + g) * shade, (0.035 + b) * shade
 
 
