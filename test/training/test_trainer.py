@@ -61,27 +61,27 @@ def test_weight_decay_spares_norms_and_biases():
 
 
 def test_training_lowers_the_loss_and_writes_a_checkpoint(nyu_pack, cache, tmp_path):
-    config = run_config(nyu_pack, cache, tmp_path / 'run', epochs=12)
+    config = run_config(nyu_pack, cache, tmp_path / 'run', epochs=8)
     path = trainer.train(config)
     losses = [json.loads(x)['loss'] for x in (tmp_path / 'run' / 'log.jsonl').open()]
     assert losses[-1] < 0.8 * losses[0]
     checkpoint = load_checkpoint(path)
     assert checkpoint.info['network'] == 'rfbnet_erfnet'
-    assert checkpoint.info['step'] == 36
+    assert checkpoint.info['step'] == 24
     scores = json.loads((tmp_path / 'run' / 'scores.json').read_text())['test']
     assert scores['pixel_accuracy'] > 0.4
 
 
 def test_a_run_that_was_killed_continues_identically(nyu_pack, cache, tmp_path, monkeypatch):
-    whole = trainer.train(run_config(nyu_pack, cache, tmp_path / 'whole', epochs=3))
-    killed = run_config(nyu_pack, cache, tmp_path / 'killed', epochs=3)
+    whole = trainer.train(run_config(nyu_pack, cache, tmp_path / 'whole', epochs=2))
+    killed = run_config(nyu_pack, cache, tmp_path / 'killed', epochs=2)
     calls = 0
     real_loss = trainer.training_loss
 
     def dies(*args):
         nonlocal calls
         calls += 1
-        if calls == 6:
+        if calls == 5:
             raise KeyboardInterrupt
         return real_loss(*args)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
+from rgbd_fusion_seg import synthetic
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.synthetic.scene import Room
 from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
@@ -34,7 +37,10 @@ class SyntheticRooms:
 
     def describe(self) -> dict[str, object]:
         """Return what identifies the content, for the cache key."""
-        return {'name': self.name, 'views': VIEWS_PER_ROOM}
+        folder = Path(synthetic.__file__).parent
+        code = b''.join(file.read_bytes() for file in sorted(folder.glob('*.py')))
+        sha256 = hashlib.sha256(code).hexdigest()
+        return {'name': self.name, 'views': VIEWS_PER_ROOM, 'code': sha256}
 
     def __iter__(self) -> Iterator[LabelledFrame]:
         for index in range(self.num_frames):
