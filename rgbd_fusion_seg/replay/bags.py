@@ -26,7 +26,7 @@ from rgbd_fusion_seg.replay.matching import StampMatcher
 from rgbd_fusion_seg.replay.messages import (
     CAMERA_INFO,
     IMAGE,
-    colour_from_message,
+    color_from_message,
     depth_from_message,
     stamp_ns,
 )
@@ -85,11 +85,11 @@ class BagFrames:
             types = {c.topic: c.msgtype for c in reader.connections}
             self.topics = find_topics(types, topics or BagTopics(), self.path)
             self._count = sum(
-                c.msgcount for c in reader.connections if c.topic == self.topics.colour
+                c.msgcount for c in reader.connections if c.topic == self.topics.color
             )
         if self.topics.camera_info is None and calibration is None:
             raise InputError(
-                f'{self.path} has no camera info for {self.topics.colour}; '
+                f'{self.path} has no camera info for {self.topics.color}; '
                 'give the intrinsics fx,fy,cx,cy'
             )
 
@@ -110,9 +110,9 @@ class BagFrames:
         self.skipped = self.unmatched = 0
         frames = 0
         with _open(self.path) as reader:
-            for colour, depth, info in self._triples(reader):
+            for color, depth, info in self._triples(reader):
                 try:
-                    frame = self._frame(colour, depth, info)
+                    frame = self._frame(color, depth, info)
                 except FrameError as error:
                     self._skip(str(error))
                     continue
@@ -135,27 +135,27 @@ class BagFrames:
             yield (*pair, info)
         self.unmatched = matcher.unmatched
 
-    def _frame(self, colour: Any, depth: Any, info: Any) -> RgbdFrame:
+    def _frame(self, color: Any, depth: Any, info: Any) -> RgbdFrame:
         names = self.topics
-        rgb = colour_from_message(colour, str(names.colour))
+        rgb = color_from_message(color, str(names.color))
         metres = depth_from_message(depth, str(names.depth))
-        stamp = stamp_ns(colour)
-        self._compare_frames(colour.header.frame_id, depth.header.frame_id)
+        stamp = stamp_ns(color)
+        self._compare_frames(color.header.frame_id, depth.header.frame_id)
         try:
             intrinsics = self._intrinsics(info, rgb)
-            return RgbdFrame(rgb, metres, intrinsics, stamp, colour.header.frame_id)
+            return RgbdFrame(rgb, metres, intrinsics, stamp, color.header.frame_id)
         except FrameError as error:
             raise FrameError(f'the frame at {stamp / 1e9:.3f} s: {error}') from error
 
-    def _compare_frames(self, colour: str, depth: str) -> None:
+    def _compare_frames(self, color: str, depth: str) -> None:
         """Say once that depth seems not to be registered to colour."""
-        if colour != depth and (colour, depth) != self._told:
-            self._told = (colour, depth)
+        if color != depth and (color, depth) != self._told:
+            self._told = (color, depth)
             _log.warning(
                 'depth is in the frame %r but colour in %r: labels will be shifted unless the '
                 'driver registered the depth',
                 depth,
-                colour,
+                color,
             )
 
     def _intrinsics(self, info: Any, rgb: np.ndarray) -> Intrinsics:
@@ -166,7 +166,7 @@ class BagFrames:
         return intrinsics_from_info(info, str(self.topics.camera_info))
 
     def _connections(self, reader: AnyReader) -> list[Connection]:
-        wanted = (self.topics.colour, self.topics.depth, self.topics.camera_info)
+        wanted = (self.topics.color, self.topics.depth, self.topics.camera_info)
         return [c for c in reader.connections if c.topic in wanted]
 
     def _first_info(self, reader: AnyReader) -> Any:
@@ -204,7 +204,7 @@ class BagFrames:
 
     def _conclude(self, frames: int) -> None:
         counts = (
-            f'{self._count} colour images on {self.topics.colour}, {self.unmatched} without a '
+            f'{self._count} colour images on {self.topics.color}, {self.unmatched} without a '
             f'depth image on {self.topics.depth} within {self._tolerance_ns / 1e6:g} ms, '
             f'{self.skipped} skipped'
         )
@@ -281,7 +281,7 @@ class _FrameWriter:
             topic: writer.add_connection(topic, kind, typestore=self._store)
             for topic, kind in (
                 (NODE_TOPICS.camera_info, CAMERA_INFO),
-                (NODE_TOPICS.colour, IMAGE),
+                (NODE_TOPICS.color, IMAGE),
                 (NODE_TOPICS.depth, IMAGE),
             )
         }
@@ -290,7 +290,7 @@ class _FrameWriter:
         valid = valid_mask(frame.depth) & (frame.depth < _MAX_DEPTH_M)
         millimetres = np.rint(np.where(valid, frame.depth, 0) * 1000).astype(np.uint16)
         self._write(NODE_TOPICS.camera_info, CAMERA_INFO, self._camera_info(frame), frame)
-        self._write(NODE_TOPICS.colour, IMAGE, self._image(frame, frame.rgb, 'rgb8'), frame)
+        self._write(NODE_TOPICS.color, IMAGE, self._image(frame, frame.rgb, 'rgb8'), frame)
         self._write(NODE_TOPICS.depth, IMAGE, self._image(frame, millimetres, '16UC1'), frame)
 
     def _write(self, topic: str | None, kind: str, message: Any, frame: RgbdFrame) -> None:

@@ -18,8 +18,8 @@ FRAME_ID = 'camera_color_optical_frame'
 FIRST_STAMP_NS = 1_000_000_000
 """Stamp of a folder's first frame: one second, for ROS takes 0 as "no time"."""
 
-_COLOUR_FOLDERS = ('rgb', 'color', 'colour', 'image', 'images')
-_COLOUR_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_COLOR_FOLDERS = ('rgb', 'color', 'colour', 'image', 'images')
+_COLOR_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _CALIBRATION_NAMES = (
     'camera-intrinsics.txt',
     'intrinsics.txt',
@@ -39,7 +39,7 @@ class FrameFiles:
     """Files of one frame: colour image, 16-bit depth PNG, and its own calibration if any."""
 
     name: str
-    colour: Path
+    color: Path
     depth: Path
     calibration: Path | None = None
 
@@ -102,14 +102,14 @@ class FolderFrames:
             InputError: an unreadable image, or colour, depth and calibration that do not match.
         """
         files = self.files[index]
-        rgb = read_colour(files.colour)
+        rgb = read_color(files.color)
         depth = read_depth(files.depth, self._depth_scale_m)
         stamp_ns = FIRST_STAMP_NS + round(index * 1e9 / self._rate_hz)
         try:
             intrinsics = self._calibrations[index].intrinsics(rgb.shape[1], rgb.shape[0])
             return RgbdFrame(rgb, depth, intrinsics, stamp_ns, FRAME_ID)
         except FrameError as error:
-            raise InputError(f'{files.colour} and {files.depth.name}: {error}') from error
+            raise InputError(f'{files.color} and {files.depth.name}: {error}') from error
 
 
 def read_frames(
@@ -139,7 +139,7 @@ def list_frames(folder: Path) -> list[FrameFiles]:
     return sorted(pairs, key=lambda files: _natural(files.name))
 
 
-def read_colour(path: Path) -> np.ndarray:
+def read_color(path: Path) -> np.ndarray:
     """Read a colour image: uint8 (H, W, 3), RGB.
 
     Raises:
@@ -191,27 +191,27 @@ def _suffixed(folder: Path) -> list[FrameFiles]:
     found = []
     for depth in folder.glob('*.depth.png'):
         name = depth.name[: -len('.depth.png')]
-        colour = _with_suffix(folder, f'{name}.color')
-        if colour is not None:
-            found.append(FrameFiles(name, colour, depth))
+        color = _with_suffix(folder, f'{name}.color')
+        if color is not None:
+            found.append(FrameFiles(name, color, depth))
     return found
 
 
 def _foldered(folder: Path) -> list[FrameFiles]:
     """Find rgb/NAME.* beside depth/NAME.png, with calib/NAME.yaml where it exists."""
     found = []
-    colours = next((folder / c for c in _COLOUR_FOLDERS if (folder / c).is_dir()), folder / 'rgb')
+    colors = next((folder / c for c in _COLOR_FOLDERS if (folder / c).is_dir()), folder / 'rgb')
     for depth in (folder / 'depth').glob('*.png'):
-        colour = _with_suffix(colours, depth.stem)
-        if colour is not None:
+        color = _with_suffix(colors, depth.stem)
+        if color is not None:
             calibration = folder / 'calib' / f'{depth.stem}.yaml'
             own = calibration if calibration.is_file() else None
-            found.append(FrameFiles(depth.stem, colour, depth, own))
+            found.append(FrameFiles(depth.stem, color, depth, own))
     return found
 
 
 def _with_suffix(folder: Path, stem: str) -> Path | None:
-    paths = (folder / f'{stem}{suffix}' for suffix in _COLOUR_SUFFIXES)
+    paths = (folder / f'{stem}{suffix}' for suffix in _COLOR_SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
 
 

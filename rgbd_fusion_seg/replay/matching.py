@@ -22,23 +22,23 @@ class StampMatcher:
     def __init__(self, tolerance_ns: int) -> None:
         self.unmatched = 0
         self._tolerance_ns = tolerance_ns
-        self._colours: deque[tuple[int, Any]] = deque()
+        self._colors: deque[tuple[int, Any]] = deque()
         self._depths: deque[tuple[int, Any]] = deque()
-        self._newest = {'colour': -1, 'depth': -1}
+        self._newest = {'color': -1, 'depth': -1}
 
     def add(self, stamp_ns: int, message: Any, *, is_depth: bool) -> list[tuple[Any, Any]]:
-        """Take a message; return the (colour, depth) pairs that it completes."""
-        stream = 'depth' if is_depth else 'colour'
+        """Take a message; return the (color, depth) pairs that it completes."""
+        stream = 'depth' if is_depth else 'color'
         pairs = []
         if stamp_ns < self._newest[stream] - _JUMP_NS:
             pairs = self.flush()
         self._newest[stream] = max(stamp_ns, self._newest[stream])
-        (self._depths if is_depth else self._colours).append((stamp_ns, message))
-        if len(self._depths) > _MAX_WAITING and not self._colours:
+        (self._depths if is_depth else self._colors).append((stamp_ns, message))
+        if len(self._depths) > _MAX_WAITING and not self._colors:
             self._depths.popleft()
-        while self._colours and (
-            self._newest['depth'] >= self._colours[0][0] + self._tolerance_ns
-            or len(self._colours) > _MAX_WAITING
+        while self._colors and (
+            self._newest['depth'] >= self._colors[0][0] + self._tolerance_ns
+            or len(self._colors) > _MAX_WAITING
         ):
             pairs += self._decide()
         return pairs
@@ -46,15 +46,15 @@ class StampMatcher:
     def flush(self) -> list[tuple[Any, Any]]:
         """Return the pairs among what still waits, and start afresh."""
         pairs = []
-        while self._colours:
+        while self._colors:
             pairs += self._decide()
         self._depths.clear()
-        self._newest = {'colour': -1, 'depth': -1}
+        self._newest = {'color': -1, 'depth': -1}
         return pairs
 
     def _decide(self) -> list[tuple[Any, Any]]:
         """Match the oldest colour message, or count it as unmatched."""
-        stamp, colour = self._colours.popleft()
+        stamp, color = self._colors.popleft()
         near = [d for d in self._depths if abs(d[0] - stamp) <= self._tolerance_ns]
         if not near:
             self.unmatched += 1
@@ -62,4 +62,4 @@ class StampMatcher:
         depth = min(near, key=lambda d: abs(d[0] - stamp))
         while self._depths.popleft() is not depth:
             pass
-        return [(colour, depth[1])]
+        return [(color, depth[1])]

@@ -25,7 +25,7 @@ def stamp_ns(message: Any) -> int:
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
-def colour_from_message(message: Any, topic: str) -> np.ndarray:
+def color_from_message(message: Any, topic: str) -> np.ndarray:
     """Decode a colour ``Image`` or ``CompressedImage`` (JPEG, PNG): uint8 (H, W, 3) RGB.
 
     Raises:

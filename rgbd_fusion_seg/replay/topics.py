@@ -17,7 +17,7 @@ _OTHER_IMAGES = ('infra', '/ir', 'confidence', 'segmentation', 'mask', 'label', 
 class BagTopics:
     """Topics to read; None stands for "find it by type and name"."""
 
-    colour: str | None = None
+    color: str | None = None
     depth: str | None = None
     camera_info: str | None = None
 
@@ -40,11 +40,11 @@ def find_topics(types: Mapping[str, str], wanted: BagTopics, bag: Path) -> BagTo
     infos = [topic for topic, kind in types.items() if kind == CAMERA_INFO]
     usable = [t for t in images if not any(word in t.lower() for word in _OTHER_IMAGES)]
     depths = [topic for topic in usable if 'depth' in topic.lower()]
-    colours = [topic for topic in usable if topic not in depths]
-    colour = wanted.colour or _best('colour', colours, _colour_rank, types, bag)
+    colors = [topic for topic in usable if topic not in depths]
+    color = wanted.color or _best('colour', colors, _color_rank, types, bag)
     depth = wanted.depth or _best('depth', depths, _depth_rank, types, bag)
     for topic, role, right in (
-        (colour, 'colour', images),
+        (color, 'colour', images),
         (depth, 'depth', images),
         (wanted.camera_info, 'camera info', infos),
     ):
@@ -53,7 +53,7 @@ def find_topics(types: Mapping[str, str], wanted: BagTopics, bag: Path) -> BagTo
             raise InputError(
                 f'the {role} topic {topic} {what} ({bag}); {_choice(role, right, types)}'
             )
-    return BagTopics(colour, depth, wanted.camera_info or _info_of(colour, infos))
+    return BagTopics(color, depth, wanted.camera_info or _info_of(color, infos))
 
 
 def _best(
@@ -72,7 +72,7 @@ def _best(
     return min(candidates, key=lambda t: (rank(t), types[t] == COMPRESSED_IMAGE, len(t), t))
 
 
-def _colour_rank(topic: str) -> tuple[int, ...]:
+def _color_rank(topic: str) -> tuple[int, ...]:
     name = topic.lower()
     return ('rgb' not in name and 'color' not in name, 'mono' in name, 'rect' not in name)
 
@@ -89,15 +89,15 @@ def _registered(topic: str) -> bool:
     return any(word in name for word in ('registered', 'aligned', 'to_color', 'to_rgb'))
 
 
-def _info_of(colour: str, infos: Sequence[str]) -> str | None:
+def _info_of(color: str, infos: Sequence[str]) -> str | None:
     """Find the camera info beside the colour image (image_transport's rule), else a likely one."""
-    parts = colour.split('/')
+    parts = color.split('/')
     for depth in (1, 2):
         beside = '/'.join([*parts[:-depth], 'camera_info'])
         if beside in infos:
             return beside
     likely = [topic for topic in infos if 'depth' not in topic.lower() or _registered(topic)]
-    return min(likely, key=lambda topic: (*_colour_rank(topic), topic), default=None)
+    return min(likely, key=lambda topic: (*_color_rank(topic), topic), default=None)
 
 
 def _choice(role: str, right: Sequence[str], types: Mapping[str, str]) -> str:

@@ -19,9 +19,9 @@ def frame_pixels(index: int) -> tuple[np.ndarray, np.ndarray]:
     return rgb, depth
 
 
-def write_frame(folder: Path, colour: str, depth: str, index: int) -> None:
+def write_frame(folder: Path, color: str, depth: str, index: int) -> None:
     rgb, millimetres = frame_pixels(index)
-    for name, image in ((colour, rgb[..., ::-1]), (depth, millimetres)):
+    for name, image in ((color, rgb[..., ::-1]), (depth, millimetres)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(folder / name), image)
 

@@ -344,7 +344,7 @@ def test_topics_by_type_and_name(tmp_path):
 @pytest.mark.parametrize(
     ('topics', 'message'),
     [
-        (BagTopics(colour='/nope'), 'colour topic /nope is not in the bag.*name one of.*/cam/rgb'),
+        (BagTopics(color='/nope'), 'colour topic /nope is not in the bag.*name one of.*/cam/rgb'),
         (BagTopics(depth=INFO), 'depth topic .* is a sensor_msgs/msg/CameraInfo'),
         (BagTopics(camera_info=COLOUR), f'camera info topic .*Image.*{INFO}'),
     ],

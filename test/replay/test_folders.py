@@ -36,10 +36,10 @@ def test_suffixed_layout_in_natural_order(kinect_folder):
     assert set(np.diff(stamps)) == {100_000_000}
 
 
-@pytest.mark.parametrize('colours', ['rgb', 'color'])
-def test_foldered_layout(tmp_path, colours):
+@pytest.mark.parametrize('colors', ['rgb', 'color'])
+def test_foldered_layout(tmp_path, colors):
     for index in range(2):
-        write_frame(tmp_path, f'{colours}/{index}.png', f'depth/{index}.png', index)
+        write_frame(tmp_path, f'{colors}/{index}.png', f'depth/{index}.png', index)
     (tmp_path / 'intrinsics.txt').write_text(MATRIX)
     for index, frame in enumerate(read_frames(tmp_path)):
         assert_frame(frame, index)

@@ -1,0 +1,241 @@
+"""``rgbd-fusion-seg``: segment recordings, make bags, run the demo, examine the installation.
+
+Exit codes: 0 good, 1 failed (with one sentence on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+from rgbd_fusion_seg.errors import RgbdFusionSegError
+
+# The commands import what they need when they run: help and wrong usage are answered at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(format='%(message)s', level=logging.INFO)
+    try:
+        with logging_redirect_tqdm():
+            return options.run(options)
+    except RgbdFusionSegError as error:
+        print(f'rgbd-fusion-seg: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg import kernels
+    from rgbd_fusion_seg.bundle import load_bundle
+    from rgbd_fusion_seg.replay.calibration import parse_calibration
+    from rgbd_fusion_seg.replay.report import table_text
+    from rgbd_fusion_seg.replay.segment import open_source, segment_recording
+    from rgbd_fusion_seg.replay.topics import BagTopics
+    from rgbd_fusion_seg.segmenter import Segmenter
+
+    calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
+    topics = BagTopics(options.color_topic, options.depth_topic, options.camera_info_topic)
+    source = open_source(
+        options.path,
+        calibration=calibration,
+        depth_scale_m=options.depth_scale,
+        topics=topics,
+    )
+    bundle = load_bundle(options.bundle)
+    _tell('preparing kernels (the first time ever they are compiled)')
+    kernels.warm_up()
+    segmenter = Segmenter(bundle, backend=options.backend)
+    segmenter.warm_up()
+    try:
+        result = segment_recording(
+            source,
+            segmenter,
+            options.output,
+            video=options.video,
+            max_frames=options.max_frames,
+            progress=True,
+        )
+        print(table_text(f'{bundle.name} on {segmenter.engine_name}', result.rows))
+    finally:
+        segmenter.close()
+    _print_files(result.files)
+    return 0
+
+
+def _bag(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg.replay.bags import folder_to_bag
+    from rgbd_fusion_seg.replay.calibration import parse_calibration
+
+    count = folder_to_bag(
+        options.folder,
+        options.bag,
+        options.rate,
+        calibration=parse_calibration(options.intrinsics) if options.intrinsics else None,
+        depth_scale_m=options.depth_scale,
+        progress=True,
+    )
+    print(f'{count} frames in {options.bag}')
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg.demo import DemoOptions, run_demo
+    from rgbd_fusion_seg.replay.report import table_text
+
+    result = run_demo(
+        DemoOptions(
+            output=options.output,
+            seconds=options.seconds,
+            bundle=options.bundle,
+            backend=options.backend,
+            seed=options.seed,
+        ),
+        tell=_tell,
+    )
+    print(table_text('synthetic_camera -> segmentation_node over DDS', result.rows))
+    _print_files(result.files)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg.doctor import examine
+
+    report = examine(options.bundle)
+    print(report.text())
+    return 0 if report.healthy else 1
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def _print_files(files: Sequence[Path]) -> None:
+    print('\n'.join(f'wrote {path}' for path in files))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='rgbd-fusion-seg', description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    _add_segment(commands)
+    _add_bag(commands)
+    _add_demo(commands)
+    doctor = _add(commands, 'doctor', _doctor, 'tell what is installed and what can run')
+    _add_bundle(doctor)
+    return parser
+
+
+def _add_segment(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands, 'segment', _segment, 'segment a folder of images or a bag, without ROS'
+    )
+    parser.add_argument('path', type=Path, help='folder of images, rosbag2 folder, .mcap, .bag')
+    parser.add_argument(
+        '--output',
+        type=Path,
+        default=Path('segmentation_output'),
+        help='folder to write (default: %(default)s)',
+    )
+    _add_bundle(parser)
+    _add_backend(parser)
+    parser.add_argument(
+        '--video',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='write overlay.mp4 (default: yes)',
+    )
+    parser.add_argument('--max-frames', type=_count, metavar='N', help='stop after N frames')
+    _add_camera(parser)
+    for role in ('color', 'depth', 'camera-info'):
+        parser.add_argument(f'--{role}-topic', metavar='TOPIC', help='of a bag (default: found)')
+
+
+def _add_bag(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, 'bag', _bag, 'make an MCAP bag from a folder of images')
+    parser.add_argument('folder', type=Path, help='folder of images')
+    parser.add_argument('bag', type=Path, help='bag to make; it must not exist')
+    parser.add_argument(
+        '--rate', type=_positive, default=30.0, help='frames per second (default: %(default)g)'
+    )
+    _add_camera(parser)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands, 'demo', _demo, 'a synthetic camera and the segmentation node over real ROS 2'
+    )
+    parser.add_argument(
+        '--output',
+        type=Path,
+        default=Path('demo_output'),
+        help='folder to write (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--seconds', type=_positive, default=20.0, help='of recording (default: %(default)g)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='which room (default: %(default)s)')
+    _add_bundle(parser)
+    _add_backend(parser)
+
+
+def _add(
+    commands: argparse._SubParsersAction, name: str, run: object, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--bundle', default=DEFAULT_BUNDLE, help='name or folder of a model (default: %(default)s)'
+    )
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--backend',
+        default='auto',
+        help='inference engine; "doctor" lists them (default: %(default)s)',
+    )
+
+
+def _add_camera(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--intrinsics',
+        metavar='FX,FY,CX,CY',
+        help='of the colour camera, in pixels, instead of the calibration that was recorded',
+    )
+    parser.add_argument(
+        '--depth-scale',
+        type=_positive,
+        default=0.001,
+        metavar='METRES',
+        help='one unit of the depth images of a folder (default: %(default)g, a millimetre)',
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+    return value
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""What is installed, what can run here, and why the rest cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, bundle_folders, list_bundles, load_bundle
+from rgbd_fusion_seg.errors import RgbdFusionSegError
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.ros_environment import (
+    PROFILE_VARIABLES,
+    fastdds_profile,
+    rclpy_path,
+    ros_is_sourced,
+)
+
+_MARKS = {'ok': '  ok  ', 'note': ' note ', 'bad': ' BAD  '}
+_PACKAGES = ('numpy', 'numba', 'cv2', 'onnxruntime', 'yaml', 'rosbags', 'tqdm')
+_ROS_MODULES = ('sensor_msgs', 'diagnostic_msgs', 'message_filters', 'cv_bridge', 'vision_msgs')
+_OPTIONAL_ROS = {
+    'message_filters': 'the built-in matcher pairs the images',
+    'cv_bridge': 'the encodings of its own list are decoded by numpy',
+    'vision_msgs': 'label info goes out as JSON alone',
+}
+_CPU_FLAGS = ('avx2', 'fma', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_tile', 'asimd', 'i8mm')
+_PATIENCE_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; ``mark`` is ``ok``, ``note`` (works without) or ``bad``."""
+
+    mark: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All findings by section; ``healthy`` when the wanted bundle runs here."""
+
+    sections: dict[str, list[Finding]]
+    healthy: bool
+
+    def text(self) -> str:
+        """Return the report for a terminal."""
+        lines = []
+        for title, findings in self.sections.items():
+            width = max((len(f.name) for f in findings), default=0)
+            lines.append(title)
+            lines += [f'[{_MARKS[f.mark]}] {f.name:<{width}}  {f.text}' for f in findings]
+            lines.append('')
+        verdict = 'can' if self.healthy else 'can NOT'
+        return '\n'.join([*lines, f'The pipeline {verdict} run here.'])
+
+
+def examine(bundle: str = DEFAULT_BUNDLE) -> Report:
+    """Examine this installation, and segment one small frame with a bundle.
+
+    Args:
+        bundle: name or folder of the bundle to try.
+    """
+    trial = list(_trial(bundle))
+    sections = {
+        'Machine': list(_machine()),
+        'Python packages': list(_packages()),
+        'ROS 2': list(_ros()),
+        'Inference engines': list(_engines()),
+        'Bundles': list(_bundles()),
+        'Trial': trial,
+    }
+    return Report(sections, healthy=all(finding.mark == 'ok' for finding in trial))
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding('ok', 'system', f'{platform.system()} {platform.release()}, {_system_name()}')
+    model, flags = _cpu()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    yield Finding('ok', 'processor', f'{model or platform.machine()}, {cores} cores usable')
+    known = [flag for flag in _CPU_FLAGS if flag in flags]
+    yield Finding('ok', 'features', ', '.join(known) or 'not known')
+    free = Path('/dev/shm')
+    if free.is_dir():
+        space = os.statvfs(free)
+        megabytes = space.f_bavail * space.f_frsize >> 20
+        enough = megabytes >= 256
+        text = f'{megabytes} MB free for images between processes'
+        text += '' if enough else '; give a container --shm-size=512m'
+        yield Finding('ok' if enough else 'note', 'shared memory', text)
+
+
+def _packages() -> Iterator[Finding]:
+    version = platform.python_version()
+    yield Finding('ok', 'python', f'{version} in {sys.prefix}')
+    for name, answer in _imported(_PACKAGES).items():
+        yield Finding('ok' if answer['ok'] else 'bad', name, answer['text'])
+
+
+def _ros() -> Iterator[Finding]:
+    installed = sorted(path.name for path in Path('/opt/ros').glob('*') if path.is_dir())
+    if ros_is_sourced():
+        yield Finding('ok', 'installation', f'{os.environ["ROS_DISTRO"]} is sourced')
+    elif installed:
+        text = f'/opt/ros has {", ".join(installed)}, but none is sourced: '
+        yield Finding('note', 'installation', f'{text}source /opt/ros/{installed[-1]}/setup.bash')
+    else:
+        yield Finding('note', 'installation', 'no ROS under /opt/ros')
+    path = rclpy_path()
+    if path is None:
+        text = 'absent: source a ROS installation or install the extra [ros-wheels]; '
+        yield Finding('note', 'rclpy', f'{text}everything but the nodes works without')
+        return
+    yield from _ros_packages(path)
+    yield Finding('ok', 'RMW_IMPLEMENTATION', os.environ.get('RMW_IMPLEMENTATION', 'default'))
+    profile = next((os.environ[v] for v in PROFILE_VARIABLES if os.environ.get(v)), None)
+    if profile is None:
+        text = f'unset, so Fast DDS drops images: export it as {fastdds_profile()}'
+        yield Finding('note', PROFILE_VARIABLES[0], f'{text} (demo and launch files do)')
+    else:
+        mark, text = (
+            ('ok', profile) if Path(profile).is_file() else ('bad', f'{profile} is absent')
+        )
+        yield Finding(mark, PROFILE_VARIABLES[0], text)
+
+
+def _ros_packages(rclpy: Path) -> Iterator[Finding]:
+    answers = _imported(('rclpy', *_ROS_MODULES))
+    try:
+        origin = f'PyPI wheel {importlib.metadata.version("ros-rclpy")}'
+    except importlib.metadata.PackageNotFoundError:
+        origin = 'ROS installation'
+    works = answers['rclpy']['ok']
+    text = f'{origin}, {rclpy}' if works else answers['rclpy']['text']
+    yield Finding('ok' if works else 'bad', 'rclpy', text)
+    for name in _ROS_MODULES:
+        answer = answers[name]
+        if answer['ok']:
+            yield Finding('ok', name, answer['text'])
+        elif name in _OPTIONAL_ROS:
+            yield Finding('note', name, f'{answer["text"]}; {_OPTIONAL_ROS[name]}')
+        else:
+            yield Finding('bad', name, f'{answer["text"]}; the nodes need it')
+
+
+def _engines() -> Iterator[Finding]:
+    from rgbd_fusion_seg.engine import available_backends
+
+    for name, usable, detail in available_backends():
+        yield Finding(
+            'ok' if usable else 'note', name, detail if usable else f'cannot run: {detail}'
+        )
+
+
+def _bundles() -> Iterator[Finding]:
+    for folder in list_bundles():
+        try:
+            bundle = load_bundle(folder)
+        except RgbdFusionSegError as error:
+            yield Finding('bad', folder.name, str(error))
+            continue
+        size = f'{bundle.rgb.width}x{bundle.rgb.height}'
+        text = f'{bundle.num_classes} classes, {size}, weights match the card, {folder}'
+        yield Finding('ok', folder.name, text)
+    if not list_bundles():
+        searched = ', '.join(str(folder) for folder in bundle_folders()) or 'no folder exists'
+        yield Finding('bad', 'none found', f'searched: {searched}')
+
+
+def _trial(name: str) -> Iterator[Finding]:
+    """Run the pipeline once; every error becomes a finding, for that is what a doctor is for."""
+    bundle = yield from _attempt(
+        'bundle', lambda: load_bundle(name), lambda b: f'{b.name} is valid'
+    )
+    if bundle is None:
+        return
+    from rgbd_fusion_seg.segmenter import Segmenter
+
+    segmenter = yield from _attempt('engine', lambda: Segmenter(bundle), lambda s: s.engine_name)
+    if segmenter is None:
+        return
+    with segmenter:
+        yield from _attempt(
+            'one frame', lambda: _segment_twice(segmenter), lambda ms: f'segmented in {ms:.1f} ms'
+        )
+
+
+def _attempt(
+    name: str, action: Callable[[], Any], describe: Callable[[Any], str]
+) -> Generator[Finding, None, Any]:
+    """Yield how an action went; return its value, or None where it failed."""
+    try:
+        value = action()
+    except Exception as error:  # whatever it is, the user came here to be told
+        kind = '' if isinstance(error, RgbdFusionSegError) else f'{type(error).__name__}: '
+        yield Finding('bad', name, f'{kind}{error}')
+        return None
+    yield Finding('ok', name, describe(value))
+    return value
+
+
+def _segment_twice(segmenter: Any) -> float:
+    """Segment a small frame, the second time measured in milliseconds."""
+    frame = small_frame()
+    segmenter.segment(frame)
+    began_s = time.perf_counter()
+    result = segmenter.segment(frame)
+    elapsed_ms = (time.perf_counter() - began_s) * 1e3
+    if result.labels.shape != frame.depth.shape:
+        raise RgbdFusionSegError(f'the labels have the wrong size {result.labels.shape}')
+    return elapsed_ms
+
+
+def small_frame() -> RgbdFrame:
+    """Return a 160x120 view of a grey floor that meets a wall two metres away."""
+    intrinsics = Intrinsics(130.0, 130.0, 79.5, 59.5, 160, 120)
+    v = np.arange(120, dtype=np.float32)[:, None]
+    below = np.maximum((v - intrinsics.cy) / intrinsics.fy, 1e-6)
+    depth = np.broadcast_to(np.minimum(2.0, 1.0 / below), (120, 160)).astype(np.float32)
+    grey = np.where(depth < 2.0, 90, 170).astype(np.uint8)
+    return RgbdFrame(np.repeat(grey[..., None], 3, axis=2), depth, intrinsics)
+
+
+def _imported(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Import modules, each in a process of its own that may crash; name -> ok and a text.
+
+    A module compiled for another NumPy can take the whole interpreter down.
+    """
+    return {name: _import_one(name) for name in names}
+
+
+def _import_one(name: str) -> dict[str, Any]:
+    if importlib.util.find_spec(name) is None:
+        return {'ok': False, 'text': 'not installed'}
+    code = (
+        f'import json, {name} as m; '
+        'print(json.dumps([getattr(m, "__version__", ""), str(m.__file__)]))'
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, timeout=_PATIENCE_S
+        )
+    except subprocess.TimeoutExpired:
+        return {'ok': False, 'text': f'its import takes more than {_PATIENCE_S} s'}
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f'crashed with exit code {done.returncode}']
+        return {'ok': False, 'text': f'cannot be imported: {lines[-1]}'}
+    version, path = json.loads(done.stdout.splitlines()[-1])
+    return {'ok': True, 'text': version or _distribution_version(name) or path}
+
+
+def _distribution_version(module: str) -> str:
+    """Return the version and name of the distribution that a module comes from, if any."""
+    names = importlib.metadata.packages_distributions().get(module, [])
+    return f'{importlib.metadata.version(names[0])} ({names[0]})' if names else ''
+
+
+def _system_name() -> str:
+    try:
+        return platform.freedesktop_os_release()['PRETTY_NAME']
+    except (OSError, KeyError):
+        return 'unknown distribution'
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """Return the model and the feature flags of the processor, as far as Linux tells them."""
+    try:
+        text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
+    except OSError:
+        return platform.processor(), set()
+    entries = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(':') for line in reversed(text.splitlines()))
+    }
+    flags = entries.get('flags', entries.get('Features', ''))
+    return entries.get('model name', ''), set(flags.split())

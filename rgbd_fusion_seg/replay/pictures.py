@@ -1,0 +1,144 @@
+"""What a person looks at afterwards: a video, and a contact sheet of a few moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.errors import InputError
+
+_MARGIN = 8
+_HEADING = 24
+_PAPER = (255, 255, 255)
+_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
+
+
+class VideoWriter:
+    """An MP4 file (MPEG-4 part 2) of RGB images; a context manager.
+
+    Args:
+        path: file to write, ``.mp4``.
+        rate_hz: frames per second.
+
+    Raises:
+        InputError: the file or the encoder cannot be opened, when the first image is written.
+    """
+
+    def __init__(self, path: Path, rate_hz: float) -> None:
+        self.path = path
+        self._rate_hz = rate_hz
+        self._writer: cv2.VideoWriter | None = None
+        self._shape: tuple[int, ...] = ()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+
+    def write(self, rgb: np.ndarray) -> None:
+        """Append uint8 (H, W, 3) RGB; the first image sets the size, others are scaled to it."""
+        if self._writer is None:
+            # Colour is stored at half resolution, so sizes must be even.
+            self._shape = (rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2)
+            self._writer = cv2.VideoWriter(
+                str(self.path),
+                cv2.VideoWriter_fourcc(*'mp4v'),
+                self._rate_hz,
+                self._shape[::-1],
+            )
+            if not self._writer.isOpened():
+                raise InputError(
+                    f'the video {self.path} cannot be written: the folder is read-only or this '
+                    'OpenCV has no MPEG-4 encoder; go without a video'
+                )
+        if rgb.shape[:2] != self._shape:
+            rgb = cv2.resize(rgb, self._shape[::-1], interpolation=cv2.INTER_AREA)
+        self._writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    headings: Sequence[str],
+    legend: np.ndarray | None = None,
+    *,
+    width: int = 320,
+) -> np.ndarray:
+    """Lay out a few moments on one sheet, a line each, with the legend at their right.
+
+    Args:
+        rows: one sequence of uint8 (H, W, 3) RGB images a moment; all of one shape.
+        headings: name of each image of a moment.
+        legend: uint8 (h, w, 3) RGB.
+        width: pixels of one image.
+
+    Returns:
+        uint8 (H', W', 3) RGB.
+
+    Raises:
+        InputError: no moments, or moments with another number of images than headings.
+    """
+    if not rows or any(len(row) != len(headings) for row in rows):
+        raise InputError(f'a contact sheet needs moments of {len(headings)} images each')
+    height = round(rows[0][0].shape[0] * width / rows[0][0].shape[1])
+    legend_height, legend_width = (0, 0) if legend is None else legend.shape[:2]
+    right = _MARGIN + len(headings) * (width + _MARGIN)
+    below = _HEADING + max(len(rows) * (height + _MARGIN), legend_height + _MARGIN)
+    sheet = np.full((below, right + legend_width + _MARGIN, 3), _PAPER, np.uint8)
+    for column, heading in enumerate(headings):
+        x = _MARGIN + column * (width + _MARGIN)
+        cv2.putText(sheet, heading, (x, _HEADING - 8), *_FONT)
+        for line, row in enumerate(rows):
+            y = _HEADING + line * (height + _MARGIN)
+            sheet[y : y + height, x : x + width] = cv2.resize(
+                row[column], (width, height), interpolation=cv2.INTER_AREA
+            )
+    if legend is not None:
+        sheet[_HEADING : _HEADING + legend_height, right : right + legend_width] = legend
+    return sheet
+
+
+def depth_picture(depth: np.ndarray, far_m: float = 6.0) -> np.ndarray:
+    """Colour a depth image: uint8 (H, W, 3) RGB, near is warm, black = no reading.
+
+    Args:
+        depth: float32 (H, W) metres.
+        far_m: distance of the coldest colour.
+    """
+    valid = valid_mask(depth)
+    scaled = np.clip(np.where(valid, depth, 0) * (255 / far_m), 0, 255).astype(np.uint8)
+    picture = cv2.cvtColor(cv2.applyColorMap(255 - scaled, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    picture[~valid] = 0
+    return picture
+
+
+def write_image(path: Path, rgb: np.ndarray) -> None:
+    """Write RGB or single-channel uint8 in the format that the suffix names.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    image = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if rgb.ndim == 3 else rgb
+    if not cv2.imwrite(str(path), image):
+        raise InputError(f'{path} cannot be written; check the folder and its permissions')
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Return up to ``wanted`` indices spread over ``count`` items, first and last included."""
+    return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))

@@ -1,0 +1,39 @@
+"""Tables of results, for the terminal, for a text file and for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+Value = str | int | float | None
+
+
+def table_text(title: str, rows: Mapping[str, Value]) -> str:
+    """Return a two-column table; numbers have at most one decimal, None and NaN show a dash."""
+    shown = {name: _shown(value) for name, value in rows.items()}
+    left = max(len(name) for name in shown)
+    right = max(len(value) for value in shown.values())
+    rule = '-' * (left + 2 + right)
+    lines = [f'{name:<{left}}  {value:>{right}}' for name, value in shown.items()]
+    return '\n'.join([title, rule, *lines, rule])
+
+
+def write_table(folder: Path, stem: str, title: str, rows: Mapping[str, Value]) -> list[Path]:
+    """Write ``STEM.txt`` and ``STEM.json`` (NaN as null); returns both paths."""
+    text, data = folder / f'{stem}.txt', folder / f'{stem}.json'
+    text.write_text(table_text(title, rows) + '\n', encoding='utf-8')
+    clean = {name: None if _is_nan(value) else value for name, value in rows.items()}
+    data.write_text(json.dumps(clean, indent=2) + '\n', encoding='utf-8')
+    return [text, data]
+
+
+def _shown(value: Value) -> str:
+    if value is None or _is_nan(value):
+        return '-'
+    return f'{value:.1f}' if isinstance(value, float) else str(value)
+
+
+def _is_nan(value: Value) -> bool:
+    return isinstance(value, float) and math.isnan(value)

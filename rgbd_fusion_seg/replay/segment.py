@@ -1,0 +1,178 @@
+"""Segment a recording, frame by frame, and write what can be looked at and worked with."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from rgbd_fusion_seg import palette
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import RgbdFrame, Segmentation
+from rgbd_fusion_seg.replay.bags import BagFrames, is_bag
+from rgbd_fusion_seg.replay.calibration import Calibration
+from rgbd_fusion_seg.replay.folders import FolderFrames
+from rgbd_fusion_seg.replay.pictures import (
+    VideoWriter,
+    contact_sheet,
+    depth_picture,
+    evenly,
+    write_image,
+)
+from rgbd_fusion_seg.replay.report import Value, write_table
+from rgbd_fusion_seg.replay.topics import BagTopics
+from rgbd_fusion_seg.segmenter import Segmenter
+
+_MOMENTS = 6
+_VISIBLE_SHARE = 0.002
+_VIDEO_RATE_HZ = 30.0
+
+
+class FrameSource(Protocol):
+    """A recording: :class:`FolderFrames` or :class:`BagFrames`."""
+
+    skipped: int
+
+    def __len__(self) -> int:
+        """Return the most frames there can be."""
+
+    def __iter__(self) -> Iterator[RgbdFrame]:
+        """Yield the frames."""
+
+    def name(self, index: int) -> str:
+        """Return a file name, without suffix, for the ``index``-th frame."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentedRecording:
+    """The table of a run and the files it left."""
+
+    rows: dict[str, Value]
+    files: list[Path]
+
+
+def open_source(
+    path: Path,
+    *,
+    calibration: Calibration | None = None,
+    depth_scale_m: float = 0.001,
+    topics: BagTopics | None = None,
+) -> FrameSource:
+    """Open a bag or a folder of images, whichever the path is.
+
+    Raises:
+        InputError: neither, or one that cannot be used.
+    """
+    if is_bag(path):
+        return BagFrames(path, topics, calibration=calibration)
+    if topics is not None and topics != BagTopics():
+        raise InputError(f'{path} is a folder of images, which has no topics')
+    return FolderFrames(path, calibration=calibration, depth_scale_m=depth_scale_m)
+
+
+def segment_recording(
+    source: FrameSource,
+    segmenter: Segmenter,
+    output: Path,
+    *,
+    video: bool = True,
+    max_frames: int | None = None,
+    progress: bool = False,
+) -> SegmentedRecording:
+    """Segment every frame of a recording.
+
+    Writes ``labels/NAME.png`` (8 bits, pixel = class id, 255 = unlabelled), ``overlay/NAME.jpg``,
+    ``overlay.mp4``, ``contact_sheet.png``, and the table as ``result.txt`` and ``result.json``.
+
+    Args:
+        source: the frames.
+        segmenter: warm, so that the first frame is not slower than the others.
+        output: folder to write; files of these names in it are replaced.
+        video: write ``overlay.mp4`` too.
+        max_frames: stop after so many.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: the recording or the output folder cannot be used.
+    """
+    writer = _Writer(output, segmenter, video)
+    total = min(len(source), max_frames if max_frames is not None else len(source))
+    moments = set(evenly(total, _MOMENTS))
+    began_s = time.monotonic()
+    with writer, tqdm(total=total, desc='segmenting', unit='frame', disable=not progress) as bar:
+        for index, frame in enumerate(islice(source, max_frames)):
+            result = segmenter.segment(frame)
+            writer.write(source.name(index), frame, result, in_sheet=index in moments)
+            bar.update()
+    return writer.finish(source, time.monotonic() - began_s)
+
+
+class _Writer:
+    """Writes the results of one run and gathers its statistics."""
+
+    def __init__(self, output: Path, segmenter: Segmenter, video: bool) -> None:
+        self._output, self._bundle = output, segmenter.bundle
+        self._engine = segmenter.engine_name
+        self._video = VideoWriter(output / 'overlay.mp4', _VIDEO_RATE_HZ) if video else None
+        self._rows: list[list[np.ndarray]] = []
+        self._timings: dict[str, list[float]] = defaultdict(list)
+        self._pixels = np.zeros(256, np.int64)
+        self._count = 0
+        try:
+            for folder in ('labels', 'overlay'):
+                (output / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f'{output} cannot be used for the results: {error}') from error
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._video is not None:
+            self._video.close()
+
+    def write(self, name: str, frame: RgbdFrame, result: Segmentation, *, in_sheet: bool) -> None:
+        picture = palette.overlay(frame.rgb, result.labels, self._bundle.colors)
+        write_image(self._output / 'labels' / f'{name}.png', result.labels)
+        write_image(self._output / 'overlay' / f'{name}.jpg', picture)
+        if self._video is not None:
+            self._video.write(picture)
+        if in_sheet:
+            self._rows.append([frame.rgb, depth_picture(frame.depth), picture])
+        for stage, milliseconds in result.timings.items():
+            self._timings[stage].append(milliseconds)
+        self._pixels += np.bincount(result.labels.ravel(), minlength=256)
+        self._count += 1
+
+    def finish(self, source: FrameSource, seconds: float) -> SegmentedRecording:
+        if self._count == 0:
+            raise InputError('no frame was segmented; ask for at least one frame')
+        sheet = self._output / 'contact_sheet.png'
+        present = np.flatnonzero(self._pixels > _VISIBLE_SHARE * self._pixels.sum())
+        legend = palette.legend(self._bundle.class_names, self._bundle.colors, present)
+        headings = ('colour', 'depth', 'segmentation')
+        write_image(sheet, contact_sheet(self._rows, headings, legend))
+        rows = self._table(source, seconds)
+        title = f'{self._bundle.name} on {self._engine}'
+        tables = write_table(self._output, 'result', title, rows)
+        videos = [] if self._video is None else [self._video.path]
+        folders = [self._output / 'labels', self._output / 'overlay']
+        return SegmentedRecording(rows, [*folders, *videos, sheet, *tables])
+
+    def _table(self, source: FrameSource, seconds: float) -> dict[str, Value]:
+        stages = {stage: float(np.median(ms)) for stage, ms in self._timings.items()}
+        busy_ms = np.sum(list(self._timings.values()), axis=0)
+        return {
+            'frames': self._count,
+            'messages skipped': source.skipped,
+            'frames/s, segmentation alone': float(1000 / np.median(busy_ms)),
+            'frames/s, with reading and writing': self._count / seconds,
+            **{f'{stage}, median (ms)': ms for stage, ms in stages.items()},
+        }

@@ -1,0 +1,68 @@
+"""The environment in which ROS 2 processes of this package talk to each other on one machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rgbd_fusion_seg.errors import InputError
+
+PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+"""Fast DDS reads the first one from Jazzy on, the second on Humble."""
+
+
+def ros_is_sourced(environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether the setup script of a ROS installation was sourced in this shell."""
+    return bool(environ.get('ROS_DISTRO'))
+
+
+def rclpy_path() -> Path | None:
+    """Return the folder of the rclpy that this Python would import, without importing it."""
+    spec = importlib.util.find_spec('rclpy')
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def fastdds_profile() -> Path | None:
+    """Return the Fast DDS profile of this package, which lets images through shared memory."""
+    prefixes = [Path(p) for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+    shares = [p / 'share' / 'rgbd_fusion_seg' for p in [*prefixes, Path(sys.prefix)]]
+    tree = Path(__file__).resolve().parent.parent
+    paths = [folder / 'config' / 'fastdds.xml' for folder in (tree, *shares)]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def local_environment(domain_id: int) -> dict[str, str]:
+    """Return environment variables for ROS processes that keep to themselves on this machine.
+
+    Where no ROS is sourced, rclpy from the ``[ros-wheels]`` extra is set up; its own marker is
+    dropped, so that a child which is another Python sets its own libraries up. What the user set
+    (middleware, DDS profile) is kept.
+
+    Args:
+        domain_id: DDS domain, 0..101, to be shared by the processes that talk to each other.
+
+    Raises:
+        InputError: this Python has no rclpy.
+    """
+    if rclpy_path() is None:
+        raise InputError(
+            'this Python has no ROS 2 (rclpy): source a ROS installation, such as '
+            '/opt/ros/jazzy/setup.bash, or install the extra [ros-wheels] of this package'
+        )
+    env = dict(os.environ)
+    env.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)
+    if not ros_is_sourced():
+        env['AMENT_PREFIX_PATH'] = sys.prefix
+        env['RMW_IMPLEMENTATION'] = 'rmw_fastrtps_cpp'
+    env['ROS_DOMAIN_ID'] = str(domain_id)
+    # Kilted reads the first one, Jazzy and Humble the second.
+    env['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    env['ROS_LOCALHOST_ONLY'] = '1'
+    profile = fastdds_profile()
+    if profile is not None and not any(env.get(name) for name in PROFILE_VARIABLES):
+        # Only the one this Fast DDS reads: later ones warn about the old name.
+        env[PROFILE_VARIABLES[env.get('ROS_DISTRO') in ('humble', 'iron')]] = str(profile)
+    return env
