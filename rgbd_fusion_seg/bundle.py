@@ -83,7 +83,6 @@ def bundle_folders() -> list[Path]:
     ``$RGBD_FUSION_SEG_MODELS`` (path list), the source tree, the ament share folder of every
     prefix on ``AMENT_PREFIX_PATH``, and the share folder of this Python installation.
     """
-
     folders = [
         Path(p) for p in os.environ.get('RGBD_FUSION_SEG_MODELS', '').split(os.pathsep) if p
     ]
@@ -117,7 +116,8 @@ def load_bundle(path_or_name: str | os.PathLike[str] = DEFAULT_BUNDLE) -> ModelB
     try:
         card = yaml.safe_load(card_path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BundleError(f'the card {card_path} cannot be read: {error}') from error
+        reason = ' '.join(str(error).split())
+        raise BundleError(f'the card {card_path} cannot be read: {reason}') from error
     if not isinstance(card, dict):
         raise BundleError(f'the card {card_path} is not a YAML mapping; export the bundle again')
     return _validated(_Card(card, card_path), folder)
@@ -159,18 +159,24 @@ class _Card:
         value: Any = self.card
         for part in key.split('.'):
             if not isinstance(value, dict) or part not in value:
-                raise BundleError(f'the card {self.path} lacks the entry {key!r}')
+                raise BundleError(
+                    f'the card {self.path} lacks the entry {key!r}; export the bundle again'
+                )
             value = value[part]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self.wrong(key, value)
         return value
 
     def wrong(self, key: str, value: Any) -> BundleError:
-        return BundleError(f'the card {self.path} has an unusable entry {key!r}: {value!r:.80}')
+        return BundleError(
+            f'the card {self.path} has an unusable entry {key!r}: {value!r:.80}; export the '
+            'bundle again'
+        )
 
     def numbers(self, key: str, count: int) -> np.ndarray:
         value = self.get(key, list)
-        if len(value) != count or not all(isinstance(v, int | float) for v in value):
+        numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(value) != count or numbers != value or not np.isfinite(value).all():
             raise self.wrong(key, value)
         return np.asarray(value, dtype=np.float32)
 
@@ -188,9 +194,34 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
             f'the card {card.path} has format {card.card["format"]}, this version reads format '
             f'{CARD_FORMAT}; export the bundle again with this version'
         )
-    classes = card.get('classes', list)
-    names, colors = [], []
-    for index, entry in enumerate(classes):
+    names, colors = _classes(card)
+    rgb, stride = card.tensor('inputs.rgb'), card.get('output.stride', int)
+    if stride <= 0 or rgb.height % stride or rgb.width % stride:
+        raise card.wrong('output.stride', stride)
+    near, far = (float(v) for v in card.numbers('depth.range_m', 2))
+    if not 0 <= near < far:
+        raise card.wrong('depth.range_m', [near, far])
+    weights, sha256 = _weights(card, folder)
+    return ModelBundle(
+        path=folder,
+        name=card.get('name', str),
+        card=card.card,
+        rgb=rgb,
+        hha=card.tensor('inputs.hha'),
+        stride=stride,
+        class_names=names,
+        colors=colors,
+        depth_range_m=(near, far),
+        weights_path=weights,
+        weights_sha256=sha256,
+        metrics=card.get('metrics', dict),
+    )
+
+
+def _classes(card: _Card) -> tuple[tuple[str, ...], np.ndarray]:
+    names: list[str] = []
+    colors: list[list[int]] = []
+    for index, entry in enumerate(card.get('classes', list)):
         if not isinstance(entry, dict) or not isinstance(entry.get('name'), str):
             raise card.wrong(f'classes[{index}]', entry)
         color = entry.get('color')
@@ -200,36 +231,30 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
             and all(isinstance(c, int) and 0 <= c <= 255 for c in color)
         ):
             raise card.wrong(f'classes[{index}].color', entry)
+        if entry['name'] in names:
+            raise BundleError(
+                f'the card {card.path} lists the class {entry["name"]!r} twice; '
+                'give each class its own name'
+            )
         names.append(entry['name'])
         colors.append(color)
     if not 2 <= len(names) <= 255:
         raise BundleError(
             f'the card {card.path} lists {len(names)} classes; 2 to 255 are possible'
         )
-    rgb, stride = card.tensor('inputs.rgb'), card.get('output.stride', int)
-    if stride <= 0 or rgb.height % stride or rgb.width % stride:
-        raise card.wrong('output.stride', stride)
-    weights = folder / card.get('weights.file', str)
-    expected = card.get('weights.sha256', str)
-    if not weights.is_file():
-        raise BundleError(f'the bundle {folder} lacks its weights {weights.name}; copy it whole')
-    if (actual := file_sha256(weights)) != expected:
+    return tuple(names), np.asarray(colors, dtype=np.uint8)
+
+
+def _weights(card: _Card, folder: Path) -> tuple[Path, str]:
+    name, expected = card.get('weights.file', str), card.get('weights.sha256', str).lower()
+    if Path(name).name != name:
+        raise card.wrong('weights.file', name)
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f'the bundle {folder} lacks its weights {name}; copy it whole')
+    if (actual := file_sha256(path)) != expected:
         raise BundleError(
-            f'{weights} does not match its card (sha256 {actual[:12]}…, expected '
-            f'{expected[:12]}…); copy the bundle again or export it anew'
+            f'{path} does not match its card (sha256 {actual[:12]}…, expected {expected[:12]}…); '
+            'copy the bundle again or export it anew'
         )
-    near, far = (float(v) for v in card.numbers('depth.range_m', 2))
-    return ModelBundle(
-        path=folder,
-        name=card.get('name', str),
-        card=card.card,
-        rgb=rgb,
-        hha=card.tensor('inputs.hha'),
-        stride=stride,
-        class_names=tuple(names),
-        colors=np.asarray(colors, dtype=np.uint8),
-        depth_range_m=(near, far),
-        weights_path=weights,
-        weights_sha256=expected,
-        metrics=card.get('metrics', dict),
-    )
+    return path, actual

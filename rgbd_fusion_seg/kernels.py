@@ -311,7 +311,7 @@ BLOCK = 32
 
 LOWEST = F32(-np.inf)
 SIXTEENTH, SIXTH = F32(1.0 / 16.0), F32(1.0 / 6.0)
-ROUND_OFF = F32(1e-6)
+ROUND_OFF = F32(1e-5)
 
 
 @intrinsic
@@ -396,12 +396,20 @@ def _stretch(row, columns, left, out):
 
 @njit(cache=True, nogil=True, error_model='numpy')
 def _merge_others(peak, terms, mass, chosen, first, last, merged):
-    """Write, for the logits first..last of a row, the log-sum-exp of the classes not chosen."""
+    """Write, for the logits first..last of a row, the log-sum-exp of the classes not chosen.
+
+    Returns:
+        The largest share that these classes have in the softmax of a logit.
+    """
+    share = ROUND_OFF
     for c in range(first, last + 1):
         others = mass[c]
         for k in chosen:
             others -= terms[k, c]
-        merged[c] = peak[c] + np.log(max(others, ROUND_OFF))
+        others = max(others, ROUND_OFF)
+        share = max(share, others)
+        merged[c] = peak[c] + np.log(others)
+    return share
 
 
 @njit(cache=True, nogil=True, error_model='numpy')
@@ -445,7 +453,7 @@ def _label_band(logits, softmax, r0, r1, columns, wy0, wy1, bounds, margin, labe
     best, total = np.empty((wy0.size, BLOCK), F32), np.empty((wy0.size, BLOCK), F32)
     winner = np.empty((wy0.size, BLOCK), np.int32)
     chosen = np.empty(classes, np.intp)
-    merged = np.empty((2, logits.shape[2]), F32)
+    merged, shares = np.empty((2, logits.shape[2]), F32), np.empty(2, F32)
     for block in range(floor.size):
         left = block * BLOCK
         best[:] = LOWEST
@@ -462,12 +470,14 @@ def _label_band(logits, softmax, r0, r1, columns, wy0, wy1, bounds, margin, labe
             count += 1
         if count < classes:
             first, last = columns[0][left], columns[1][left + BLOCK - 1]
-            others = chosen[:count]
-            _merge_others(peak[r0], terms[:, r0], mass[r0], others, first, last, merged[0])
-            _merge_others(peak[r1], terms[:, r1], mass[r1], others, first, last, merged[1])
-            _stretch(merged[0], columns, left, top[count])
-            _stretch(merged[1], columns, left, bottom[count])
-            count += 1
+            for i, r in enumerate((r0, r1)):
+                shares[i] = _merge_others(
+                    peak[r], terms[:, r], mass[r], chosen[:count], first, last, merged[i]
+                )
+            if max(shares[0], shares[1]) > ROUND_OFF:
+                _stretch(merged[0], columns, left, top[count])
+                _stretch(merged[1], columns, left, bottom[count])
+                count += 1
         for i in range(count):
             _add_exponentials(top[i], bottom[i], wy0, wy1, best, total)
         _write_block(winner, total, left, labels, confidence)
@@ -589,7 +599,11 @@ def warm_up() -> None:
     labels, confidence = np.zeros((2, 1, BLOCK), dtype=np.uint8)
     columns, starts = (index, index, weight, weight), np.arange(2)
     upsample_labels(logits, columns, starts, weight[:1], weight[:1], ONE, labels, confidence)
-    normalize(image, np.zeros((3, 256), dtype=F32), np.zeros((3, 1, BLOCK), dtype=F32))
-    paint(labels, np.zeros((256, 3), dtype=np.uint8), image)
+    table, planes = np.zeros((3, 256), dtype=F32), np.zeros((3, 1, BLOCK), dtype=F32)
+    colors, painted = np.zeros((256, 3), dtype=np.uint8), np.empty_like(image)
     keep, tint = np.zeros(256, dtype=np.uint32), np.zeros((256, 3), dtype=np.uint32)
-    blend(image, labels, keep, tint, image)
+    paint(labels, colors, painted)
+    for writeable in (True, False):  # images that ROS messages own are read-only, another type
+        image.flags.writeable = writeable
+        normalize(image, table, planes)
+        blend(image, labels, keep, tint, painted)

@@ -1,0 +1,210 @@
+"""Bundles: what a good one holds, and one clear sentence for each bad one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from bundles import CLASS_NAMES, MEAN, STD, tiny_card, write_bundle
+
+from rgbd_fusion_seg.bundle import bundle_folders, file_sha256, list_bundles, load_bundle
+from rgbd_fusion_seg.errors import BundleError
+
+MISSING = object()
+
+
+def card_with(path: str, value: object) -> dict:
+    """Return the tiny card with one entry, named by a dotted path, changed or removed."""
+    card = tiny_card()
+    *parents, last = path.split('.')
+    node = card
+    for part in parents:
+        node = node[part]
+    if value is MISSING:
+        del node[last]
+    else:
+        node[last] = value
+    return card
+
+
+def sentence(excinfo) -> str:
+    text = str(excinfo.value)
+    assert '\n' not in text
+    return text
+
+
+def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.name == 'tiny'
+    assert bundle.class_names == CLASS_NAMES
+    assert bundle.num_classes == 4
+    assert bundle.colors.dtype == np.uint8
+    assert bundle.colors.tolist() == [c['color'] for c in tiny_card()['classes']]
+    assert (bundle.rgb.height, bundle.rgb.width) == (48, 64)
+    assert (bundle.hha.height, bundle.hha.width) == (24, 32)
+    assert bundle.hha.mean.tolist() == [MEAN] * 3
+    assert bundle.hha.std.tolist() == [STD] * 3
+    assert bundle.logits_shape == (1, 4, 6, 8)
+    assert bundle.depth_range_m == (0.5, 8.0)
+    assert bundle.weights_path == tiny_bundle / 'model.onnx'
+    assert bundle.weights_sha256 == file_sha256(bundle.weights_path)
+
+
+@pytest.mark.parametrize('given', ['folder', 'card', 'text'])
+def test_a_bundle_is_found_by_folder_and_by_card(tiny_bundle: Path, given):
+    path = {'folder': tiny_bundle, 'card': tiny_bundle / 'model.yaml', 'text': str(tiny_bundle)}
+    assert load_bundle(path[given]).path == tiny_bundle
+
+
+def test_bundles_are_found_by_name(tmp_path: Path, monkeypatch):
+    card = tiny_card()
+    first = write_bundle(tmp_path / 'a' / 'mine', card)
+    write_bundle(tmp_path / 'b' / 'mine', card)
+    installed = tmp_path / 'prefix' / 'share' / 'rgbd_fusion_seg' / 'models'
+    second = write_bundle(installed / 'installed', card)
+    monkeypatch.setenv('RGBD_FUSION_SEG_MODELS', f'{tmp_path / "a"}:{tmp_path / "b"}')
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path / 'prefix'))
+    assert load_bundle('mine').path == first
+    assert load_bundle('installed').path == second
+    assert {first, second} <= set(list_bundles())
+    assert bundle_folders()[:2] == [tmp_path / 'a', tmp_path / 'b']
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch):
+    write_bundle(tmp_path / 'mine')
+    monkeypatch.setenv('RGBD_FUSION_SEG_MODELS', str(tmp_path))
+    with pytest.raises(BundleError) as caught:
+        load_bundle('yours')
+    assert "'yours'" in sentence(caught)
+    assert 'mine' in sentence(caught)
+
+
+def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path):
+    with pytest.raises(BundleError, match=r'no bundle: it has no model\.yaml'):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['{unclosed: [', '- just\n- a list\n', '\x00'])
+def test_cards_that_cannot_be_read(tmp_path: Path, text):
+    folder = write_bundle(tmp_path / 'bad')
+    (folder / 'model.yaml').write_text(text)
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    assert str(folder / 'model.yaml') in sentence(caught)
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        'format',
+        'name',
+        'inputs.rgb',
+        'inputs.hha.std',
+        'inputs.rgb.width',
+        'output.stride',
+        'depth.range_m',
+        'classes',
+        'weights.file',
+        'metrics',
+    ],
+)
+def test_a_missing_entry_is_named(tmp_path: Path, entry):
+    folder = write_bundle(tmp_path / 'bad', card_with(entry, MISSING))
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    assert 'lacks the entry' in sentence(caught)
+    assert f"'{entry}" in sentence(caught)
+
+
+def test_a_card_without_a_hash_is_refused(tmp_path: Path):
+    folder = write_bundle(tmp_path / 'bad')
+    card = yaml.safe_load((folder / 'model.yaml').read_text())
+    del card['weights']['sha256']
+    (folder / 'model.yaml').write_text(yaml.safe_dump(card))
+    with pytest.raises(BundleError, match=r"lacks the entry 'weights\.sha256'"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ('entry', 'value', 'named'),
+    [
+        ('inputs.rgb.width', '64', 'inputs.rgb.width'),
+        ('inputs.rgb.width', 0, 'inputs.rgb'),
+        ('inputs.rgb.width', True, 'inputs.rgb.width'),
+        ('inputs.hha.std', [1.0, 0.0, 1.0], 'inputs.hha'),
+        ('inputs.hha.mean', [1.0, 2.0], 'inputs.hha.mean'),
+        ('inputs.hha.mean', [1.0, 2.0, float('nan')], 'inputs.hha.mean'),
+        ('inputs.hha.std', [1.0, 2.0, float('inf')], 'inputs.hha.std'),
+        ('inputs.rgb.mean', [1.0, 2.0, 'x'], 'inputs.rgb.mean'),
+        ('inputs.rgb.mean', [1.0, 2.0, True], 'inputs.rgb.mean'),
+        ('output.stride', 7, 'output.stride'),
+        ('output.stride', -8, 'output.stride'),
+        ('depth.range_m', [1.0], 'depth.range_m'),
+        ('depth.range_m', [8.0, 0.5], 'depth.range_m'),
+        ('name', 5, 'name'),
+        ('weights.file', '../model.onnx', 'weights.file'),
+        ('classes', [{'name': 'a'}] * 4, 'classes[0].color'),
+        ('classes', [{'name': 'a', 'color': [0, 0, 300]}] * 4, 'classes[0].color'),
+        ('classes', [{'color': [0, 0, 0]}] * 4, 'classes[0]'),
+        ('classes', ['wall', 'floor'], 'classes[0]'),
+    ],
+)
+def test_an_unusable_entry_is_named(tmp_path: Path, entry, value, named):
+    folder = write_bundle(tmp_path / 'bad', card_with(entry, value))
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    assert 'unusable entry' in sentence(caught)
+    assert f"'{named}'" in sentence(caught)
+
+
+def test_a_future_format_says_both_numbers(tmp_path: Path):
+    folder = write_bundle(tmp_path / 'bad', card_with('format', 2))
+    with pytest.raises(BundleError, match='format 2, this version reads format 1'):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize('count', [1, 256])
+def test_the_number_of_classes_fits_a_label_image(tmp_path: Path, count):
+    classes = [{'name': f'c{i}', 'color': [i, 0, 0]} for i in range(255)] + [
+        {'name': 'c255', 'color': [0, 1, 0]}
+    ]
+    folder = write_bundle(tmp_path / 'bad', card_with('classes', classes[:count]))
+    with pytest.raises(BundleError, match=f'lists {count} classes; 2 to 255'):
+        load_bundle(folder)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path):
+    card = tiny_card()
+    card['classes'][3]['name'] = card['classes'][1]['name']
+    folder = write_bundle(tmp_path / 'bad', card)
+    with pytest.raises(BundleError, match="'bright low' twice"):
+        load_bundle(folder)
+
+
+def test_missing_weights_are_named(tmp_path: Path):
+    folder = write_bundle(tmp_path / 'bad')
+    (folder / 'model.onnx').unlink()
+    with pytest.raises(BundleError, match=r'lacks its weights model\.onnx'):
+        load_bundle(folder)
+
+
+def test_changed_weights_do_not_match_their_card(tmp_path: Path):
+    folder = write_bundle(tmp_path / 'bad')
+    data = bytearray((folder / 'model.onnx').read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / 'model.onnx').write_bytes(data)
+    with pytest.raises(BundleError, match='does not match its card') as caught:
+        load_bundle(folder)
+    assert file_sha256(folder / 'model.onnx')[:12] in sentence(caught)
+
+
+def test_the_hash_may_be_written_in_capitals(tmp_path: Path):
+    folder = write_bundle(tmp_path / 'loud')
+    card = yaml.safe_load((folder / 'model.yaml').read_text())
+    loud = copy.deepcopy(card)
+    loud['weights']['sha256'] = card['weights']['sha256'].upper()
+    (folder / 'model.yaml').write_text(yaml.safe_dump(loud))
+    assert load_bundle(folder).weights_sha256 == card['weights']['sha256']
