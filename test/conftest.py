@@ -31,6 +31,6 @@ def goldens_dir() -> Path:
 
 @pytest.fixture(scope='session')
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a bundle that labels by brightness and height, see bundles.py; do not change it."""
+    """Folder of a bundle that labels by brightness and height (bundles.py); leave it as it is."""
     bundles = pytest.importorskip('bundles', reason='making bundles needs onnx')
     return bundles.write_bundle(tmp_path_factory.mktemp('bundles') / 'tiny')

@@ -1,0 +1,191 @@
+"""The ONNX Runtime engine on small real networks, and every way a network can be wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from bundles import CLASS_NAMES, GAIN, tiny_card, tiny_network, write_bundle
+from onnx import TensorProto, helper
+
+from rgbd_fusion_seg import engine
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.engine import available_backends, open_engine
+from rgbd_fusion_seg.errors import BundleError, EngineError
+
+
+def random_inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return (
+        rng.standard_normal((1, 3, 48, 64), dtype=np.float32),
+        rng.standard_normal((1, 3, 24, 32), dtype=np.float32),
+    )
+
+
+def tiny_logits(rgb: np.ndarray, hha: np.ndarray) -> np.ndarray:
+    """The tiny network in numpy."""
+    colour = rgb.reshape(1, 3, 6, 8, 8, 8).mean(axis=(3, 5)).mean(axis=1)
+    height = hha.reshape(1, 3, 6, 4, 8, 4).mean(axis=(3, 5))[:, 1]
+    signs = [(1 if k & 1 else -1, 1 if k & 2 else -1) for k in range(4)]
+    return np.stack([GAIN * (b * colour + h * height) for b, h in signs], axis=1)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'onnxruntime'])
+def test_logits_are_those_of_the_network(tiny_bundle: Path, backend):
+    opened = open_engine(load_bundle(tiny_bundle), backend)
+    rgb, hha = random_inputs()
+    logits = opened.infer(rgb, hha)
+    assert logits.dtype == np.float32
+    assert logits.shape == (1, len(CLASS_NAMES), 6, 8)
+    assert np.abs(logits - tiny_logits(rgb, hha)).max() < 2e-2  # weights are stored as fp16
+    assert np.array_equal(opened.infer(rgb, hha), logits)
+
+
+def test_results_stay_valid_while_the_engine_goes_on(tiny_bundle: Path):
+    opened = open_engine(load_bundle(tiny_bundle))
+    first = opened.infer(*random_inputs(0))
+    kept = first.copy()
+    opened.infer(*random_inputs(1))
+    assert np.array_equal(first, kept)
+
+
+def test_threads_are_the_usable_cores_unless_given(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    assert f'{len(os.sched_getaffinity(0))} threads' in open_engine(bundle).name
+    one = open_engine(bundle, num_threads=1, allow_spinning=True)
+    assert one.name == 'onnxruntime (CPU, 1 threads)'
+    options = one._session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry('session.intra_op.allow_spinning') == '1'
+    with pytest.raises(EngineError, match='at least 1, got 0'):
+        open_engine(bundle, num_threads=0)
+
+
+def test_a_closed_engine_says_so(tiny_bundle: Path):
+    opened = open_engine(load_bundle(tiny_bundle))
+    opened.close()
+    opened.close()
+    with pytest.raises(EngineError, match='closed'):
+        opened.infer(*random_inputs())
+
+
+@pytest.mark.parametrize('wrong', ['size', 'type'])
+def test_inputs_of_another_form_are_an_engine_error(tiny_bundle: Path, wrong):
+    rgb, hha = random_inputs()
+    rgb = rgb[..., :32] if wrong == 'size' else rgb.astype(np.float64)
+    with pytest.raises(EngineError, match='inference with onnxruntime'):
+        open_engine(load_bundle(tiny_bundle)).infer(rgb, hha)
+
+
+def test_unknown_backends_and_options_list_the_known_ones(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    with pytest.raises(EngineError, match=r"'tpu'; choose one of: auto, onnxruntime"):
+        open_engine(bundle, 'tpu')
+    with pytest.raises(EngineError, match=r"no option 'speed'; it knows: num_threads"):
+        open_engine(bundle, 'onnxruntime', speed=3)
+
+
+def test_backends_tell_their_version_or_the_reason(monkeypatch, tiny_bundle: Path):
+    import onnxruntime
+
+    assert available_backends() == [('onnxruntime', True, onnxruntime.__version__)]
+    monkeypatch.setitem(__import__('sys').modules, 'onnxruntime', None)
+    (backend,) = available_backends()
+    assert not backend.usable
+    assert 'pip install onnxruntime' in backend.detail
+    with pytest.raises(EngineError, match=r'onnxruntime cannot run here: .*pip install'):
+        open_engine(load_bundle(tiny_bundle))
+
+
+def test_backends_are_imported_only_when_wanted():
+    """The package itself must load without any backend installed."""
+    import subprocess
+    import sys
+
+    code = (
+        'import sys; sys.modules["onnxruntime"] = None; import rgbd_fusion_seg.segmenter; '
+        'print("rgbd_fusion_seg.engine.onnxruntime" in sys.modules)'
+    )
+    root = Path(engine.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert done.stdout.strip() == 'False'
+
+
+def retyped(network: onnx.ModelProto, element_type: int) -> onnx.ModelProto:
+    network.graph.input[0].type.tensor_type.elem_type = element_type
+    network.graph.node.insert(
+        0, helper.make_node('Cast', ['rgb'], ['rgb_float'], to=TensorProto.FLOAT)
+    )
+    network.graph.node[1].input[0] = 'rgb_float'
+    return network
+
+
+def with_open_sizes(network: onnx.ModelProto) -> onnx.ModelProto:
+    for tensor in (*network.graph.input, *network.graph.output):
+        for axis, size in enumerate(tensor.type.tensor_type.shape.dim):
+            size.Clear()
+            size.dim_param = f'{tensor.name}_{axis}'
+    network.graph.ClearField('value_info')
+    return network
+
+
+def with_second_output(network: onnx.ModelProto) -> onnx.ModelProto:
+    network.graph.output.append(
+        helper.make_tensor_value_info('both', TensorProto.FLOAT, (1, 6, 6, 8))
+    )
+    return network
+
+
+@pytest.mark.parametrize(
+    ('network', 'words'),
+    [
+        (lambda: b'this is no network', ['model.onnx', 'no ONNX network']),
+        (lambda: b'', ['model.onnx', 'no ONNX network']),
+        (lambda: tiny_network().SerializeToString()[:200], ['no ONNX network']),
+        (lambda: tiny_network(num_classes=7), ['returns 7 classes', 'card lists 4']),
+        (
+            lambda: with_open_sizes(tiny_network(num_classes=7)),
+            ['returns 7 classes', 'card lists 4'],
+        ),
+        (lambda: tiny_network(96, 128), ['[1, 3, 96, 128]', '[1, 3, 48, 64]']),
+        (
+            lambda: tiny_network(input_names=('image', 'hha')),
+            ['inputs image, hha', 'rgb and hha'],
+        ),
+        (lambda: retyped(tiny_network(), TensorProto.UINT8), ['rgb', 'tensor(uint8)', 'float32']),
+        (lambda: with_second_output(tiny_network()), ['2 outputs']),
+    ],
+)
+def test_a_network_that_is_not_the_card_s_is_refused_when_it_is_opened(tmp_path, network, words):
+    bundle = load_bundle(write_bundle(tmp_path / 'bad', network=network()))
+    with pytest.raises(BundleError) as caught:
+        open_engine(bundle)
+    assert '\n' not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_wrong_stride_is_refused(tmp_path):
+    card = tiny_card()
+    card['output']['stride'] = 4
+    bundle = load_bundle(write_bundle(tmp_path / 'bad', card))
+    with pytest.raises(BundleError, match=r'\[1, 4, 6, 8\].*\[1, 4, 12, 16\]'):
+        open_engine(bundle)
+
+
+def test_a_network_with_open_sizes_runs(tmp_path):
+    folder = write_bundle(tmp_path / 'open', network=with_open_sizes(tiny_network()))
+    rgb, hha = random_inputs()
+    logits = open_engine(load_bundle(folder)).infer(rgb, hha)
+    assert np.abs(logits - tiny_logits(rgb, hha)).max() < 2e-2
+
+
+def test_weights_that_vanish_after_loading_are_named(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path / 'gone'))
+    bundle.weights_path.unlink()
+    with pytest.raises(BundleError, match=r'model\.onnx'):
+        open_engine(bundle)

@@ -1,0 +1,133 @@
+"""Network inputs against numpy, OpenCV-free area averages, and the HHA they are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg.bundle import TensorInput
+from rgbd_fusion_seg.depth import fill_holes
+from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.hha import encode_hha
+from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_image, rgb_tensor
+
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def by_numpy(image: np.ndarray) -> np.ndarray:
+    return ((image.astype(np.float64) - MEAN) / STD).transpose(2, 0, 1)[None]
+
+
+def test_pixels_are_normalised_channel_by_channel():
+    image = random_image(37, 53)
+    tensor = rgb_tensor(image, TensorInput(37, 53, MEAN, STD))
+    assert tensor.dtype == np.float32
+    assert tensor.shape == (1, 3, 37, 53)
+    assert tensor.flags.c_contiguous
+    assert np.abs(tensor - by_numpy(image)).max() < 1e-6
+
+
+@pytest.mark.parametrize('view', ['reversed', 'cropped', 'read-only'])
+def test_images_in_any_memory_layout_give_the_same_tensor(view):
+    image = random_image(20, 30)
+    other = {
+        'reversed': np.ascontiguousarray(image[..., ::-1])[..., ::-1],
+        'cropped': np.pad(image, ((0, 0), (0, 9), (0, 0)))[:, :30],
+        'read-only': np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape),
+    }[view]
+    size = TensorInput(20, 30, MEAN, STD)
+    assert np.array_equal(rgb_tensor(other, size), rgb_tensor(image, size))
+
+
+def test_a_buffer_is_written_and_returned():
+    size = TensorInput(20, 30, MEAN, STD)
+    out = np.full((1, 3, 20, 30), np.nan, np.float32)
+    image = random_image(20, 30)
+    assert rgb_tensor(image, size, out=out) is out
+    assert np.array_equal(out, rgb_tensor(image, size))
+    assert hha_tensor(image, size, out=out) is out
+
+
+def test_shrinking_averages_areas():
+    image = random_image(40, 60)
+    areas = image.reshape(20, 2, 30, 2, 3).mean(axis=(1, 3))
+    assert np.abs(rgb_image(image, 30, 20) - areas).max() <= 0.5
+
+
+def test_enlarging_is_bilinear_about_pixel_centres():
+    ramp = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 4, axis=0)
+    image = np.repeat(ramp, 3, axis=2)
+    x = np.clip((np.arange(64) + 0.5) / 4 - 0.5, 0, 15)
+    enlarged = rgb_image(image, 64, 16)
+    assert np.abs(enlarged - (10 * x)[None, :, None]).max() <= 0.51
+
+
+def test_an_image_of_the_right_size_is_not_copied():
+    image = random_image(20, 30)
+    assert rgb_image(image, 30, 20) is image
+
+
+def test_one_axis_may_shrink_while_the_other_grows():
+    assert rgb_image(random_image(20, 30), 15, 40).shape == (40, 15, 3)
+
+
+def test_hha_of_another_size_is_refused():
+    with pytest.raises(FrameError) as caught:
+        hha_tensor(random_image(20, 30), TensorInput(10, 15, MEAN, STD))
+    assert '(20, 30, 3)' in str(caught.value)
+    assert '(10, 15, 3)' in str(caught.value)
+
+
+def tilted_floor(camera: Intrinsics) -> np.ndarray:
+    """Depth of a floor 1.2 m below a camera that looks 20° down, up to a wall at 4 m."""
+    v = (np.arange(camera.height)[:, None] - camera.cy) / camera.fy
+    down, ahead = np.cos(np.radians(20)), np.sin(np.radians(20))
+    with np.errstate(divide='ignore'):
+        floor = 1.2 / (v * down + ahead)
+    depth = np.where((floor > 0) & (floor < 4.0), floor, 4.0)
+    return np.repeat(depth, camera.width, axis=1).astype(np.float32)
+
+
+def test_hha_is_encoded_at_the_network_size_with_holes_filled_but_not_trusted():
+    camera = Intrinsics(260.0, 260.0, 159.5, 119.5, 320, 240)
+    depth = tilted_floor(camera)
+    holes = np.zeros(depth.shape, bool)
+    holes[100:140, 60:120] = True
+    depth[holes] = np.nan
+    # Every second pixel, from the middle of each 2x2 cell on, is what resampling to a half takes.
+    small = depth[1::2, 1::2]
+    expected = encode_hha(fill_holes(small), camera.resized(160, 120), ~np.isfinite(small))
+    assert np.array_equal(hha_image(depth, camera, 160, 120), expected)
+    untouched = hha_image(tilted_floor(camera), camera, 160, 120)
+    far_from_holes = np.ones((120, 160), bool)
+    far_from_holes[46:74, 26:64] = False
+    difference = np.abs(expected.astype(int) - untouched)[far_from_holes]
+    assert difference.max() <= 1
+
+
+def test_gravity_that_is_given_is_used():
+    camera = Intrinsics(130.0, 130.0, 79.5, 59.5, 160, 120)
+    depth = tilted_floor(camera)
+    down = np.array([0.0, np.cos(np.radians(20)), np.sin(np.radians(20))])
+    given = hha_image(depth, camera, 160, 120, gravity=down)
+    sideways = hha_image(depth, camera, 160, 120, gravity=np.array([1.0, 0.0, 0.0]))
+    assert np.abs(given[..., 2].astype(int) - sideways[..., 2]).max() > 40
+    # On the floor the height is 0 and the angle with gravity 0°, which is grey level 38.
+    assert (given[100:, :, 1] <= 3).all()
+    assert np.abs(given[100:115, 10:150, 2].astype(int) - 38).max() <= 1
+
+
+def test_depth_without_a_reading_still_gives_an_image():
+    camera = Intrinsics(130.0, 130.0, 79.5, 59.5, 160, 120)
+    for nothing in (0.0, np.nan, np.inf, -1.0):
+        image = hha_image(np.full((120, 160), nothing, np.float32), camera, 80, 60)
+        assert image.shape == (60, 80, 3)
+        assert (image == image[0, 0]).all()
+        assert image[0, 0, 0] == 255
+        assert image[0, 0, 2] == 218

@@ -1,0 +1,170 @@
+"""The pipeline on a network whose labels are known, on analytic and on real frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from bundles import MEAN
+
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.preprocess import hha_image
+from rgbd_fusion_seg.segmenter import Segmenter
+
+LEVEL = np.array([0.0, 1.0, 0.0])
+
+
+def half_lit_room(height: int, width: int) -> RgbdFrame:
+    """A wall 4 m ahead of a level camera 1.5 m above the floor; the right half is bright.
+
+    The wall's lowest visible point is the zero of heights; MEAN cm above it HHA becomes "high".
+    """
+    camera = Intrinsics(0.8 * width, 0.8 * width, (width - 1) / 2, (height - 1) / 2, width, height)
+    rgb = np.full((height, width, 3), 20, np.uint8)
+    rgb[:, width // 2 :] = 220
+    depth = np.full((height, width), 4.0, np.float32)
+    return RgbdFrame(rgb, depth, camera, stamp_ns=123_456_789, frame_id='camera_optical')
+
+
+@pytest.fixture(scope='module')
+def segmenter(tiny_bundle: Path):
+    with Segmenter(tiny_bundle, num_threads=1) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize('size', [(48, 64), (240, 320), (480, 640), (35, 57), (24, 32)])
+def test_brightness_and_height_become_labels_at_the_size_of_the_frame(segmenter, size):
+    height, width = size
+    frame = half_lit_room(height, width)
+    result = segmenter.segment(frame, gravity=LEVEL)
+    assert result.labels.shape == result.confidence.shape == size
+    v = (np.arange(height) - frame.intrinsics.cy) / frame.intrinsics.fy
+    heights_cm = 400.0 * (v[-1] - v)
+    expected = np.where(heights_cm > MEAN, 2, 0)[:, None] + (np.arange(width) >= width // 2)
+    # Logits stand for 8x8 network pixels: leave that much around both borders.
+    cell_y, cell_x = height / 6, width / 8
+    row_border = np.searchsorted(-heights_cm, -MEAN)
+    rows = np.abs(np.arange(height) - row_border) > cell_y
+    columns = np.abs(np.arange(width) - width // 2) > cell_x
+    inner = rows[:, None] & columns[None]
+    assert set(np.unique(expected[inner])) == {0, 1, 2, 3}
+    assert np.array_equal(result.labels[inner], expected[inner])
+
+
+def test_results_carry_the_stamp_the_frame_and_the_time_of_every_stage(segmenter):
+    result = segmenter.segment(half_lit_room(48, 64))
+    assert result.stamp_ns == 123_456_789
+    assert result.frame_id == 'camera_optical'
+    assert list(result.timings) == ['hha', 'preprocess', 'inference', 'postprocess']
+    assert all(milliseconds > 0 for milliseconds in result.timings.values())
+
+
+def test_gravity_is_estimated_unless_given(segmenter):
+    """A frame seen by a camera lying on its side: only the given gravity tells what is high."""
+    frame = half_lit_room(48, 64)
+    upright = segmenter.segment(frame, gravity=LEVEL).labels
+    on_its_side = segmenter.segment(frame, gravity=np.array([1.0, 0.0, 0.0])).labels
+    assert np.array_equal(segmenter.segment(frame).labels, upright)
+    assert (upright[:8] >= 2).all()
+    assert (upright[-8:] < 2).all()
+    assert (on_its_side[:, :8] >= 2).all()
+    assert (on_its_side[:, -8:] < 2).all()
+
+
+def test_earlier_results_survive_later_frames(segmenter):
+    first = segmenter.segment(half_lit_room(48, 64))
+    kept = first.labels.copy(), first.confidence.copy()
+    dark = half_lit_room(48, 64)
+    segmenter.segment(RgbdFrame(np.zeros_like(dark.rgb), dark.depth, dark.intrinsics))
+    assert np.array_equal(first.labels, kept[0])
+    assert np.array_equal(first.confidence, kept[1])
+
+
+@pytest.mark.parametrize('nothing', [0.0, np.nan, np.inf, -1.0])
+def test_frames_without_any_depth_are_labelled_from_colour(segmenter, nothing):
+    frame = half_lit_room(48, 64)
+    empty = RgbdFrame(frame.rgb, np.full_like(frame.depth, nothing), frame.intrinsics)
+    labels = segmenter.segment(empty).labels
+    assert (labels[:, 8:24] % 2 == 0).all()
+    assert (labels[:, 40:56] % 2 == 1).all()
+
+
+def test_holes_do_not_change_labels_around_them(segmenter):
+    frame = half_lit_room(240, 320)
+    depth = frame.depth.copy()
+    depth[np.random.default_rng(0).random(depth.shape) < 0.3] = 0
+    depth[60:90, 100:140] = np.nan
+    holed = RgbdFrame(frame.rgb, depth, frame.intrinsics)
+    assert np.array_equal(
+        segmenter.segment(holed, LEVEL).labels, segmenter.segment(frame, LEVEL).labels
+    )
+
+
+def test_pixels_below_the_wanted_confidence_are_unlabelled(tiny_bundle: Path, segmenter):
+    frame = half_lit_room(240, 320)
+    everything = segmenter.segment(frame, LEVEL)
+    assert everything.confidence.min() < 200 < everything.confidence.max()
+    with Segmenter(tiny_bundle, min_confidence=200) as careful:
+        result = careful.segment(frame, LEVEL)
+    unsure = everything.confidence < 200
+    assert (result.labels[unsure] == 255).all()
+    assert np.array_equal(result.labels[~unsure], everything.labels[~unsure])
+    assert np.array_equal(result.confidence, everything.confidence)
+
+
+def test_frames_may_be_views_of_read_only_memory(segmenter):
+    frame = half_lit_room(48, 64)
+    rgb = np.frombuffer(frame.rgb.tobytes(), np.uint8).reshape(48, 64, 3)
+    depth = np.frombuffer(frame.depth.tobytes(), np.float32).reshape(48, 64)
+    same = segmenter.segment(RgbdFrame(rgb, depth, frame.intrinsics))
+    assert np.array_equal(same.labels, segmenter.segment(frame).labels)
+
+
+def test_a_bundle_may_be_loaded_named_or_given_by_path(tiny_bundle: Path, monkeypatch):
+    monkeypatch.setenv('RGBD_FUSION_SEG_MODELS', str(tiny_bundle.parent))
+    for given in (load_bundle(tiny_bundle), str(tiny_bundle), tiny_bundle.name):
+        with Segmenter(given) as opened:
+            assert opened.bundle.path == tiny_bundle
+            assert opened.engine_name.startswith('onnxruntime')
+    with pytest.raises(BundleError, match='nowhere'):
+        Segmenter('nowhere')
+
+
+def test_wrong_options_are_refused(tiny_bundle: Path):
+    with pytest.raises(InputError, match=r'0\.\.255, got 256'):
+        Segmenter(tiny_bundle, min_confidence=256)
+    with pytest.raises(EngineError, match="'tpu'"):
+        Segmenter(tiny_bundle, backend='tpu')
+    with pytest.raises(EngineError, match="'speed'"):
+        Segmenter(tiny_bundle, speed=1)
+
+
+def test_a_closed_segmenter_says_so(tiny_bundle: Path):
+    with Segmenter(tiny_bundle) as opened:
+        opened.warm_up()
+    with pytest.raises(EngineError, match='closed'):
+        opened.segment(half_lit_room(48, 64))
+
+
+def test_a_real_kinect_frame_goes_through(segmenter, data_dir: Path):
+    folder = data_dir / 'kinect_sequence'
+    if not folder.is_dir():
+        pytest.skip(f'needs the Kinect sequence, and {folder} is absent')
+    rgb = cv2.imread(str(folder / 'frame-000000.color.jpg'))[..., ::-1]
+    millimetres = cv2.imread(str(folder / 'frame-000000.depth.png'), cv2.IMREAD_UNCHANGED)
+    camera = Intrinsics(585.0, 585.0, 320.0, 240.0, 640, 480)
+    frame = RgbdFrame(np.ascontiguousarray(rgb), (millimetres / 1000).astype(np.float32), camera)
+    result = segmenter.segment(frame)
+    # The tiny network is a threshold on block averages, so numpy can say what comes out.
+    hha = hha_image(frame.depth, camera, 32, 24)
+    high = hha.reshape(6, 4, 8, 4, 3).mean(axis=(1, 3))[..., 1]
+    bright = frame.rgb.reshape(6, 80, 8, 80, 3).mean(axis=(1, 3, 4))
+    expected = (bright > MEAN) + 2 * (high > MEAN)
+    clear = (np.abs(bright - MEAN) > 5) & (np.abs(high - MEAN) > 5)
+    centres = result.labels[40::80, 40::80]
+    assert clear.mean() > 0.7
+    assert np.array_equal(centres[clear], expected[clear])
