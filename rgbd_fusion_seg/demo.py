@@ -48,6 +48,7 @@ class DemoOptions:
         bundle: name or folder of the model bundle.
         backend: inference engine.
         seed: of the synthetic room.
+        num_frames: images rendered before the camera starts; they are played to and fro.
         progress: show a progress bar.
     """
 
@@ -56,6 +57,7 @@ class DemoOptions:
     bundle: str = DEFAULT_BUNDLE
     backend: str = 'auto'
     seed: int = 0
+    num_frames: int = 150
     progress: bool = True
 
 
@@ -146,7 +148,7 @@ def _record(
         processes.start(
             'camera',
             'rgbd_fusion_seg.ros.synthetic_camera',
-            *_parameters(seed=options.seed),
+            *_parameters(seed=options.seed, num_frames=options.num_frames),
         )
         processes.start(
             'node',

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -105,8 +104,7 @@ def _machine() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     version = platform.python_version()
     yield Finding('ok', 'python', f'{version} in {sys.prefix}')
-    for name, answer in _imported(_PACKAGES).items():
-        yield Finding('ok' if answer['ok'] else 'bad', name, answer['text'])
+    yield from _imported(_PACKAGES).values()
 
 
 def _ros() -> Iterator[Finding]:
@@ -142,17 +140,16 @@ def _ros_packages(rclpy: Path) -> Iterator[Finding]:
         origin = f'PyPI wheel {importlib.metadata.version("ros-rclpy")}'
     except importlib.metadata.PackageNotFoundError:
         origin = 'ROS installation'
-    works = answers['rclpy']['ok']
-    text = f'{origin}, {rclpy}' if works else answers['rclpy']['text']
-    yield Finding('ok' if works else 'bad', 'rclpy', text)
+    rclpy_works = answers['rclpy'].mark == 'ok'
+    yield Finding('ok', 'rclpy', f'{origin}, {rclpy}') if rclpy_works else answers['rclpy']
     for name in _ROS_MODULES:
-        answer = answers[name]
-        if answer['ok']:
-            yield Finding('ok', name, answer['text'])
+        finding = answers[name]
+        if finding.mark == 'ok':
+            yield finding
         elif name in _OPTIONAL_ROS:
-            yield Finding('note', name, f'{answer["text"]}; {_OPTIONAL_ROS[name]}')
+            yield Finding('note', name, f'{finding.text}; {_OPTIONAL_ROS[name]}')
         else:
-            yield Finding('bad', name, f'{answer["text"]}; the nodes need it')
+            yield Finding('bad', name, f'{finding.text}; the nodes need it')
 
 
 def _engines() -> Iterator[Finding]:
@@ -233,38 +230,49 @@ def small_frame() -> RgbdFrame:
     return RgbdFrame(np.repeat(grey[..., None], 3, axis=2), depth, intrinsics)
 
 
-def _imported(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Import modules, each in a process of its own that may crash; name -> ok and a text.
+def _imported(names: Sequence[str]) -> dict[str, Finding]:
+    """Import modules in another process, for one compiled for another NumPy may crash it.
 
-    A module compiled for another NumPy can take the whole interpreter down.
+    Returns:
+        Module name -> ``ok`` with its version or ``bad`` with the reason.
     """
-    return {name: _import_one(name) for name in names}
-
-
-def _import_one(name: str) -> dict[str, Any]:
-    if importlib.util.find_spec(name) is None:
-        return {'ok': False, 'text': 'not installed'}
-    code = (
-        f'import json, {name} as m; '
-        'print(json.dumps([getattr(m, "__version__", ""), str(m.__file__)]))'
-    )
     try:
         done = subprocess.run(
-            [sys.executable, '-c', code], capture_output=True, text=True, timeout=_PATIENCE_S
+            [sys.executable, '-c', _IMPORTER, *names],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
         )
     except subprocess.TimeoutExpired:
-        return {'ok': False, 'text': f'its import takes more than {_PATIENCE_S} s'}
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f'crashed with exit code {done.returncode}']
-        return {'ok': False, 'text': f'cannot be imported: {lines[-1]}'}
-    version, path = json.loads(done.stdout.splitlines()[-1])
-    return {'ok': True, 'text': version or _distribution_version(name) or path}
+        reason = f'its import takes more than {_PATIENCE_S} s'
+    else:
+        if done.returncode == 0:
+            answers = json.loads(done.stdout.splitlines()[-1])
+            return {name: Finding(mark, name, text) for name, mark, text in answers}
+        reason = f'cannot be imported: its interpreter crashed with exit code {done.returncode}'
+    if len(names) == 1:
+        return {names[0]: Finding('bad', names[0], reason)}
+    return {name: finding for one in names for name, finding in _imported([one]).items()}
 
 
-def _distribution_version(module: str) -> str:
-    """Return the version and name of the distribution that a module comes from, if any."""
-    names = importlib.metadata.packages_distributions().get(module, [])
-    return f'{importlib.metadata.version(names[0])} ({names[0]})' if names else ''
+_IMPORTER = """
+import importlib, importlib.metadata as metadata, importlib.util, json, sys
+answers, distributions = [], metadata.packages_distributions()
+for name in sys.argv[1:]:
+    try:
+        if importlib.util.find_spec(name) is None:
+            answers.append((name, 'bad', 'not installed'))
+            continue
+        module = importlib.import_module(name)
+        text = getattr(module, '__version__', '')
+        if not text and name in distributions:
+            text = metadata.version(distributions[name][0])
+        answers.append((name, 'ok', text or str(module.__file__)))
+    except Exception as error:
+        answers.append((name, 'bad', f'cannot be imported: {type(error).__name__}: {error}'))
+print()
+print(json.dumps(answers))
+"""
 
 
 def _system_name() -> str:

@@ -58,11 +58,12 @@ def local_environment(domain_id: int) -> dict[str, str]:
         env['AMENT_PREFIX_PATH'] = sys.prefix
         env['RMW_IMPLEMENTATION'] = 'rmw_fastrtps_cpp'
     env['ROS_DOMAIN_ID'] = str(domain_id)
-    # Kilted reads the first one, Jazzy and Humble the second.
+    # Iron and later read the first one, Humble the second.
     env['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     env['ROS_LOCALHOST_ONLY'] = '1'
     profile = fastdds_profile()
     if profile is not None and not any(env.get(name) for name in PROFILE_VARIABLES):
-        # Only the one this Fast DDS reads: later ones warn about the old name.
-        env[PROFILE_VARIABLES[env.get('ROS_DISTRO') in ('humble', 'iron')]] = str(profile)
+        # Only the one that this Fast DDS reads: later ones warn about the old name.
+        older = env.get('ROS_DISTRO') in ('humble', 'iron')
+        env[PROFILE_VARIABLES[1 if older else 0]] = str(profile)
     return env

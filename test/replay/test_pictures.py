@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.replay.pictures import (
+    VideoWriter,
+    contact_sheet,
+    depth_picture,
+    evenly,
+    write_image,
+)
+
+
+def test_video_holds_what_was_written(tmp_path):
+    path = tmp_path / 'v.mp4'
+    colors = [(220, 30, 30), (30, 200, 30), (30, 30, 220)]
+    with VideoWriter(path, rate_hz=10) as video:
+        for color in colors:
+            video.write(np.full((49, 65, 3), color, np.uint8))
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    for color in colors:
+        ok, bgr = capture.read()
+        assert ok
+        assert bgr.shape == (48, 64, 3)
+        # MPEG-4 is lossy and stores 16..235.
+        assert np.abs(bgr[..., ::-1].mean(axis=(0, 1)) - color).max() < 12
+    assert not capture.read()[0]
+
+
+def test_video_that_cannot_be_written(tmp_path):
+    with (
+        VideoWriter(tmp_path / 'absent' / 'v.mp4', 10) as video,
+        pytest.raises(InputError, match=r'v\.mp4 cannot be written.*without a video'),
+    ):
+        video.write(np.zeros((48, 64, 3), np.uint8))
+
+
+def test_contact_sheet_places_every_image():
+    shades = [[10, 60], [110, 160], [210, 240]]
+    rows = [[np.full((60, 80, 3), s, np.uint8) for s in row] for row in shades]
+    legend = np.full((30, 50, 3), (255, 0, 255), np.uint8)
+    sheet = contact_sheet(rows, ['left', 'right'], legend, width=40)
+    for shade in np.ravel(shades):
+        ys, xs = np.nonzero((sheet == shade).all(axis=2))
+        block = sheet[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+        # The anti-aliased headings have greys of their own, far from a whole image.
+        assert (block == shade).all(axis=2).sum() >= 30 * 40
+    order = [tuple(np.argwhere((sheet == s).all(axis=2)).mean(axis=0)) for s in (60, 160)]
+    assert order[0][0] < order[1][0]
+    assert ((sheet == (255, 0, 255)).all(axis=2)).sum() == legend.shape[0] * legend.shape[1]
+
+
+def test_contact_sheet_refuses_gaps():
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(InputError, match='moments of 2 images'):
+        contact_sheet([[image]], ['a', 'b'])
+    with pytest.raises(InputError, match='moments'):
+        contact_sheet([], ['a'])
+
+
+def test_depth_picture_shows_holes_black():
+    depth = np.array([[0.0, np.nan, np.inf, -1.0], [0.5, 2.0, 5.0, 50.0]], np.float32)
+    picture = depth_picture(depth)
+    assert not picture[0].any()
+    assert picture[1].any(axis=1).all()
+    red, blue = picture[1, :3, 0].astype(int), picture[1, :3, 2].astype(int)
+    assert red[0] > blue[0]
+    assert blue[2] > red[2]
+
+
+def test_write_image_keeps_rgb_order(tmp_path):
+    write_image(tmp_path / 'a.png', np.full((4, 5, 3), (1, 2, 3), np.uint8))
+    assert (cv2.imread(str(tmp_path / 'a.png')) == (3, 2, 1)).all()
+    with pytest.raises(InputError, match='cannot be written'):
+        write_image(tmp_path / 'absent' / 'a.png', np.zeros((4, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ('count', 'wanted', 'expected'),
+    [(1, 6, [0]), (3, 6, [0, 1, 2]), (11, 6, [0, 2, 4, 6, 8, 10]), (100, 2, [0, 99])],
+)
+def test_evenly(count, wanted, expected):
+    assert evenly(count, wanted) == expected

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg.cli import main
+from rgbd_fusion_seg.replay.bags import BagFrames
+from rgbd_fusion_seg.replay.folders import FolderFrames
+from rgbd_fusion_seg.segmenter import Segmenter
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNT, HEIGHT, WIDTH = 4, 96, 128
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Frames of a floor and a wall under moving light, so that labels differ between frames."""
+    folder = tmp_path / 'recording'
+    folder.mkdir()
+    rows = np.arange(HEIGHT)[:, None]
+    depth = np.minimum(2500, 110_000 / np.maximum(rows - 40, 1)).astype(np.uint16)
+    depth = np.broadcast_to(depth, (HEIGHT, WIDTH)).copy()
+    depth[:, :9] = 0
+    for index in range(COUNT):
+        light = 60 + 45 * index + np.arange(WIDTH) // 4
+        rgb = np.broadcast_to(light.astype(np.uint8)[None, :, None], (HEIGHT, WIDTH, 3))
+        cv2.imwrite(str(folder / f'f{index}.color.png'), rgb)
+        cv2.imwrite(str(folder / f'f{index}.depth.png'), depth)
+    (folder / 'camera-intrinsics.txt').write_text('110 0 63.5\n0 110 47.5\n0 0 1\n')
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_segment_writes_the_labels_of_the_segmenter(folder, tiny_bundle, tmp_path, capsys):
+    output = tmp_path / 'out'
+    assert run('segment', folder, '--bundle', tiny_bundle, '--output', output) == 0
+    printed = capsys.readouterr().out
+    with Segmenter(tiny_bundle) as segmenter:
+        results = [segmenter.segment(frame) for frame in FolderFrames(folder)]
+    for index, expected in enumerate(results):
+        labels = cv2.imread(str(output / f'labels/f{index}.png'), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, expected.labels)
+        assert cv2.imread(str(output / f'overlay/f{index}.jpg')).shape == (HEIGHT, WIDTH, 3)
+    assert len({result.labels.tobytes() for result in results}) > 1
+    assert cv2.VideoCapture(str(output / 'overlay.mp4')).get(cv2.CAP_PROP_FRAME_COUNT) == COUNT
+    assert cv2.imread(str(output / 'contact_sheet.png')) is not None
+    table = json.loads((output / 'result.json').read_text())
+    assert table['frames'] == COUNT
+    assert table['inference, median (ms)'] > 0
+    assert 'frames/s, segmentation alone' in printed
+    assert str(output / 'overlay.mp4') in printed
+
+
+def test_bag_gives_the_same_labels_as_its_folder(folder, tiny_bundle, tmp_path):
+    bag = tmp_path / 'a_bag'
+    assert run('bag', folder, bag, '--rate', 15) == 0
+    assert len(BagFrames(bag)) == COUNT
+    for path, output in ((folder, tmp_path / 'one'), (bag, tmp_path / 'two')):
+        assert run('segment', path, '--bundle', tiny_bundle, '--output', output) == 0
+    for index in range(COUNT):
+        one = cv2.imread(str(tmp_path / f'one/labels/f{index}.png'), -1)
+        two = cv2.imread(str(tmp_path / f'two/labels/frame-{index:06d}.png'), -1)
+        np.testing.assert_array_equal(one, two)
+
+
+def test_max_frames_and_no_video(folder, tiny_bundle, tmp_path):
+    output = tmp_path / 'out'
+    arguments = ('--bundle', tiny_bundle, '--output', output, '--max-frames', 2, '--no-video')
+    assert run('segment', folder, *arguments) == 0
+    assert sorted(path.name for path in (output / 'labels').iterdir()) == ['f0.png', 'f1.png']
+    assert not (output / 'overlay.mp4').exists()
+
+
+def test_options_of_the_camera(folder, tiny_bundle, tmp_path):
+    (folder / 'camera-intrinsics.txt').unlink()
+    arguments = ('--bundle', tiny_bundle, '--output', tmp_path / 'out')
+    assert run('segment', folder, *arguments) == 1
+    given = ('--intrinsics', '110,110,63.5,47.5', '--depth-scale', '0.002')
+    assert run('segment', folder, *arguments, *given) == 0
+    assert run('bag', folder, tmp_path / 'bag', *given) == 0
+    frame = next(iter(BagFrames(tmp_path / 'bag')))
+    assert frame.depth.max() == pytest.approx(5.0)
+    assert frame.intrinsics.fx == 110
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (['segment', 'absent'], 'there is no folder absent'),
+        (['segment', 'absent.mcap'], 'there is no bag absent.mcap'),
+        (['segment', '{empty}'], 'no pairs of colour and depth images'),
+        (['segment', '{folder}', '--bundle', 'nonsense'], "no bundle at or called 'nonsense'"),
+        (['segment', '{folder}', '--intrinsics', '1,2'], 'four numbers'),
+        (['segment', '{folder}', '--depth-topic', '/d'], 'which has no topics'),
+        (['segment', '{folder}', '--backend', 'abacus'], "no inference backend 'abacus'"),
+        (['segment', '{folder}', '--output', '/proc/x'], '/proc/x cannot be used'),
+        (['bag', '{empty}', '{empty}/bag'], 'no pairs of colour and depth images'),
+        (['bag', '{folder}', '{empty}'], 'exists already'),
+        (['demo', '--bundle', 'nonsense', '--output', '{empty}/o'], "called 'nonsense'"),
+    ],
+)
+def test_failures_are_one_sentence(folder, tiny_bundle, tmp_path, capsys, arguments, sentence):
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    arguments = [text.format(folder=folder, empty=empty) for text in arguments]
+    if arguments[0] == 'segment' and '--bundle' not in arguments:
+        arguments += ['--bundle', str(tiny_bundle)]
+    if arguments[0] == 'segment' and '--output' not in arguments:
+        arguments += ['--output', str(tmp_path / 'out')]
+    if arguments[0] == 'demo':
+        pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith('rgbd-fusion-seg: ')
+    assert sentence in error
+
+
+def test_damaged_image_in_the_middle(folder, tiny_bundle, tmp_path, capsys):
+    (folder / 'f2.color.png').write_bytes(b'no image')
+    output = tmp_path / 'out'
+    assert run('segment', folder, '--bundle', tiny_bundle, '--output', output) == 1
+    assert 'f2.color.png cannot be read as an image' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['dance'],
+        ['segment'],
+        ['segment', 'x', '--max-frames', '0'],
+        ['segment', 'x', '--max-frames', 'many'],
+        ['bag', 'x', 'y', '--rate', '-3'],
+        ['bag', 'x', 'y', '--depth-scale', 'nan'],
+        ['demo', '--seconds', '0'],
+    ],
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert 'usage: rgbd-fusion-seg' in capsys.readouterr().err
+
+
+def test_as_a_process(tmp_path):
+    """Without a traceback, and with help that does not load the network's libraries."""
+    command = [sys.executable, '-m', 'rgbd_fusion_seg.cli']
+    failed = subprocess.run(
+        [*command, 'segment', str(tmp_path / 'x')], capture_output=True, text=True, cwd=ROOT
+    )
+    assert failed.returncode == 1
+    assert 'Traceback' not in failed.stderr
+    code = (
+        'import sys; from rgbd_fusion_seg import cli\n'
+        'try: cli.main(["--help"])\n'
+        'except SystemExit as end: assert end.code == 0\n'
+        'print(*[m for m in ("numba", "onnxruntime", "rclpy", "torch") if m in sys.modules])'
+    )
+    helped = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    for command_name in ('segment', 'bag', 'demo', 'doctor'):
+        assert command_name in helped.stdout
+    assert helped.stdout.splitlines()[-1] == ''

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg import doctor
+from rgbd_fusion_seg.cli import main
+from rgbd_fusion_seg.depth import valid_mask
+
+
+@pytest.fixture(autouse=True)
+def empty_installation(monkeypatch, tmp_path):
+    """Only bundles that a test puts there are found by name."""
+    monkeypatch.setattr(doctor, 'bundle_folders', lambda: [tmp_path / 'models'])
+    monkeypatch.setattr(
+        doctor, 'list_bundles', lambda: sorted(p for p in tmp_path.glob('models/*') if p.is_dir())
+    )
+
+
+def found(report: doctor.Report, section: str, name: str) -> doctor.Finding:
+    (finding,) = (f for f in report.sections[section] if f.name == name)
+    return finding
+
+
+def test_healthy(tiny_bundle, tmp_path, capsys):
+    shutil.copytree(tiny_bundle, tmp_path / 'models/good')
+    report = doctor.examine(str(tiny_bundle))
+    assert report.healthy
+    assert found(report, 'Python packages', 'numpy').text == np.__version__
+    assert found(report, 'Inference engines', 'onnxruntime').mark == 'ok'
+    assert found(report, 'Bundles', 'good').mark == 'ok'
+    assert [f.mark for f in report.sections['Trial']] == ['ok'] * 3
+    assert 'cores usable' in report.text()
+    assert report.text().endswith('The pipeline can run here.')
+    assert main(['doctor', '--bundle', str(tiny_bundle)]) == 0
+    assert 'The pipeline can run here.' in capsys.readouterr().out
+
+
+def test_no_bundle(capsys):
+    report = doctor.examine('absent')
+    assert not report.healthy
+    assert found(report, 'Bundles', 'none found').mark == 'bad'
+    assert "called 'absent'" in found(report, 'Trial', 'bundle').text
+    assert main(['doctor', '--bundle', 'absent']) == 1
+    assert 'can NOT' in capsys.readouterr().out
+
+
+def test_damaged_bundles(tiny_bundle, tmp_path):
+    wrong_hash, no_network = tmp_path / 'models/hash', tmp_path / 'models/network'
+    for folder in (wrong_hash, no_network):
+        shutil.copytree(tiny_bundle, folder)
+    with (wrong_hash / 'model.onnx').open('ab') as file:
+        file.write(b'more')
+    (no_network / 'model.onnx').unlink()
+    report = doctor.examine(str(wrong_hash))
+    assert not report.healthy
+    assert 'does not match its card' in found(report, 'Bundles', 'hash').text
+    assert 'lacks its weights' in found(report, 'Bundles', 'network').text
+    assert 'does not match its card' in found(report, 'Trial', 'bundle').text
+
+
+def test_rclpy_is_told_apart(monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+    report = doctor.examine('absent')
+    assert found(report, 'ROS 2', 'rclpy').mark == 'ok'
+    assert found(report, 'ROS 2', 'sensor_msgs').mark == 'ok'
+    monkeypatch.setattr(doctor, 'rclpy_path', lambda: None)
+    report = doctor.examine('absent')
+    absent = found(report, 'ROS 2', 'rclpy')
+    assert absent.mark == 'note'
+    assert '[ros-wheels]' in absent.text
+
+
+def test_dds_profile(monkeypatch, tmp_path):
+    pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+    for variable in doctor.PROFILE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    name = 'FASTDDS_DEFAULT_PROFILES_FILE'
+    unset = found(doctor.examine('absent'), 'ROS 2', name)
+    assert unset.mark == 'note'
+    assert 'config/fastdds.xml' in unset.text
+    monkeypatch.setenv(name, str(tmp_path / 'absent.xml'))
+    assert found(doctor.examine('absent'), 'ROS 2', name).mark == 'bad'
+
+
+def test_broken_modules_are_survived(monkeypatch, tmp_path):
+    """A module built for another NumPy may raise, or take its interpreter down."""
+    (tmp_path / 'raising_module.py').write_text('raise ImportError("built for NumPy 1")')
+    (tmp_path / 'crashing_module.py').write_text('import os; os.abort()')
+    (tmp_path / 'good_module.py').write_text('__version__ = "7.1"')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ('raising_module', 'crashing_module', 'good_module', 'absent_module')
+    monkeypatch.setattr(doctor, '_PACKAGES', names)
+    report = doctor.examine('absent')
+    raising, crashing, good, absent = (found(report, 'Python packages', name) for name in names)
+    assert [f.mark for f in (raising, crashing, good, absent)] == ['bad', 'bad', 'ok', 'bad']
+    assert 'built for NumPy 1' in raising.text
+    assert 'cannot be imported' in crashing.text
+    assert good.text == '7.1'
+    assert absent.text == 'not installed'
+
+
+def test_small_frame_is_a_room():
+    frame = doctor.small_frame()
+    assert valid_mask(frame.depth).all()
+    assert frame.depth.max() == 2.0
+    # The floor is one metre below the camera wherever it is seen.
+    v, u = np.nonzero(frame.depth < 2.0)
+    height = (v - frame.intrinsics.cy) / frame.intrinsics.fy * frame.depth[v, u]
+    np.testing.assert_allclose(height, 1.0, rtol=1e-5)

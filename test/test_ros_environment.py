@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rgbd_fusion_seg import ros_environment
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.ros_environment import local_environment
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    for name in (
+        *ros_environment.PROFILE_VARIABLES,
+        *('ROS_DISTRO', 'AMENT_PREFIX_PATH', 'RMW_IMPLEMENTATION'),
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ros_environment, 'rclpy_path', lambda: tmp_path)
+
+
+def test_wheels(monkeypatch):
+    monkeypatch.setenv('_ROS_WHEELS_BOOTSTRAP_COMPLETE', '1')
+    env = local_environment(42)
+    assert env['ROS_DOMAIN_ID'] == '42'
+    assert (env['ROS_LOCALHOST_ONLY'], env['ROS_AUTOMATIC_DISCOVERY_RANGE']) == ('1', 'LOCALHOST')
+    assert env['AMENT_PREFIX_PATH'] == sys.prefix
+    assert '_ROS_WHEELS_BOOTSTRAP_COMPLETE' not in env
+    profile = Path(env['FASTDDS_DEFAULT_PROFILES_FILE'])
+    assert profile.name == 'fastdds.xml'
+    assert profile.is_file()
+    # Later versions of Fast DDS warn when they see it.
+    assert 'FASTRTPS_DEFAULT_PROFILES_FILE' not in env
+
+
+def test_a_sourced_ros_is_left_as_it_is(monkeypatch):
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    monkeypatch.setenv('AMENT_PREFIX_PATH', '/opt/ros/jazzy')
+    monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_cyclonedds_cpp')
+    monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/mine.xml')
+    env = local_environment(1)
+    assert env['AMENT_PREFIX_PATH'] == '/opt/ros/jazzy'
+    assert env['RMW_IMPLEMENTATION'] == 'rmw_cyclonedds_cpp'
+    assert env['FASTDDS_DEFAULT_PROFILES_FILE'] == '/mine.xml'
+
+
+def test_humble_reads_the_profile_by_its_old_name(monkeypatch):
+    monkeypatch.setenv('ROS_DISTRO', 'humble')
+    env = local_environment(1)
+    assert Path(env['FASTRTPS_DEFAULT_PROFILES_FILE']).is_file()
+
+
+def test_no_ros(monkeypatch):
+    monkeypatch.setattr(ros_environment, 'rclpy_path', lambda: None)
+    with pytest.raises(InputError, match=r'no ROS 2.*\[ros-wheels\]'):
+        local_environment(1)
