@@ -117,12 +117,10 @@ class Plan:
             part = build(self.rng)
             self.against_wall(part, self.rng.uniform(1.45, 1.65) - part.size[2] / 2)
 
-    def fill(self, share: float, *builders: Callable[[Generator], Assembly]) -> None:
-        """Put pieces drawn from these against walls until none fits or chance says stop."""
-        while self.rng.random() < share:
-            build = builders[self.rng.integers(len(builders))]
-            if self.against_wall(build(self.rng)) is None:
-                return
+    def fill(self, *builders: Callable[[Generator], Assembly]) -> None:
+        """Put some pieces drawn from these against walls, as far as there is room."""
+        for _ in range(int(self.rng.integers(1, 7))):
+            self.against_wall(builders[self.rng.integers(len(builders))](self.rng))
 
     def floor_things(self, count: int) -> None:
         """Leave bags, boxes, clothes and bins on the floor."""
@@ -223,7 +221,7 @@ def _bedroom(plan: Plan) -> None:
     plan.wall_hangings(int(rng.random() < 0.4), objects.mirror)
     plan.wall_hangings(int(rng.random() < 0.3), objects.coat_hooks)
     plan.fill(
-        0.6, furniture.dresser, furniture.chair, furniture.bookshelf, furniture.ottoman,
+        furniture.dresser, furniture.chair, furniture.bookshelf, furniture.ottoman,
         furniture.shelves, furniture.radiator, furniture.cabinet, furniture.plant,
     )  # fmt: skip
 
@@ -246,7 +244,7 @@ def _living_room(plan: Plan) -> None:
     if rng.random() < 0.4:
         plan.anywhere(furniture.ottoman(rng), 0.4)
     plan.fill(
-        0.65, furniture.armchair, furniture.bookshelf, furniture.shelves, furniture.cabinet,
+        furniture.armchair, furniture.bookshelf, furniture.shelves, furniture.cabinet,
         furniture.chair, furniture.radiator, furniture.plant, furniture.sofa,
     )  # fmt: skip
 
@@ -266,7 +264,7 @@ def _kitchen(plan: Plan) -> None:
     plan.windows(1 + (rng.random() < 0.3))
     plan.wall_hangings(int(rng.random() < 0.4), wet_rooms.towel_rail)
     plan.fill(
-        0.6, furniture.shelves, furniture.cabinet, furniture.radiator, furniture.chair,
+        furniture.shelves, furniture.cabinet, furniture.radiator, furniture.chair,
         furniture.shelves,
     )  # fmt: skip
 
@@ -286,7 +284,7 @@ def _office(plan: Plan) -> None:
         plan.anywhere(furniture.dining_set(rng))
     plan.wall_hangings(int(rng.random() < 0.3), objects.coat_hooks)
     plan.fill(
-        0.65, furniture.bookshelf, furniture.shelves, furniture.cabinet, furniture.chair,
+        furniture.bookshelf, furniture.shelves, furniture.cabinet, furniture.chair,
         furniture.radiator, furniture.desk, objects.cardboard_box,
     )  # fmt: skip
 
@@ -304,7 +302,7 @@ def _dining_room(plan: Plan) -> None:
     plan.wall_hangings(int(rng.random() < 0.4), objects.mirror)
     plan.maybe(0.2, furniture.fireplace)
     plan.fill(
-        0.65, furniture.chair, furniture.cabinet, furniture.shelves, furniture.radiator,
+        furniture.chair, furniture.cabinet, furniture.shelves, furniture.radiator,
         furniture.plant, furniture.dresser,
     )  # fmt: skip
 

@@ -184,7 +184,7 @@ class Assembly:
         tilt: float,
     ) -> None:
         half = np.maximum(np.asarray(size, dtype=np.float64), 1e-3) / 2
-        center = np.asarray(position, dtype=np.float64) + (0.0, 0.0, half[2])
+        center = np.array([position[0], position[1], position[2] + half[2]])
         rotation = rotation_about(2, yaw) @ rotation_about(0, tilt)
         materials = [material] * 6
         if front is not None:

@@ -73,7 +73,7 @@ def hit(shape: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: f
     dz = 1e-30 if dz == 0.0 else dz
     iz = 1.0 / dz
     near, far = -oz * iz - abs(iz), -oz * iz + abs(iz)
-    if shape == _ELLIPSOID or shape == _CYLINDER:
+    if shape in (_ELLIPSOID, _CYLINDER):
         a, b, c = dx * dx + dy * dy, ox * dx + oy * dy, ox * ox + oy * oy - 1.0
         if shape == _ELLIPSOID:
             a, b, c = a + dz * dz, b + oz * dz, c + oz * oz

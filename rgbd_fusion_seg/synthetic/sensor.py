@@ -28,8 +28,10 @@ it does not change when its image is resized."""
 RANGE_M = (0.5, 8.0)
 _NOISE_STEPS = 0.5  # standard deviation of the disparity in its own steps
 _SHADOW_STEP = 0.04  # relative jump in depth that counts as an occluding edge
-_GRAZING_COS = 0.22  # below this cosine of incidence returns get too weak
-_LOSSY = {'mirror': 0.75, 'window': 0.7, 'television': 0.6, 'refridgerator': 0.12, 'lamp': 0.3}
+_BORDER_PX = 8  # columns on the right that the matching window never fills
+_WEAKEST = 0.04  # signal, cosine x reflectance x (3 m / depth)^2, that is lost half the time
+_REFLECTANCE = 0.4  # of a surface whose colour is not given
+_LOSSY = {'mirror': 0.8, 'window': 0.75, 'television': 0.7, 'lamp': 0.3, 'refridgerator': 0.15}
 """Share of the surface that gives no reading: it reflects, swallows or outshines the pattern."""
 
 _jit = numba.njit(cache=True, nogil=True, error_model='numpy')
@@ -41,6 +43,7 @@ def simulate_kinect(
     rng: Generator,
     labels: np.ndarray | None = None,
     *,
+    rgb: np.ndarray | None = None,
     strength: float = 1.0,
     range_m: tuple[float, float] = RANGE_M,
 ) -> np.ndarray:
@@ -54,6 +57,7 @@ def simulate_kinect(
         intrinsics: of the image, for the width of shadows and the angle of surfaces.
         rng: source of noise; one draw is taken from it.
         labels: uint8 (H, W) NYU40 classes; glass, mirrors and screens then lose readings.
+        rgb: uint8 (H, W, 3) colour; dark surfaces then lose readings, the more the farther.
         strength: scales noise, jagged edges and random holes; 0 leaves quantisation, shadows
             and the range limit.
         range_m: nearest and farthest reading in metres.
@@ -69,21 +73,27 @@ def simulate_kinect(
             f'depth is {depth.shape[1]}x{depth.shape[0]} but the intrinsics are for '
             f'{intrinsics.width}x{intrinsics.height}; scale one of them'
         )
-    if labels is not None and labels.shape != depth.shape:
-        raise FrameError(
-            f'labels have shape {labels.shape} but depth has {depth.shape}; render both together'
-        )
+    for name, image in (('labels', labels), ('rgb', rgb)):
+        if image is not None and image.shape[:2] != depth.shape:
+            raise FrameError(
+                f'{name} is {image.shape[1]}x{image.shape[0]} but depth is '
+                f'{depth.shape[1]}x{depth.shape[0]}; render both together'
+            )
     depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
     loss = np.zeros(256, np.float32)
     for name, share in _LOSSY.items():
-        loss[LABEL[name]] = share * strength
-    if labels is None:
-        labels = np.zeros(depth.shape, np.uint8)
-    lit = _lit(depth, intrinsics.fx * BASELINE_M)
+        loss[LABEL[name]] = share
     return _read(
-        depth, lit, labels, loss, intrinsics.matrix, strength, np.array(range_m),
-        int(rng.integers(1 << 30)),
-    )  # fmt: skip
+        depth,
+        _lit(depth, intrinsics.fx * BASELINE_M),
+        np.zeros(depth.shape, np.uint8) if labels is None else labels,
+        np.zeros((0, 0, 3), np.uint8) if rgb is None else rgb,
+        loss,
+        intrinsics.matrix,
+        strength,
+        np.array(range_m),
+        int(rng.integers(1 << 20)),
+    )
 
 
 @_jit
@@ -140,10 +150,31 @@ def _incidence(depth: np.ndarray, u: int, v: int, camera: np.ndarray) -> float:
 
 
 @_jit
+def _lost(
+    z: float, cosine: float, reflectance: float, loss: float, x: float, y: float, seed: int
+) -> bool:
+    """Whether the pattern is too weak to be matched at the sensor's pixel (x, y).
+
+    Losses come in blobs, for one match takes a window of pixels.
+    """
+    blob = (
+        0.55 * value_noise(x * 0.03, y * 0.03, seed + 2)
+        + 0.3 * value_noise(x * 0.12, y * 0.12, seed + 3)
+        + 0.15 * value_noise(x * 0.35, y * 0.35, seed + 4)
+    )
+    signal = cosine * reflectance * (9.0 / (z * z))
+    if signal < _WEAKEST * 2.0 * blob or blob > 0.9 - 0.002 * z * z:
+        return True
+    # blob is nearly normal around 0.5 with standard deviation 0.17
+    return loss > 0.0 and loss > 2.0 * (blob - 0.25)
+
+
+@_jit
 def _read(
     depth: np.ndarray,
     lit: np.ndarray,
     labels: np.ndarray,
+    rgb: np.ndarray,
     loss: np.ndarray,
     camera: np.ndarray,
     strength: float,
@@ -153,29 +184,30 @@ def _read(
     height, width = depth.shape
     reading = np.zeros((height, width), np.float32)
     detail = 640.0 / width  # pixels of the sensor's own image per pixel of this one
+    jag = 3.0 * min(1.0, strength) / detail
     for v in range(height):
-        for u in range(width):
+        for u in range(width - round(_BORDER_PX / detail)):
             x, y = u * detail, v * detail
             warp = value_noise(x * 0.3, y * 0.3, seed) - 0.5
-            shift = min(2.0, strength) * 3.0 / detail
-            su = min(width - 1, max(0, int(np.floor(u + shift * warp + 0.5))))
-            other = hash01(u, v, seed + 1)
-            sv = min(height - 1, max(0, v + int(np.floor(shift * 0.5 * (other - 0.5) + 0.5))))
+            wobble = value_noise(x * 0.3, y * 0.3, seed + 1) - 0.5
+            su = min(width - 1, max(0, int(np.floor(u + jag * warp + 0.5))))
+            sv = min(height - 1, max(0, int(np.floor(v + jag * wobble + 0.5))))
             z = depth[sv, su]
             if z <= 0.0 or not lit[sv, su] or not lit[v, u]:
                 continue
-            blob = value_noise(x * 0.12, y * 0.12, seed + 2)
-            weak = _incidence(depth, su, sv, camera) / _GRAZING_COS
-            if weak < 1.0 and strength * (1.0 - weak) > 0.25 + 0.75 * blob:
+            reflectance = _REFLECTANCE
+            if rgb.size:
+                bright = max(max(rgb[v, u, 0], rgb[v, u, 1]), rgb[v, u, 2]) / 255.0
+                reflectance = 0.04 + bright * bright
+            cosine = _incidence(depth, su, sv, camera)
+            share = loss[labels[sv, su]]
+            if strength > 0.0 and _lost(
+                z, cosine, reflectance / strength, share * strength, x, y, seed
+            ):
                 continue
-            if loss[labels[sv, su]] > blob * 0.6 + 0.4 * value_noise(x * 0.03, y * 0.03, seed + 3):
-                continue
-            speck = value_noise(x * 0.2, y * 0.2, seed + 4)
-            if speck * speck > 1.0 - strength * (0.035 + 0.004 * z * z):
-                continue
-            # two uniform numbers and smooth noise: standard deviations 0.41 and about 0.2
+            # the sum of two uniform numbers has standard deviation 0.41
             grain = hash01(u, v, seed + 5) + hash01(u, v, seed + 6) - 1.0
-            noise = strength * _NOISE_STEPS * (1.6 * grain + 3.5 * warp * (1.0 - warp))
+            noise = strength * _NOISE_STEPS * (1.8 * grain + 2.5 * (warp + wobble))
             steps = np.floor(STEP_CONSTANT_M / z + noise + 0.5)
             if steps < 1.0:
                 continue

@@ -49,7 +49,7 @@ def camera_pose(position: np.ndarray, yaw: float, pitch: float, roll: float) -> 
     return pose
 
 
-def random_pose(space: Space, rng: Generator, candidates: int = 6) -> np.ndarray:
+def random_pose(space: Space, rng: Generator, candidates: int = 10) -> np.ndarray:
     """Return a view as people take them: at 0.8..1.7 m, -5..35° down, with up to 5° of roll.
 
     The most interesting of a few that keep CLEARANCE_M from everything.
