@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array, stamp_to_ns
@@ -117,8 +118,8 @@ class Client(Node):
 
     def collect(self, topic: str, msg_type: type, qos: QoSProfile | None = None) -> None:
         """Subscribe to an output."""
-        # Best effort, depth 100: the test itself must lose nothing while it is busy.
-        lossless = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+        # Deep and reliable: the test itself must lose nothing while it is busy.
+        lossless = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
         self.create_subscription(
             msg_type,
             topic,
@@ -146,13 +147,13 @@ class Client(Node):
         publishers = (self.color, self.depth, self.info)
         self.wait_for(lambda: all(p.get_subscription_count() for p in publishers), 'subscriptions')
 
+    def complains(self, words: str) -> bool:
+        """Tell whether the newest diagnostic status has a problem that contains some words."""
+        return any(words in v for k, v in self.values().items() if k.startswith('problem'))
+
     def wait_for_complaint(self, words: str) -> Any:
         """Wait for a diagnostic status with a problem that contains some words; return it."""
-
-        def found() -> bool:
-            return any(words in value for value in self._problems())
-
-        self.wait_for(found, f'{words!r} on /diagnostics')
+        self.wait_for(lambda: self.complains(words), f'{words!r} on /diagnostics')
         return self.statuses[-1]
 
     def close(self) -> None:
@@ -161,24 +162,19 @@ class Client(Node):
         self._thread.join(5)
         self.destroy_node()
 
-    def _problems(self) -> list[str]:
-        return [v for k, v in self.values().items() if k.startswith('problem')]
-
     def _take_diagnostics(self, msg: DiagnosticArray) -> None:
         prefix = self.get_namespace().strip('/') + '/'
         self.statuses += [s for s in msg.status if s.name.startswith(prefix)]
 
     def _spin(self) -> None:
-        try:
+        with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
-        except ExternalShutdownException:
-            pass
 
 
-def bare_image(encoding: str, height: int, width: int, step: int, data: bytes) -> Image:
+def bare_image(encoding: str, height: int, width: int, step: int, data: Any) -> Image:
     """Make an image message of raw parts, as wrong as the test wants."""
     msg = Image(encoding=encoding, height=height, width=width, step=step)
-    msg.data = array.array('B', data)
+    msg.data = array.array('B', bytes(data))
     return msg
 
 
@@ -197,23 +193,21 @@ class Camera:
         i = self.intrinsics
         pixels = np.empty((i.height, i.width, 3), np.uint8)
         pixels[:] = value
-        return self._stamped(msg_from_array(pixels, self.client_header()))
+        return msg_from_array(pixels, self.header())
 
     def depth(self, metres: float | np.ndarray = 2.0) -> Image:
         """Return a depth image in millimetres."""
         i = self.intrinsics
         pixels = np.empty((i.height, i.width), np.uint16)
         pixels[:] = np.asarray(metres) * 1000
-        return self._stamped(msg_from_array(pixels, self.client_header()))
+        return msg_from_array(pixels, self.header())
 
     def info(self) -> CameraInfo:
         """Return the calibration."""
-        return info_from_intrinsics(self.intrinsics, self.client_header())
+        return info_from_intrinsics(self.intrinsics, self.header())
 
-    def client_header(self) -> Any:
+    def header(self) -> Header:
         """Return a header with the frame and no stamp."""
-        from std_msgs.msg import Header
-
         return Header(frame_id=self.frame_id)
 
     def send(
@@ -245,16 +239,7 @@ class Camera:
             self.send()
             time.sleep(period_s)
 
-    @staticmethod
-    def _stamped(msg: Image) -> Image:
-        return msg
-
 
 def mask_stamps(client: Client) -> list[int]:
     """Return the stamps of the masks received so far."""
     return [stamp_to_ns(m.header.stamp) for _, m in client.received['segmentation/mask']]
-
-
-def repository() -> Path:
-    """Return the root of the source tree."""
-    return Path(__file__).resolve().parents[1]

@@ -61,6 +61,10 @@ class SyntheticCamera(Node):
     def start(self) -> None:
         """Render the walk, then publish it at the configured rate."""
         number = self.config.num_frames
+        self.get_logger().info(
+            f'rendering {number} images (the first time ever the renderer is compiled, which '
+            'takes up to a minute)'
+        )
         for count, shot in enumerate(render_walk(self.config, self.intrinsics), start=1):
             self._shots.append(shot)
             if count % max(1, number // 10) == 0 or count == number:

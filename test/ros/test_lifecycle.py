@@ -1,0 +1,109 @@
+"""The node led by a lifecycle manager instead of starting by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from ros_harness import Camera, Client, NodeProcess
+from sensor_msgs.msg import Image
+
+
+class Manager:
+    """Calls the services of a lifecycle node."""
+
+    def __init__(self, client):
+        self._client = client
+        self._services = {
+            kind: client.create_client(kind, f'segmentation_node/{name}')
+            for kind, name in (
+                (ChangeState, 'change_state'),
+                (GetState, 'get_state'),
+                (SetParameters, 'set_parameters'),
+            )
+        }
+
+    def call(self, kind, request):
+        service = self._services[kind]
+        assert service.wait_for_service(30)
+        future = service.call_async(request)
+        self._client.wait_for(future.done, kind.__name__)
+        return future.result()
+
+    def change(self, transition):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, request).success
+
+    def state(self):
+        return self.call(GetState, GetState.Request()).current_state.id
+
+    def set(self, name, value):
+        parameter = Parameter(name, value=value).to_parameter_msg()
+        request = SetParameters.Request(parameters=[parameter])
+        return self.call(SetParameters, request).results[0]
+
+
+@pytest.fixture
+def managed(ros_context):
+    parameters = {
+        'autostart': False,
+        'engine.bundle': 'no_such_model',
+        'output.diagnostics_period_s': 0.1,
+    }
+    node = NodeProcess('rgbd_fusion_seg.ros.node', parameters, '/managed')
+    client = Client(ros_context, '/managed')
+    client.collect('segmentation/mask', Image)
+    yield node, client, Manager(client)
+    client.close()
+    node.stop()
+
+
+def test_a_managed_life(managed, tiny_bundle):
+    node, client, manager = managed
+    camera = Camera(client)
+    assert manager.state() == State.PRIMARY_STATE_UNCONFIGURED
+
+    # A configuration that fails can be mended and tried again.
+    assert not manager.change(Transition.TRANSITION_CONFIGURE)
+    assert manager.state() == State.PRIMARY_STATE_UNCONFIGURED
+    client.wait_for_complaint("cannot configure: there is no bundle at or called 'no_such_model'")
+    assert manager.set('engine.bundle', str(tiny_bundle)).successful
+    assert manager.change(Transition.TRANSITION_CONFIGURE)
+
+    # What could have no effect now is refused, with a way out.
+    refused = manager.set('sync.slop_s', 0.1)
+    assert not refused.successful
+    assert 'sync.slop_s is read when the node is configured' in refused.reason
+    assert manager.set('use_sim_time', False).successful
+
+    for _ in range(2):
+        assert client.color.get_subscription_count() == 0
+        assert manager.change(Transition.TRANSITION_ACTIVATE)
+        client.received.clear()
+        camera.send_until(lambda: client.received['segmentation/mask'], 'a mask')
+        assert manager.change(Transition.TRANSITION_DEACTIVATE)
+        client.wait_for(lambda: client.color.get_subscription_count() == 0, 'unsubscribing')
+
+    client.statuses.clear()
+    client.wait_for(lambda: client.statuses, 'diagnostics')
+    assert client.statuses[-1].message == 'inactive'
+    client.received.clear()
+    for _ in range(5):
+        camera.send()
+    assert manager.change(Transition.TRANSITION_CLEANUP)
+    client.wait_for(lambda: client.count_publishers('segmentation/mask') == 0, 'cleaning up')
+    assert not client.received['segmentation/mask']
+    assert manager.set('sync.slop_s', 0.1).successful
+
+    assert manager.change(Transition.TRANSITION_CONFIGURE)
+    assert manager.change(Transition.TRANSITION_ACTIVATE)
+    camera.send_until(lambda: client.received['segmentation/mask'], 'a mask')
+    assert manager.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    assert manager.state() == State.PRIMARY_STATE_FINALIZED
+    assert node.alive
+    assert 'Traceback' not in node.output()

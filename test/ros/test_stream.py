@@ -1,0 +1,196 @@
+"""Whole streams: inference slower than the camera, simulated time, rendered and real frames."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+
+pytest.importorskip('onnx', reason='making bundles needs onnx')
+
+from onnx import ModelProto, helper, numpy_helper
+from rclpy.qos import QoSProfile
+from ros_harness import Camera, Client, NodeProcess, mask_stamps
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image
+
+from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg, stamp_to_ns
+
+NODE = 'rgbd_fusion_seg.ros.node'
+SLOW_CONVOLUTIONS = 2
+"""10 GFLOP together: some 40 ms on one thread of a good core."""
+
+
+def slow_network(bundles: ModuleType) -> ModelProto:
+    """The tiny network and beside it convolutions that add zero to its logits, slowly."""
+    model = bundles.tiny_network()
+    graph = model.graph
+    graph.node[-1].output[0] = 'quick'
+    rng = np.random.default_rng(0)
+    last = 'rgb_large'
+    sizes = numpy_helper.from_array(np.array([1, 1, 4, 4], np.float32), 'sizes')
+    graph.initializer.append(sizes)
+    graph.node.append(helper.make_node('Resize', ['rgb', '', 'sizes'], [last]))
+    channels = 3
+    for index in range(SLOW_CONVOLUTIONS):
+        weights = rng.normal(0, 0.05, (64, channels, 5, 5)).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(weights, f'w{index}'))
+        graph.node.append(
+            helper.make_node('Conv', [last, f'w{index}'], [f'c{index}'], pads=[2, 2, 2, 2])
+        )
+        graph.node.append(helper.make_node('Tanh', [f'c{index}'], [f't{index}']))
+        last, channels = f't{index}', 64
+    zeros = np.zeros((4, 64, 1, 1), np.float32)
+    graph.initializer.append(numpy_helper.from_array(zeros, 'zeros'))
+    graph.node.append(
+        helper.make_node(
+            'AveragePool', [last], ['pooled'], kernel_shape=[32, 32], strides=[32, 32]
+        )
+    )
+    graph.node.append(helper.make_node('Conv', ['pooled', 'zeros'], ['nothing']))
+    graph.node.append(helper.make_node('Add', ['quick', 'nothing'], ['logits']))
+    return model
+
+
+class Sender(threading.Thread):
+    """Publishes pairs at a rate, as a camera would, until it is stopped."""
+
+    def __init__(self, camera, rate_hz):
+        super().__init__(daemon=True)
+        self.camera, self.period_s = camera, 1 / rate_hz
+        self.color, self.depth = camera.color(200), camera.depth(2.0)
+        self.stamps = []
+        self.ended = threading.Event()
+
+    def run(self):
+        due = time.monotonic()
+        while not self.ended.wait(max(0.0, due - time.monotonic())):
+            self.stamps.append(self.camera.send(self.color, self.depth))
+            due += self.period_s
+
+    def stop(self):
+        self.ended.set()
+        if self.is_alive():
+            self.join()
+
+
+def test_slow_inference_works_on_the_newest_pair(ros_context, tmp_path):
+    """The lag in images between what is segmented and what was newest then does not grow."""
+    bundles = pytest.importorskip('bundles')
+    folder = bundles.write_bundle(tmp_path / 'slow', network=slow_network(bundles))
+    parameters = {
+        'engine.bundle': folder,
+        'engine.num_threads': 1,
+        'output.diagnostics_period_s': 0.1,
+    }
+    node = NodeProcess(NODE, parameters, '/slow')
+    client = Client(ros_context, '/slow')
+    client.collect('segmentation/mask', Image)
+    sender = Sender(Camera(client), rate_hz=60)
+    try:
+        node.wait_for_output('waiting for')
+        client.wait_for_matched()
+        sender.start()
+        client.wait_for(lambda: len(mask_stamps(client)) >= 24, 'some masks')
+        values = client.values()
+    finally:
+        sender.stop()
+        client.close()
+        node.stop()
+    masks = [(a, stamp_to_ns(m.header.stamp)) for a, m in client.received['segmentation/mask']]
+    sent = np.array(sender.stamps)
+    # An inference starts when the mask before it has been sent, with what is newest then.
+    lags = [
+        int(np.count_nonzero((sent > stamp) & (sent < previous)))
+        for (previous, _), (_, stamp) in pairwise(masks)
+    ]
+    assert len(sent) > 2 * len(masks), 'inference was not slower than the camera'
+    assert np.median(lags[: len(lags) // 2]) <= 2
+    assert np.median(lags[len(lags) // 2 :]) <= 2
+    assert int(values['dropped: a newer pair came']) > 0
+    assert set(mask_stamps(client)) <= set(sender.stamps)
+
+
+def test_simulated_time_that_starts_over(ros_context, tiny_bundle):
+    """As ros2 bag play --clock --loop does."""
+    parameters = {
+        'engine.bundle': tiny_bundle,
+        'use_sim_time': True,
+        'output.diagnostics_period_s': 0.1,
+    }
+    node = NodeProcess(NODE, parameters, '/simulated')
+    client = Client(ros_context, '/simulated')
+    client.collect('segmentation/mask', Image)
+    clock = client.create_publisher(Clock, '/clock', QoSProfile(depth=10))
+    camera = Camera(client)
+    try:
+        node.wait_for_output('waiting for')
+        client.wait_for(clock.get_subscription_count, 'a subscription to /clock')
+        client.wait_for_matched()
+        for _ in range(2):
+            client.received.clear()
+            stamps = []
+
+            def play(stamps=stamps):
+                now_ns = 50 * 10**9 + len(stamps) * 33_000_000
+                message = Clock()
+                message.clock.sec, message.clock.nanosec = divmod(now_ns, 10**9)
+                clock.publish(message)
+                stamps.append(camera.send(stamp_ns=now_ns))
+                time.sleep(0.03)
+                return len(mask_stamps(client)) >= 5
+
+            client.wait_for(play, 'five masks')
+            assert set(mask_stamps(client)[1:]) <= set(stamps)
+        client.wait_for(lambda: 'jumped back' in node.output(), 'a word about the jump')
+        # The age is told by simulated time, so it stays small although it is 1970 there.
+        assert 'colour stamps are' not in node.output()
+        assert float(client.values()['age p50 ms']) < 10_000
+    finally:
+        client.close()
+        node.stop()
+
+
+def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
+    """Two processes: a rendered room, and the node that labels it."""
+    size = {'width': 160, 'height': 120}
+    parameters = {**size, 'num_frames': 4, 'rate_hz': 15.0, 'depth_encoding': '32FC1'}
+    camera = NodeProcess('rgbd_fusion_seg.ros.synthetic_camera', parameters, '/room')
+    node = NodeProcess(NODE, {'engine.bundle': tiny_bundle}, '/room')
+    client = Client(ros_context, '/room')
+    topics = ('rgb/image_rect_color', 'depth_registered/image_rect', 'ground_truth/mask')
+    for topic in (*topics, 'segmentation/mask'):
+        client.collect(topic, Image)
+    client.collect('rgb/camera_info', CameraInfo)
+    try:
+        camera.wait_for_output('publishing 160x120 at 15 Hz')
+        client.wait_for(lambda: len(mask_stamps(client)) >= 5, 'five masks')
+        received = {
+            t: {stamp_to_ns(m.header.stamp): m for _, m in client.received[t]}
+            for t in (*topics, 'rgb/camera_info', 'segmentation/mask')
+        }
+    finally:
+        client.close()
+        camera.stop()
+        node.stop()
+    for stamp, mask in list(received['segmentation/mask'].items())[:-1]:
+        color, depth, truth = (received[t][stamp] for t in topics)
+        for msg in (mask, depth, truth):
+            assert (msg.width, msg.height) == (160, 120)
+            assert msg.header == color.header
+        assert color.header.frame_id == 'camera_color_optical_frame'
+        assert (color.encoding, depth.encoding, truth.encoding) == ('rgb8', '32FC1', 'mono8')
+        assert color_from_msg(color).std() > 5
+        metres = depth_from_msg(depth)
+        assert 0.3 < np.nanmedian(metres) < 10
+        assert np.frombuffer(truth.data, np.uint8).max() < 40
+        info = received['rgb/camera_info'][stamp]
+        assert (info.width, info.height) == (160, 120)
+    frames = {bytes(m.data) for m in received['rgb/image_rect_color'].values()}
+    assert 2 <= len(frames) <= 4
