@@ -27,7 +27,7 @@ from rgbd_fusion_seg.ros_environment import local_environment
 _MOMENTS = 6
 _VISIBLE_SHARE = 0.004
 _POLL_S = 0.1
-_FIRST_MASK_S = 150.0  # a slow machine compiles kernels and renders the room in this time
+_FIRST_MASK_S = 240.0  # a slow machine compiles kernels and renders the room in this time
 _FILES = (
     'overlay.mp4',
     'contact_sheet.png',

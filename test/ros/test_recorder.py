@@ -46,21 +46,22 @@ class Pretender(Node):
 
     def _publish(self) -> None:
         late: list[tuple[float, Header]] = []
-        index = 0
-        while not self.ending.wait(PERIOD_S / 4):
-            while late and late[0][0] <= time.monotonic():
+        index, began_s = 0, time.monotonic()
+        while not self.ending.wait(PERIOD_S / 10):
+            now_s = time.monotonic()
+            while late and late[0][0] <= now_s:
                 header = late.pop(0)[1]
                 self._send('segmentation/mask', self.mask, header)
                 self._send('segmentation/overlay', 255 - self.color, header)
-            if index * PERIOD_S <= time.monotonic() - (began := getattr(self, 'began', 0)):
-                self.began = began or time.monotonic()
-                header = Header(stamp=self.get_clock().now().to_msg(), frame_id='c')
-                self._send('rgb/image_rect_color', self.color, header)
-                self._send('ground_truth/mask', self.truth, header)
-                if index % 2 == 0:
-                    late.append((time.monotonic() + DELAY_S, header))
-                    self._send_diagnostics()
-                index += 1
+            if now_s < began_s + index * PERIOD_S:
+                continue
+            header = Header(stamp=self.get_clock().now().to_msg(), frame_id='c')
+            self._send('rgb/image_rect_color', self.color, header)
+            self._send('ground_truth/mask', self.truth, header)
+            if index % 2 == 0:
+                late.append((now_s + DELAY_S, header))
+                self._send_diagnostics()
+            index += 1
 
     def _send(self, topic: str, pixels: np.ndarray, header: Header) -> None:
         self.images[topic].publish(msg_from_array(pixels, header))
