@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+from numba import njit
 
 from rgbd_fusion_seg.errors import FrameError
 
 MILLIMETRE_ENCODINGS = ('16UC1', 'mono16')
 METRE_ENCODINGS = ('32FC1',)
+
+NEAREST_M, FARTHEST_M = 1e-3, 1e4
+"""Arithmetic takes readings outside this range for its ends, so that no sum overflows."""
 
 
 def depth_to_metres(image: np.ndarray, encoding: str) -> np.ndarray:
@@ -49,63 +52,165 @@ def fill_holes(depth: np.ndarray) -> np.ndarray:
     """Fill pixels without a reading from their surroundings.
 
     Push-pull (Gortler et al., The Lumigraph, 1996, section 3.4): averages of the valid pixels
-    at half the size, and so on to a single pixel, then every hole takes the interpolated value
-    of the next coarser level. Smooth in large holes, local in small ones, linear in the pixels.
+    at half the size, and so on to a single pixel, then every hole takes the bilinear value of
+    the next coarser level. Smooth in large holes, local in small ones, linear in the pixels.
 
     Args:
         depth: float32 (H, W) metres; 0, negative, NaN and infinite pixels are holes.
 
     Returns:
-        float32 (H, W) metres: readings untouched, every hole filled; all 0 without any reading.
+        float32 (H, W) metres, a new array: readings untouched, every hole filled from readings
+        clamped to NEAREST_M .. FARTHEST_M; all 0 without any reading.
     """
-    mask = valid_mask(depth)
-    values = np.where(mask, depth, np.float32(0)).astype(np.float32, copy=False)
-    if mask.all() or not mask.any():
-        return values
-    weight = mask.astype(np.float32)
-    levels = [(values, weight)]
-    while max(levels[-1][0].shape) > 1:
-        values, weight = levels[-1]
-        size = ((values.shape[1] + 1) // 2, (values.shape[0] + 1) // 2)
-        total = cv2.resize(values * weight, size, interpolation=cv2.INTER_AREA)
-        weight = cv2.resize(weight, size, interpolation=cv2.INTER_AREA)
-        values = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
-        levels.append((values, (weight > 0).astype(np.float32)))
-    filled = levels[-1][0]
-    for values, weight in reversed(levels[:-1]):
-        size = (values.shape[1], values.shape[0])
-        coarse = cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR)
-        filled = np.where(weight > 0, values, coarse)
+    height, width = depth.shape
+    filled = np.empty((height, width), dtype=np.float32)
+    levels = [np.empty(_halves(filled.shape), dtype=np.float32)]
+    _keep_readings(readable(depth, np.float32), filled)
+    _average_readings(filled, levels[0])
+    while levels[-1].size > 1:
+        coarser = np.empty(_halves(levels[-1].shape), dtype=np.float32)
+        _average_readings(levels[-1], coarser)
+        levels.append(coarser)
+    for finer, coarser in zip([filled, *levels][-2::-1], levels[::-1], strict=True):
+        _fill_from(coarser, finer)
     return filled
 
 
 def resize_depth(depth: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resample a depth image without mixing depths.
 
-    Every output pixel is the reading whose pixel centre lies closest to its own centre, so no
-    value appears that the sensor did not give: averaging would invent surfaces between an
-    object and its background, and between a reading and a hole.
+    Every output pixel is one reading of the sensor: the pixel at its centre or, where that is a
+    hole, the nearest reading among the pixels it covers. Averaging instead would invent surfaces
+    between an object and its background, and between a reading and a hole.
 
     Args:
-        depth: (H, W), any type.
+        depth: float32 (H, W) metres.
         width, height: size of the result in pixels.
 
     Returns:
-        (height, width) of the same type.
+        float32 (height, width) metres, 0 = no reading.
 
     Raises:
         FrameError: a size that is not positive.
     """
     if width <= 0 or height <= 0:
         raise FrameError(f'depth cannot be resized to {width}x{height}; give a positive size')
-    rows = _nearest(depth.shape[0], height)
-    columns = _nearest(depth.shape[1], width)
-    return depth[rows[:, None], columns[None, :]]
+    resized = np.empty((height, width), dtype=np.float32)
+    _pick_readings(readable(depth, np.float32), resized)
+    return resized
 
 
-def _nearest(size: int, new_size: int) -> np.ndarray:
-    centres = (np.arange(new_size) + 0.5) * (size / new_size)
-    return np.minimum(centres.astype(np.intp), size - 1)
+def readable(array: np.ndarray, dtype: type) -> np.ndarray:
+    """Return a contiguous, aligned, read-only view (or copy): the one kind kernels compile for.
+
+    Numba compiles anew for every kind of array, in seconds; a frame must not meet that.
+    """
+    view = np.require(array, dtype, ('C', 'A')).view()
+    view.flags.writeable = False
+    return view
+
+
+def warm_up() -> None:
+    """Compile the kernels of this module on a tiny image, or load them from the cache."""
+    resize_depth(fill_holes(np.ones((2, 2), dtype=np.float32)), 1, 1)
+
+
+def _halves(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[0] + 1) // 2, (shape[1] + 1) // 2
+
+
+@njit(cache=True, nogil=True, error_model='numpy')
+def _is_reading(value):
+    return (value > np.float32(0.0)) & (value < np.float32(np.inf))
+
+
+@njit(cache=True, nogil=True, error_model='numpy')
+def _keep_readings(depth, out):
+    """Copy a depth image with 0 for every hole."""
+    for v in range(depth.shape[0]):
+        for u in range(depth.shape[1]):
+            out[v, u] = depth[v, u] if _is_reading(depth[v, u]) else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True, error_model='numpy')
+def _average_readings(fine, coarse):
+    """Average the pixels above 0 in blocks of 2x2, 0 where there is none.
+
+    At an odd edge the last row or column stands for its missing neighbour as well.
+    """
+    zero, one = np.float32(0.0), np.float32(1.0)
+    near, far = np.float32(NEAREST_M), np.float32(FARTHEST_M)
+    for v in range(coarse.shape[0]):
+        top, bottom, out = fine[2 * v], fine[min(2 * v + 1, fine.shape[0] - 1)], coarse[v]
+        for u in range(fine.shape[1] // 2):
+            a, b, c, d = top[2 * u], top[2 * u + 1], bottom[2 * u], bottom[2 * u + 1]
+            total = zero
+            total += min(max(a, near), far) if a > zero else zero
+            total += min(max(b, near), far) if b > zero else zero
+            total += min(max(c, near), far) if c > zero else zero
+            total += min(max(d, near), far) if d > zero else zero
+            count = (one if a > zero else zero) + (one if b > zero else zero)
+            count += (one if c > zero else zero) + (one if d > zero else zero)
+            out[u] = total / max(count, one)
+        if fine.shape[1] % 2:
+            a, b = top[-1], bottom[-1]
+            total = min(max(a, near), far) if a > zero else zero
+            total += min(max(b, near), far) if b > zero else zero
+            count = (one if a > zero else zero) + (one if b > zero else zero)
+            out[-1] = total / max(count, one)
+
+
+@njit(cache=True, nogil=True, error_model='numpy')
+def _fill_from(coarse, fine):
+    """Give pixels that are 0 the bilinear value of a level of half the size without holes."""
+    near, far = np.float32(0.75), np.float32(0.25)
+    rows, columns = coarse.shape
+    for v in range(fine.shape[0]):
+        # Pixel centres lie a quarter of a coarse pixel before or behind a coarse centre.
+        this, other = coarse[v // 2], coarse[min(max((v - 1) // 2 + v % 2, 0), rows - 1)]
+        row = fine[v]
+        for u in range(fine.shape[1]):
+            if row[u] != 0.0:
+                continue
+            p = u // 2
+            q = min(max((u - 1) // 2 + u % 2, 0), columns - 1)
+            row[u] = near * (near * this[p] + far * this[q]) + far * (
+                near * other[p] + far * other[q]
+            )
+
+
+@njit(cache=True, nogil=True, error_model='numpy')
+def _pick_readings(depth, out):
+    """Copy the pixel at each centre, or the nearest reading under the output pixel's area."""
+    rows, columns = depth.shape
+    height, width = out.shape
+    j = np.arange(width)
+    centres = (2 * j + 1) * columns // (2 * width)
+    lefts, rights = j * columns // width, ((j + 1) * columns - 1) // width + 1
+    for i in range(height):
+        top, bottom = i * rows // height, ((i + 1) * rows - 1) // height + 1
+        row = depth[(2 * i + 1) * rows // (2 * height)]
+        centre_row = (i + 0.5) * rows / height
+        for j in range(width):
+            value = row[centres[j]]
+            if not _is_reading(value):
+                area = depth[top:bottom, lefts[j] : rights[j]]
+                centre_column = (j + 0.5) * columns / width
+                value = _nearest_reading(area, centre_row - top, centre_column - lefts[j])
+            out[i, j] = value
+
+
+@njit(cache=True, nogil=True, error_model='numpy')
+def _nearest_reading(area, row, column):
+    """Return the reading whose pixel centre is nearest to a point of the area, or 0."""
+    best, nearest = np.float32(0.0), np.inf
+    for v in range(area.shape[0]):
+        for u in range(area.shape[1]):
+            if _is_reading(area[v, u]):
+                distance = (v + 0.5 - row) ** 2 + (u + 0.5 - column) ** 2
+                if distance < nearest:
+                    best, nearest = area[v, u], distance
+    return best
 
 
 def _require(image: np.ndarray, dtype: type, encoding: str) -> None:
