@@ -65,7 +65,7 @@ class Health:
             self._masks = 0
             self._latency_ms: deque[float] = deque(maxlen=_WINDOW)
             self._age_ms: deque[float] = deque(maxlen=_WINDOW)
-            self._inference_ms: deque[float] = deque(maxlen=_WINDOW)
+            self._stages_ms: dict[str, deque[float]] = {}
             self._valid_ratio: float | None = None
             self._median_m: float | None = None
             self._last_error = ''
@@ -110,7 +110,8 @@ class Health:
             self._masks += 1
             self._latency_ms.append(latency_ms)
             self._age_ms.append(age_ms)
-            self._inference_ms.append(sum(timings.values()))
+            for stage, taken_ms in {**timings, 'segmentation': sum(timings.values())}.items():
+                self._stages_ms.setdefault(stage, deque(maxlen=_WINDOW)).append(taken_ms)
 
     def saw_depth(self, depth: np.ndarray, trained_range_m: tuple[float, float]) -> None:
         """Check the plausibility of a depth image and note its valid ratio.
@@ -163,15 +164,12 @@ class Health:
     def snapshot(self) -> dict[str, str]:
         """Return the numbers as text, in the order in which they are shown."""
         with self._lock:
-            values = {
-                'masks': str(self._masks),
-                'dropped': str(sum(self._drops.values())),
-                **{f'dropped: {reason}': str(n) for reason, n in sorted(self._drops.items())},
-                **_percentiles('latency', self._latency_ms),
-                **_percentiles('age', self._age_ms),
-                **_percentiles('segmentation', self._inference_ms),
-                'last error': self._last_error,
-            }
+            values = {'masks': str(self._masks), 'dropped': str(sum(self._drops.values()))}
+            values |= {f'dropped: {reason}': str(n) for reason, n in sorted(self._drops.items())}
+            samples = {'latency': self._latency_ms, 'age': self._age_ms, **self._stages_ms}
+            for name, taken_ms in samples.items():
+                values |= _percentiles(name, taken_ms)
+            values['last error'] = self._last_error
             if self._valid_ratio is not None:
                 values['valid depth ratio'] = f'{self._valid_ratio:.3f}'
             if self._median_m is not None:

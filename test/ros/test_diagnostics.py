@@ -75,7 +75,7 @@ def test_latency_percentiles_and_drops(health):
     shown = health.snapshot()
     assert shown['latency p50 ms'] == '50.5'
     assert shown['age p99 ms'] == '109.0'
-    assert shown['segmentation p50 ms'] == '5.0'
+    assert (shown['a p50 ms'], shown['segmentation p50 ms']) == ('2.0', '5.0')
     assert (shown['masks'], shown['dropped'], shown['dropped: too old']) == ('100', '3', '3')
 
 
