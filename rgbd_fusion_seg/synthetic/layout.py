@@ -44,11 +44,11 @@ class Plan:
 
     def place(self, part: Assembly, x: float, y: float, z: float, yaw: float) -> bool:
         """Put a piece there unless something is in the way; tell whether it was put."""
-        w, d, h = part.size
+        w, d, _ = part.size
         c, s = abs(np.cos(yaw)), abs(np.sin(yaw))
         reach = np.array([(w * c + d * s) / 2, (w * s + d * c) / 2, 0.0])
         low = np.array([x, y, z]) - reach
-        high = np.array([x, y, z + h]) + reach
+        high = np.array([x, y, z + max(part.height, part.size[2])]) + reach
         if any(np.all(low < p.high) and np.all(high > p.low) for p in self.pieces):
             return False
         room = np.array(self.size) / (2, 2, 1)

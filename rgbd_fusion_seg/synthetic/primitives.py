@@ -104,13 +104,19 @@ class Assembly:
     """A piece of furniture: primitives around the centre of its footprint.
 
     x runs to its right-hand side along the wall, y out of its front, z up; z = 0 is what it
-    stands on. ``size`` (width, depth, height) in metres is what placement keeps free.
+    stands on. ``size`` (width, depth, height) in metres is the piece itself; placement
+    keeps its footprint free.
     """
 
     def __init__(self, name: str, width: float, depth: float, height: float) -> None:
         self.name = name
         self.size = (width, depth, height)
         self.primitives: list[Primitive] = []
+
+    @property
+    def height(self) -> float:
+        """Height in metres with whatever stands on top."""
+        return max(float(p.bounds()[1][2]) for p in self.primitives)
 
     def box(
         self,
