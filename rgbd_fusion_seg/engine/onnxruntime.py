@@ -99,8 +99,6 @@ def _open_session(bundle: ModelBundle, num_threads: int, allow_spinning: bool) -
     options.add_session_config_entry(
         'session.intra_op.allow_spinning', '1' if allow_spinning else '0'
     )
-    # Denormal numbers are slow and mean nothing in logits.
-    options.add_session_config_entry('session.set_denormal_as_zero', '1')
     try:
         return runtime.InferenceSession(
             str(bundle.weights_path), options, providers=['CPUExecutionProvider']
