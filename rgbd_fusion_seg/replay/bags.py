@@ -253,6 +253,11 @@ def folder_to_bag(
         folder, calibration=calibration, depth_scale_m=depth_scale_m, rate_hz=rate_hz
     )
     bag_path = Path(bag_path)
+    if bag_path.suffix in BAG_SUFFIXES:
+        # rosbag2 makes a folder, which tools would take for a file of another kind by its name.
+        raise InputError(
+            f'a bag is a folder, so {bag_path.name} is no good name; call it {bag_path.stem}'
+        )
     if bag_path.exists():
         raise InputError(f'{bag_path} exists already; remove it or choose another name')
     # Version 8 is the newest that ROS 2 Humble and later all read.

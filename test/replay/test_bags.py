@@ -409,3 +409,10 @@ def test_no_half_bag_is_left(kinect_folder, tmp_path):
     with pytest.raises(InputError, match='frame-7'):
         folder_to_bag(kinect_folder, tmp_path / 'bag')
     assert not (tmp_path / 'bag').exists()
+
+
+@pytest.mark.parametrize('name', ['out.bag', 'out.mcap', 'out.db3'])
+def test_bag_is_not_named_like_a_file(kinect_folder, tmp_path, name):
+    with pytest.raises(InputError, match=f'{name} is no good name; call it out'):
+        folder_to_bag(kinect_folder, tmp_path / name)
+    assert not (tmp_path / name).exists()
