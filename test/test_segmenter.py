@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -122,6 +124,40 @@ def test_frames_may_be_views_of_read_only_memory(segmenter):
     depth = np.frombuffer(frame.depth.tobytes(), np.float32).reshape(48, 64)
     same = segmenter.segment(RgbdFrame(rgb, depth, frame.intrinsics))
     assert np.array_equal(same.labels, segmenter.segment(frame).labels)
+
+
+def test_after_warming_up_no_kernel_is_compiled_for_frames_of_messages(tiny_bundle: Path):
+    """Images of ROS messages are read-only, which numba takes for another type."""
+    code = """
+import sys
+import numpy as np
+from rgbd_fusion_seg import kernels, palette
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.segmenter import Segmenter
+
+def compiled():
+    return {k: len(f.signatures) for k, f in vars(kernels).items() if hasattr(f, 'signatures')}
+
+kernels.warm_up()
+before = compiled()
+segmenter = Segmenter(sys.argv[1])
+for height, width in ((48, 64), (96, 128)):
+    rgb = np.frombuffer(bytes(3 * height * width), np.uint8).reshape(height, width, 3)
+    depth = np.frombuffer(np.ones((height, width), np.float32)).view(np.float32)
+    depth = depth.reshape(height, width)
+    depth.flags.writeable = False
+    frame = RgbdFrame(rgb, depth, Intrinsics(60.0, 60.0, 32.0, 24.0, width, height))
+    labels = segmenter.segment(frame).labels
+    palette.overlay(rgb, labels, segmenter.bundle.colors)
+    palette.colorize(labels, segmenter.bundle.colors)
+changed = {k: n for k, n in compiled().items() if n != before[k]}
+assert before and not changed, changed
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(tiny_bundle)], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_bundle_may_be_loaded_named_or_given_by_path(tiny_bundle: Path, monkeypatch):
