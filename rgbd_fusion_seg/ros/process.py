@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Protocol
 
 import rclpy
@@ -35,7 +37,13 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
     Returns:
         The exit code: 0 after a signal or shutdown, 1 after an error of the user's making.
     """
-    rclpy.init(args=args)
+    interrupt = _InterruptOnce()
+    # Before rclpy's own handler, which calls this one.
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        rclpy.init(args=args)
+    except Exception as error:  # rclpy's exceptions about ROS arguments are not public
+        sys.exit(f'ROS 2 cannot start: {error}')
     node = None
     try:
         node = make_node()
@@ -53,12 +61,25 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
         if rclpy.ok():
             raise
     finally:
-        # Impatient users and launch send SIGINT twice; the second must not cut this short. It is
-        # set twice because shutdown gives Python's own handler back.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        interrupt.spent = True
         if node is not None:
             node.stop()
             node.destroy_node()
         rclpy.try_shutdown()
+        # An ignored signal stays ignored while the interpreter ends; a handled one would kill it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
+
+
+class _InterruptOnce:
+    """Raises KeyboardInterrupt for the first SIGINT alone.
+
+    Impatient users and launch send it twice; the second must not cut the clean end short.
+    """
+
+    spent = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.spent:
+            self.spent = True
+            raise KeyboardInterrupt

@@ -335,7 +335,18 @@ class TestSilence:
 
         self.repeat(client, far_apart, 'sync.slop_s allows 20.0 ms')
 
-    def test_4_nobody_listens(self, silent):
+    def test_4_camera_info_is_missing(self, silent):
+        _, client, camera = silent
+
+        def images_alone():
+            stamp_ns = client.now_ns()
+            for publisher, msg in ((client.color, camera.color()), (client.depth, camera.depth())):
+                self.stamp(msg, stamp_ns)
+                publisher.publish(msg)
+
+        self.repeat(client, images_alone, 'images arrive, but nothing on /silent/rgb/camera_info')
+
+    def test_5_nobody_listens(self, silent):
         _, client, camera = silent
         client.wait_for(
             lambda: (
@@ -346,7 +357,7 @@ class TestSilence:
         )
         assert client.values()['masks'] == '0'
 
-    def test_5_too_old(self, silent):
+    def test_6_too_old(self, silent):
         _, client, camera = silent
         client.collect('segmentation/mask', Image)
         camera.send_until(lambda: client.received['segmentation/mask'], 'a mask')
@@ -362,7 +373,6 @@ class TestSilence:
 
 
 def test_intrinsics_by_parameter_and_reliable_by_override(ros_context, tiny_bundle):
-    """No CameraInfo at first: complaint; the focal length comes by parameter in a second node."""
     topic = '/given/rgb/image_rect_color'
     parameters = {
         'engine.bundle': tiny_bundle,
@@ -390,7 +400,8 @@ def test_intrinsics_by_parameter_and_reliable_by_override(ros_context, tiny_bund
 
 
 @pytest.mark.parametrize(
-    'signals', [(signal.SIGINT,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)]
+    'signals',
+    [(signal.SIGINT,), (signal.SIGINT,) * 3, (signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT)],
 )
 def test_signals_end_a_busy_node_cleanly(ros_context, tiny_bundle, signals):
     node = NodeProcess(NODE, {'engine.bundle': tiny_bundle}, '/ending')

@@ -1,0 +1,151 @@
+"""What becomes of a pair on the inference thread, without ROS processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+
+from ros_harness import Camera
+
+from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.ros.diagnostics import Health
+from rgbd_fusion_seg.ros.parameters import CameraConfig, OutputConfig, SegmentationConfig
+from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor, Topics
+from rgbd_fusion_seg.segmenter import Segmenter
+
+
+class Outputs:
+    """Stands where messages would leave the process."""
+
+    def __init__(self):
+        self.subscribers, self.published = True, []
+
+    def wanted(self):
+        return self.subscribers
+
+    def publish(self, frame, result, header, info):
+        self.published.append((frame, result, header, info))
+
+
+class Bench:
+    """A processor with a clock and an epoch that the test sets."""
+
+    def __init__(self, bundle, config=None):
+        self.now_ns, self.epoch, self.log = 5_000_000_000, 0, []
+        self.outputs = Outputs()
+        self.segmenter = Segmenter(bundle)
+        self.health = Health(lambda level, sentence: self.log.append(sentence))
+        self.processor = PairProcessor(
+            self.segmenter,
+            self.outputs,
+            self.health,
+            config or SegmentationConfig(),
+            Topics('/color', '/depth', '/info'),
+            now_ns=lambda: self.now_ns,
+            epoch=lambda: self.epoch,
+        )
+        self.camera = Camera(None)
+
+    def pair(self, stamp_ns=4_900_000_000, **replaced):
+        messages = {
+            'color': self.camera.color(),
+            'depth': self.camera.depth(),
+            'info': self.camera.info(),
+        } | replaced
+        for msg in (messages['color'], messages['depth']):
+            msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+        return Pair(**messages, arrived_s=0.0, epoch=0)
+
+    def dropped(self):
+        shown = self.health.snapshot()
+        return {k.removeprefix('dropped: ') for k in shown if k.startswith('dropped: ')}
+
+
+@pytest.fixture
+def bench(tiny_bundle):
+    return Bench(tiny_bundle)
+
+
+def test_a_good_pair_is_published_with_its_header(bench):
+    pair = bench.pair()
+    bench.processor.process(pair)
+    ((frame, result, header, info),) = bench.outputs.published
+    assert header is pair.color.header
+    assert info is pair.info
+    np.testing.assert_array_equal(result.labels, bench.segmenter.segment(frame).labels)
+    assert bench.health.snapshot()['age p50 ms'] == '100.0'
+    assert bench.log == []
+
+
+def test_time_that_jumps_during_inference_drops_the_result(bench):
+    pair = bench.pair()
+    bench.epoch = 1
+    bench.processor.process(pair)
+    assert bench.outputs.published == []
+    assert bench.dropped() == {'clock jumped'}
+
+
+def test_nobody_listens(bench):
+    bench.outputs.subscribers = False
+    bench.processor.process(bench.pair())
+    assert bench.dropped() == {'nobody subscribes'}
+
+
+def test_eager_work_is_done_for_nobody(tiny_bundle):
+    bench = Bench(tiny_bundle, SegmentationConfig(output=OutputConfig(lazy=False)))
+    bench.outputs.subscribers = False
+    bench.processor.process(bench.pair())
+    assert len(bench.outputs.published) == 1
+
+
+def test_no_camera_info_yet_is_no_error(bench):
+    bench.processor.process(bench.pair(info=None))
+    assert bench.dropped() == {'no camera info yet'}
+    assert bench.log == []
+
+
+def test_given_intrinsics_serve_for_a_camera_without_calibration(tiny_bundle):
+    bench = Bench(tiny_bundle, SegmentationConfig(camera=CameraConfig(fx=55.0, cx=30.0)))
+    uncalibrated = bench.camera.info()
+    uncalibrated.k, uncalibrated.p = np.zeros(9), np.zeros(12)
+    for info in (None, uncalibrated):
+        bench.processor.process(bench.pair(info=info))
+        frame, _, _, sent = bench.outputs.published[-1]
+        assert (frame.intrinsics.fx, frame.intrinsics.cx, frame.intrinsics.cy) == (55, 30, 23.5)
+        assert sent.p[0] == 55
+    assert len(bench.log) == 1
+    assert 'focal lengths must be positive' in bench.log[0]
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason', 'words'),
+    [
+        (EngineError('the engine is out of memory'), 'engine error', 'out of memory'),
+        (ZeroDivisionError('oops'), 'internal error', 'ZeroDivisionError: oops'),
+    ],
+)
+def test_errors_are_counted_and_told(bench, error, reason, words):
+    bench.processor.failed(error)
+    assert bench.dropped() == {reason}
+    assert words in bench.log[0]
+
+
+def test_complaints_that_differ_in_numbers_are_throttled_together(bench):
+    for index in range(5):
+        bench.processor.failed(EngineError(f'failed on frame {index} after {index / 7} s'))
+    bench.processor.failed(EngineError('another thing'))
+    assert len(bench.log) == 2
+
+
+def test_old_pairs_are_dropped(tiny_bundle):
+    config = SegmentationConfig()
+    config = replace(config, sync=replace(config.sync, max_age_s=0.5))
+    bench = Bench(tiny_bundle, config)
+    bench.processor.process(bench.pair(stamp_ns=4_400_000_000))
+    assert bench.dropped() == {'older than sync.max_age_s'}
+    bench.processor.process(bench.pair(stamp_ns=4_600_000_000))
+    assert len(bench.outputs.published) == 1
