@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from rgbd_fusion_seg import hha as hha_encoding
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, TensorInput, load_bundle
 from rgbd_fusion_seg.engine import open_engine
-from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics, RgbdFrame, Segmentation
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
@@ -51,6 +52,7 @@ class Segmenter:
         if not 0 <= min_confidence <= 255:
             raise InputError(f'min_confidence must be 0..255, got {min_confidence}')
         self.bundle = bundle if isinstance(bundle, ModelBundle) else load_bundle(bundle)
+        _check_hha_constants(self.bundle)
         self._engine = open_engine(self.bundle, backend, **options)
         self._min_confidence = min_confidence
         self._rgb = _empty_tensor(self.bundle.rgb)
@@ -117,6 +119,23 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_hha_constants(bundle: ModelBundle) -> None:
+    """Refuse a network that was trained on HHA of another kind than is computed here."""
+    recorded = bundle.card.get('hha')
+    if not isinstance(recorded, dict):
+        raise BundleError(
+            f"the card of {bundle.path} lacks the entry 'hha' with the constants of its depth "
+            'encoding; export the bundle again'
+        )
+    for name, value in hha_encoding.constants().items():
+        if recorded.get(name) != value:
+            raise BundleError(
+                f'the network {bundle.path} was trained on HHA with {name} = '
+                f'{recorded.get(name)}, but this version computes it with {value}; use the '
+                'version it was exported with, or train it again'
+            )
 
 
 class _StageClock:

@@ -12,6 +12,8 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from rgbd_fusion_seg import hha
+
 CLASS_NAMES = ('dark low', 'bright low', 'dark high', 'bright high')
 """Label = (mean of R, G and B above MEAN) + 2 * (HHA height channel above MEAN)."""
 
@@ -70,6 +72,7 @@ def tiny_card(height: int = 48, width: int = 64) -> dict[str, Any]:
             'hha': {'height': height // 2, 'width': width // 2, **copy.deepcopy(statistics)},
         },
         'output': {'stride': STRIDE},
+        'hha': hha.constants(),
         'depth': {'range_m': [0.5, 8.0]},
         'classes': [
             {'name': name, 'color': [60 * i, 255 - 60 * i, 30 + 40 * i]}

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from bundles import MEAN
+from bundles import MEAN, tiny_card, write_bundle
 
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
@@ -204,3 +204,13 @@ def test_a_real_kinect_frame_goes_through(segmenter, data_dir: Path):
     centres = result.labels[40::80, 40::80]
     assert clear.mean() > 0.7
     assert np.array_equal(centres[clear], expected[clear])
+
+
+def test_a_network_trained_on_another_kind_of_hha_is_refused(tmp_path):
+    card = tiny_card()
+    card['hha']['disparity_scale'] = 30000.0
+    with pytest.raises(BundleError, match=r'disparity_scale = 30000\.0'):
+        Segmenter(write_bundle(tmp_path / 'other', card))
+    del card['hha']
+    with pytest.raises(BundleError, match="'hha'"):
+        Segmenter(write_bundle(tmp_path / 'none', card))
