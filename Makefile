@@ -40,7 +40,7 @@ lint: $(VENV)/.ready-test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.ready-test
-	$(BIN)/python benchmarks/measure.py
+	@set -e; for script in benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo_output .pytest_cache .ruff_cache .import_linter_cache \

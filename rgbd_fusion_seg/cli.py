@@ -88,7 +88,7 @@ def _bag(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from rgbd_fusion_seg.demo import DemoOptions, run_demo
+    from rgbd_fusion_seg.demo import DEMO_SEED, DemoOptions, run_demo
     from rgbd_fusion_seg.replay.report import table_text
 
     result = run_demo(
@@ -97,7 +97,7 @@ def _demo(options: argparse.Namespace) -> int:
             seconds=options.seconds,
             bundle=options.bundle,
             backend=options.backend,
-            seed=options.seed,
+            seed=DEMO_SEED if options.seed is None else options.seed,
         ),
         tell=_tell,
     )
@@ -181,7 +181,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--seconds', type=_positive, default=20.0, help='of recording (default: %(default)g)'
     )
-    parser.add_argument('--seed', type=int, default=0, help='which room (default: %(default)s)')
+    parser.add_argument('--seed', type=int, help='which room (default: one kept from training)')
     _add_bundle(parser)
     _add_backend(parser)
 
