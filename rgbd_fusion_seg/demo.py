@@ -20,7 +20,13 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.processes import Processes
 from rgbd_fusion_seg.replay.evaluate import scores
 from rgbd_fusion_seg.replay.folders import read_color
-from rgbd_fusion_seg.replay.pictures import VideoWriter, contact_sheet, evenly, write_image
+from rgbd_fusion_seg.replay.pictures import (
+    VideoWriter,
+    contact_sheet,
+    evenly,
+    main_classes,
+    write_image,
+)
 from rgbd_fusion_seg.replay.report import Value, write_table
 from rgbd_fusion_seg.ros_environment import local_environment
 
@@ -28,7 +34,6 @@ DEMO_SEED = 1_000_002
 """A furnished room that training never sees: its rooms have seeds below a million."""
 
 _MOMENTS = 6
-_VISIBLE_SHARE = 0.004
 _POLL_S = 0.1
 _FIRST_MASK_S = 240.0  # a slow machine compiles kernels and renders the room in this time
 _FILES = (
@@ -156,7 +161,14 @@ def _record(
         processes.start(
             'node',
             'rgbd_fusion_seg.ros.node',
-            *_parameters(**{'engine.bundle': str(bundle.path), 'engine.backend': options.backend}),
+            *_parameters(
+                **{
+                    'engine.bundle': str(bundle.path),
+                    'engine.backend': options.backend,
+                    # The camera renders its room first; until then silence is no fault.
+                    'sync.warn_after_s': _FIRST_MASK_S,
+                }
+            ),
         )
         arguments = [f'--output={folder}', f'--seconds={options.seconds}']
         arguments += [f'--wait={_FIRST_MASK_S}', f'--num-classes={bundle.num_classes}']
@@ -216,10 +228,9 @@ def _contact_sheet(
         if truth is not None:
             row.append(palette.overlay(row[0], truth, bundle.colors))
         rows.append(row)
-    # The legend lists what can be found in the pictures, not every class that got a pixel.
     matrix = np.asarray(recording['matrix'])
     pixels = matrix.sum(axis=1) + matrix[:, : bundle.num_classes].sum(axis=0)
-    present = np.flatnonzero(pixels > _VISIBLE_SHARE * matrix.sum()) if matrix.any() else None
+    present = main_classes(pixels) if pixels.any() else None
     legend = palette.legend(bundle.class_names, bundle.colors, present)
     headings = ('colour', 'segmentation', 'truth')[: len(rows[0])]
     return contact_sheet(rows, headings, legend)

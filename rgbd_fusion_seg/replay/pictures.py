@@ -142,3 +142,15 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 def evenly(count: int, wanted: int) -> list[int]:
     """Return up to ``wanted`` indices spread over ``count`` items, first and last included."""
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
+
+
+def main_classes(pixels: np.ndarray, limit: int = 20, share: float = 0.002) -> np.ndarray:
+    """Return the classes that a person can find in the pictures, for the legend.
+
+    Args:
+        pixels: (K,) pixels of each class.
+        limit: most classes to return; 20 fill one column of the legend.
+        share: classes with a smaller share of all pixels are left out.
+    """
+    most = np.argsort(pixels)[::-1][:limit]
+    return np.sort(most[pixels[most] > share * pixels.sum()])

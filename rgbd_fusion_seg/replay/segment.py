@@ -24,6 +24,7 @@ from rgbd_fusion_seg.replay.pictures import (
     contact_sheet,
     depth_picture,
     evenly,
+    main_classes,
     write_image,
 )
 from rgbd_fusion_seg.replay.report import Value, write_table
@@ -31,7 +32,6 @@ from rgbd_fusion_seg.replay.topics import BagTopics
 from rgbd_fusion_seg.segmenter import Segmenter
 
 _MOMENTS = 6
-_VISIBLE_SHARE = 0.002
 _VIDEO_RATE_HZ = 30.0
 
 
@@ -155,7 +155,7 @@ class _Writer:
         if self._count == 0:
             raise InputError('no frame was segmented; ask for at least one frame')
         sheet = self._output / 'contact_sheet.png'
-        present = np.flatnonzero(self._pixels > _VISIBLE_SHARE * self._pixels.sum())
+        present = main_classes(self._pixels[: self._bundle.num_classes])
         legend = palette.legend(self._bundle.class_names, self._bundle.colors, present)
         headings = ('colour', 'depth', 'segmentation')
         write_image(sheet, contact_sheet(self._rows, headings, legend))

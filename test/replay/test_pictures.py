@@ -10,6 +10,7 @@ from rgbd_fusion_seg.replay.pictures import (
     contact_sheet,
     depth_picture,
     evenly,
+    main_classes,
     write_image,
 )
 
@@ -85,3 +86,10 @@ def test_write_image_keeps_rgb_order(tmp_path):
 )
 def test_evenly(count, wanted, expected):
     assert evenly(count, wanted) == expected
+
+
+def test_main_classes():
+    pixels = np.array([5000, 0, 3000, 1, 2000])
+    assert main_classes(pixels).tolist() == [0, 2, 4]
+    assert main_classes(pixels, limit=2).tolist() == [0, 2]
+    assert main_classes(pixels, share=0).tolist() == [0, 2, 3, 4]
