@@ -11,7 +11,7 @@ _PLANKS, _WOOD, _TILES = int(Pattern.PLANKS), int(Pattern.WOOD), int(Pattern.TIL
 _FABRIC, _STRIPES, _PICTURE = int(Pattern.FABRIC), int(Pattern.STRIPES), int(Pattern.PICTURE)
 _SPINES, _CHECKER, _SCREEN = int(Pattern.SPINES), int(Pattern.CHECKER), int(Pattern.SCREEN)
 _OUTDOOR, _SPECKLE, _SCRIBBLE = int(Pattern.OUTDOOR), int(Pattern.SPECKLE), int(Pattern.SCRIBBLE)
-_LEAVES, _PLAIN = int(Pattern.LEAVES), int(Pattern.PLAIN)
+_LEAVES = int(Pattern.LEAVES)
 
 MATERIAL_DTYPE = np.dtype(
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -73,8 +72,8 @@ def walk(space: Space, rng: Generator, num_frames: int, rate_hz: float) -> np.nd
     seconds = num_frames / rate_hz
     controls = _controls(space, rng, int(np.ceil(seconds / _STEP_S)) + 4)
     smooth = _bspline(controls, np.arange(num_frames) / rate_hz / _STEP_S)
-    shake = rng.normal(0, 1, (int(np.ceil(seconds * 3)) + 5, 6))
-    shake *= np.array([0.004, 0.004, 0.004, 0.004, 0.004, 0.004])
+    # an unsteady hand: a few millimetres and tenths of a degree, three times a second
+    shake = rng.normal(0, 0.004, (int(np.ceil(seconds * 3)) + 5, 6))
     smooth += _bspline(shake, np.arange(num_frames) * 3 / rate_hz)
     return np.array([camera_pose(row[:3], *row[3:]) for row in smooth]).reshape(-1, 4, 4)
 
@@ -137,14 +136,13 @@ def _bspline(controls: np.ndarray, at: np.ndarray) -> np.ndarray:
 def _somewhere(space: Space, rng: Generator, low: float, high: float, margin: float) -> np.ndarray:
     """A point between two heights with this clearance, or the freest of many points."""
     reach = np.array(space.size[:2]) / 2 - margin
-    best: Callable[[np.ndarray], np.ndarray] = space.clearance
     for _ in range(20):
         points = np.column_stack([
             rng.uniform(-reach[0], reach[0], 16),
             rng.uniform(-reach[1], reach[1], 16),
             rng.uniform(low, high, 16),
         ])  # fmt: skip
-        clear = best(points)
+        clear = space.clearance(points)
         if clear.max() > margin:
             return points[int(np.argmax(clear > margin))]
     return points[int(np.argmax(clear))]
