@@ -185,19 +185,20 @@ def _pick_readings(depth, out):
     rows, columns = depth.shape
     height, width = out.shape
     j = np.arange(width)
-    centres = (2 * j + 1) * columns // (2 * width)
+    # Unsigned, so that the compiled loop does not ask for indices from the end.
+    centres = ((2 * j + 1) * columns // (2 * width)).astype(np.uint64)
     lefts, rights = j * columns // width, ((j + 1) * columns - 1) // width + 1
     for i in range(height):
         top, bottom = i * rows // height, ((i + 1) * rows - 1) // height + 1
-        row = depth[(2 * i + 1) * rows // (2 * height)]
-        centre_row = (i + 0.5) * rows / height
+        row, resized = depth[(2 * i + 1) * rows // (2 * height)], out[i]
         for j in range(width):
-            value = row[centres[j]]
-            if not _is_reading(value):
+            resized[j] = row[centres[j]]
+        centre_row = (i + 0.5) * rows / height - top
+        for j in range(width):
+            if not _is_reading(resized[j]):
                 area = depth[top:bottom, lefts[j] : rights[j]]
-                centre_column = (j + 0.5) * columns / width
-                value = _nearest_reading(area, centre_row - top, centre_column - lefts[j])
-            out[i, j] = value
+                centre_column = (j + 0.5) * columns / width - lefts[j]
+                resized[j] = _nearest_reading(area, centre_row, centre_column)
 
 
 @njit(cache=True, nogil=True, error_model='numpy')
