@@ -111,7 +111,7 @@ def render_walk(config: SyntheticCameraConfig, intrinsics: Intrinsics) -> Iterat
         view = room.render(pose, intrinsics)
         depth = view.depth
         if config.noise:
-            depth = simulate_kinect(depth, intrinsics, rng, view.labels)
+            depth = simulate_kinect(depth, intrinsics, rng, view.labels, rgb=view.rgb)
         yield Shot(
             rgb=msg_from_array(view.rgb, header),
             depth=msg_from_array(encode_depth(depth, config.depth_encoding), header),

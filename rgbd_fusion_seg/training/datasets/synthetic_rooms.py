@@ -49,5 +49,5 @@ class SyntheticRooms:
                 room = Room.random(seed)
             rng = np.random.default_rng((seed, index))
             view = room.render(room.random_pose(rng), INTRINSICS)
-            depth = simulate_kinect(view.depth, INTRINSICS, rng, labels=view.labels)
+            depth = simulate_kinect(view.depth, INTRINSICS, rng, view.labels, rgb=view.rgb)
             yield LabelledFrame(RgbdFrame(view.rgb, depth, INTRINSICS), view.labels)
