@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rgbd_fusion_seg import kernels
+from rgbd_fusion_seg import hha_kernels
 from rgbd_fusion_seg.depth import readable
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics
@@ -136,10 +136,10 @@ def encode_hha(
     height_down = np.array([0.0, 1.0, 0.0]) if level else down
     camera = np.array(_camera(intrinsics), dtype=np.float32)
     height_down = height_down.astype(np.float32)
-    lowest = kernels.lowest_height(cleaned.z, *camera, height_down)
+    lowest = hha_kernels.lowest_height(cleaned.z, *camera, height_down)
     floor = FLOOR_GUESS_CM if lowest > FLOOR_GUESS_ABOVE_CM else lowest
     hha = np.empty((*cleaned.z.shape, 3), dtype=np.uint8)
-    kernels.encode_channels(
+    hha_kernels.encode_channels(
         cleaned.z,
         cleaned.inverse,
         cleaned.counted,
@@ -193,10 +193,10 @@ def _clean(depth: np.ndarray, intrinsics: Intrinsics, missing: np.ndarray | None
             f'the missing mask has shape {missing.shape} but depth {depth.shape}; '
             'give one value a pixel'
         )
-    padded = (size[0] + 2 * kernels.PAD, size[1] + 2 * kernels.PAD)
+    padded = (size[0] + 2 * hha_kernels.PAD, size[1] + 2 * hha_kernels.PAD)
     cleaned = _Cleaned(np.empty(size, np.float32), *np.empty((2, *padded), np.float32))
     mask = _NO_MASK if missing is None else missing
-    kernels.clean_depth(readable(depth, np.float32), readable(mask, np.bool_), *cleaned)
+    hha_kernels.clean_depth(readable(depth, np.float32), readable(mask, np.bool_), *cleaned)
     return cleaned
 
 
@@ -204,7 +204,7 @@ def _vote_for_gravity(cleaned: _Cleaned, intrinsics: Intrinsics) -> np.ndarray:
     height, width = cleaned.z.shape
     step = max(1, round(math.sqrt(height * width / (2 * GRAVITY_NORMALS))))
     normals = np.zeros((3, (height // step + 1) * (width // (2 * step) + 1)), dtype=np.float32)
-    kernels.staggered_normals(
+    hha_kernels.staggered_normals(
         cleaned.inverse,
         cleaned.counted,
         GRAVITY_RADIUS_PX,
@@ -214,7 +214,7 @@ def _vote_for_gravity(cleaned: _Cleaned, intrinsics: Intrinsics) -> np.ndarray:
     )
     thresholds = np.radians(np.repeat(GRAVITY_THRESHOLDS_DEG, GRAVITY_ITERATIONS))
     y = np.array([0.0, 1.0, 0.0])
-    kernels.follow_gravity(
+    hha_kernels.follow_gravity(
         normals,
         np.cos(thresholds).astype(np.float32),
         np.sin(thresholds).astype(np.float32),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rgbd_fusion_seg import depth as depth_module
 from rgbd_fusion_seg import hha as hha_module
-from rgbd_fusion_seg import kernels, preprocess
+from rgbd_fusion_seg import hha_kernels, preprocess
 from rgbd_fusion_seg.frame import RgbdFrame
 
 FRAME_SIZE = (640, 480)
@@ -92,7 +92,9 @@ def cached_frames(source: FrameSource, folder: Path) -> CachedFrames:
 
 
 def _key(source: FrameSource) -> str:
-    code = [Path(m.__file__).read_bytes() for m in (depth_module, hha_module, kernels, preprocess)]
+    code = [
+        Path(m.__file__).read_bytes() for m in (depth_module, hha_module, hha_kernels, preprocess)
+    ]
     text = json.dumps([FORMAT, FRAME_SIZE, HHA_SIZES, source.describe()])
     return hashlib.sha256(text.encode() + b''.join(code)).hexdigest()[:12]
 
