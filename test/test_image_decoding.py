@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import array
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgbd_fusion_seg.errors import FrameError
-from rgbd_fusion_seg.image_decoding import COLOUR_ENCODINGS, LAYOUTS, decode_image, to_rgb
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.image_decoding import (
+    COLOUR_ENCODINGS,
+    LAYOUTS,
+    decode_image,
+    intrinsics_from_info,
+    to_rgb,
+)
 
 
 def pixels(encoding: str, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -128,3 +136,42 @@ def test_to_rgb_of_padded_rows():
 def test_depth_is_no_colour():
     with pytest.raises(FrameError, match=r"/cam has the encoding '16UC1', which is no colour"):
         to_rgb(np.zeros((2, 2), np.uint16), '16UC1', '/cam')
+
+
+def camera_info(names: str = 'kp', **changes):
+    """Return a CameraInfo of 640x480, with fields named as in ROS 2 (kp) or ROS 1 (KP)."""
+    k = [500.0, 0, 320.0, 0, 510.0, 240.0, 0, 0, 1]
+    fields = {
+        names[0]: k,
+        names[1]: [0.0] * 12,
+        'width': 640,
+        'height': 480,
+        'binning_x': 0,
+        'binning_y': 0,
+        'roi': SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+@pytest.mark.parametrize('names', ['kp', 'KP'])
+def test_intrinsics_without_rectification(names):
+    expected = Intrinsics(500, 510, 320, 240, 640, 480)
+    assert intrinsics_from_info(camera_info(names)) == expected
+
+
+def test_rectified_images_are_described_by_p():
+    p = [400.0, 0, 310.0, 0, 0, 410.0, 230.0, 0, 0, 0, 1, 0]
+    expected = Intrinsics(400, 410, 310, 230, 640, 480)
+    assert intrinsics_from_info(camera_info(p=p)) == expected
+
+
+def test_region_and_binning():
+    """A region of 320x200 at (100, 60), every second pixel of it."""
+    roi = SimpleNamespace(x_offset=100, y_offset=60, width=320, height=200)
+    info = camera_info(roi=roi, binning_x=2, binning_y=2)
+    assert intrinsics_from_info(info) == Intrinsics(250, 255, 110, 90, 160, 100)
+
+
+def test_uncalibrated_camera_is_named():
+    with pytest.raises(FrameError, match='/cam/info: focal lengths must be positive'):
+        intrinsics_from_info(camera_info(k=[0.0] * 9), '/cam/info')

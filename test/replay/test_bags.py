@@ -341,6 +341,20 @@ def test_topics_by_type_and_name(tmp_path):
     assert frame.intrinsics.fx == 77.0
 
 
+def test_camera_info_in_force(tmp_path):
+    """A camera that changes its zoom, and one bad camera info in between."""
+    with Camera(tmp_path / 'bag') as camera:
+        for index, focal in enumerate((30.0, 0.0, 50.0)):
+            camera.info(INFO, stamp(10 * index), focal=focal)
+            for further in range(3):
+                write_pair(camera, 10 * index + further)
+            # Decides the last image of this zoom before the next camera info comes.
+            camera.image(DEPTH, stamp(10 * index + 5), frame_pixels(0)[1], '16UC1')
+    source = BagFrames(tmp_path / 'bag')
+    assert [frame.intrinsics.fx for frame in source] == [30.0] * 3 + [50.0] * 3
+    assert source.skipped == 3
+
+
 @pytest.mark.parametrize(
     ('topics', 'message'),
     [

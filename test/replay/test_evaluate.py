@@ -64,3 +64,10 @@ def test_refuses_what_cannot_be_compared():
         confusion_matrix(np.zeros((2, 2)), np.zeros((2, 2), np.uint8), 2)
     with pytest.raises(InputError, match='K x K'):
         scores(np.zeros((3, 5), np.int64))
+
+
+def test_any_label_can_be_void():
+    truth = np.array([0, 0, 1, 1], np.uint8)
+    labels = np.array([1, 1, 1, 0], np.uint8)
+    matrix = confusion_matrix(labels, truth, 2, ignore=0)
+    np.testing.assert_array_equal(matrix, [[0, 0, 0], [1, 1, 0]])

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rgbd_fusion_seg.replay.matching import StampMatcher
+
+TOLERANCE_NS = 20_000_000
+SECOND = 1_000_000_000
+
+
+def match(messages: list[tuple[str, int]]) -> tuple[list[tuple[int, int]], int]:
+    """Feed (stream, stamp) in the order of arrival; return the pairs of stamps, and unmatched."""
+    matcher = StampMatcher(TOLERANCE_NS)
+    pairs = []
+    for stream, stamp in messages:
+        pairs += matcher.add(stamp, stamp, is_depth=stream == 'depth')
+    return pairs + matcher.flush(), matcher.unmatched
+
+
+def matched_at_leisure(colors: list[int], depths: list[int]) -> list[tuple[int, int]]:
+    """Match with all stamps at hand: the nearest depth after the one that was used last."""
+    pairs, used = [], -1
+    for color in sorted(colors):
+        near = [d for d in depths if d > used and abs(d - color) <= TOLERANCE_NS]
+        if near:
+            used = min(near, key=lambda d: abs(d - color))
+            pairs.append((color, used))
+    return pairs
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    colors=st.lists(st.integers(0, 600), unique=True, max_size=25),
+    depths=st.lists(st.integers(0, 600), unique=True, max_size=25),
+    delay_ms=st.integers(0, 300),
+)
+def test_arrival_order_makes_no_difference(colors, depths, delay_ms):
+    """Depth comes up to 0.3 s later than colour of the same stamp, or the other way round."""
+    ms = 1_000_000
+    # No two depth images are equally near, which would leave the choice open.
+    color_ns = [SECOND + c * ms for c in sorted(colors)]
+    depth_ns = [SECOND + d * ms + 100 + d for d in sorted(depths)]
+    expected = matched_at_leisure(color_ns, depth_ns)
+    for late in (delay_ms * ms, -delay_ms * ms):
+        arrivals = [(c, 'color', c) for c in color_ns] + [(d + late, 'depth', d) for d in depth_ns]
+        pairs, unmatched = match([(stream, stamp) for _, stream, stamp in sorted(arrivals)])
+        assert pairs == expected
+        assert unmatched == len(colors) - len(expected)
+
+
+def test_nearest_wins_and_is_used_once():
+    ms = 1_000_000
+    messages = [('depth', 88), ('color', 100), ('depth', 103), ('color', 110), ('depth', 200)]
+    pairs, unmatched = match([(stream, stamp * ms) for stream, stamp in messages])
+    assert pairs == [(100 * ms, 103 * ms)]
+    assert unmatched == 1
+
+
+def test_new_recording_gets_nothing_of_the_old_one():
+    """A depth image that was left over must not be matched after the stamps start again."""
+    first = [('depth', 5 * SECOND), ('color', 9 * SECOND), ('depth', 9 * SECOND)]
+    second = [('color', 5 * SECOND), ('color', 6 * SECOND), ('depth', 6 * SECOND)]
+    pairs, unmatched = match(first + second)
+    assert pairs == [(9 * SECOND, 9 * SECOND), (6 * SECOND, 6 * SECOND)]
+    assert unmatched == 1
+
+
+def test_memory_is_bounded_when_depth_never_comes():
+    matcher = StampMatcher(TOLERANCE_NS)
+    for index in range(10_000):
+        assert matcher.add(index * 33_000_000, index, is_depth=False) == []
+    assert matcher.unmatched > 9_900
+    for index in range(10_000, 20_000):
+        assert matcher.add(index * 33_000_000, index, is_depth=True) == []
+    assert len(matcher._depths) <= 100
