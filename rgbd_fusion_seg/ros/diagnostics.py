@@ -21,6 +21,7 @@ LOG_PERIOD_S = 5.0
 PLAUSIBLE_MEDIAN_M = (0.1, 20.0)
 """Median depth outside this range means a wrong unit, such as millimetres sent as 32FC1."""
 _WINDOW = 300
+_MAX_PROBLEMS = 50
 _CLOCK_TOLERANCE_S = 10.0
 
 OK = DiagnosticStatus.OK
@@ -83,6 +84,9 @@ class Health:
         """
         now = time.monotonic()
         with self._lock:
+            if len(self._problems) >= _MAX_PROBLEMS and kind not in self._problems:
+                # Sentences quote what came over the network, which may be anything.
+                self._problems = {k: p for k, p in self._problems.items() if p.active}
             problem = self._problems.setdefault(kind, Problem(sentence, level, sticky))
             problem.sentence, problem.level, problem.made_s = sentence, level, now
             problem.count += 1

@@ -168,7 +168,7 @@ class SegmentationNode(LifecycleNode):
         )
         self._segmenter.warm_up()
         self._outputs = SegmentationPublishers(
-            self, bundle, config.output.overlay_alpha, self.complain_about_qos
+            self, bundle, config.output, self.complain_about_qos
         )
         self.get_logger().info(
             f'{bundle.name} runs on {self._segmenter.engine_name}, '

@@ -22,6 +22,7 @@ from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.frame import UNLABELLED, RgbdFrame, Segmentation
 from rgbd_fusion_seg.ros.images import msg_from_array
+from rgbd_fusion_seg.ros.parameters import OutputConfig
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
@@ -83,14 +84,14 @@ class SegmentationPublishers:
     Args:
         node: created publishers become active and inactive with it.
         bundle: gives class names and colours.
-        overlay_alpha: weight of the class colours in the overlay.
+        output: the node's parameters about outputs.
         complain: called with (kind, sentence) about incompatible subscribers.
     """
 
     def __init__(
-        self, node: LifecycleNode, bundle: ModelBundle, overlay_alpha: float, complain: Complain
+        self, node: LifecycleNode, bundle: ModelBundle, output: OutputConfig, complain: Complain
     ) -> None:
-        self._node, self._bundle, self._alpha = node, bundle, overlay_alpha
+        self._node, self._bundle, self._config = node, bundle, output
         self._complain = complain
         self.mask = self._create(Image, 'segmentation/mask')
         self.confidence = self._create(Image, 'segmentation/confidence')
@@ -119,8 +120,9 @@ class SegmentationPublishers:
                 self._vision_msgs.VisionClass(class_id=i, class_name=name)
                 for i, name in enumerate(self._bundle.class_names)
             ]
+            threshold = self._config.min_confidence / 255
             self.label_info.publish(
-                self._vision_msgs.LabelInfo(header=header, class_map=classes, threshold=0.0)
+                self._vision_msgs.LabelInfo(header=header, class_map=classes, threshold=threshold)
             )
 
     def publish(
@@ -143,7 +145,7 @@ class SegmentationPublishers:
         colors = self._bundle.colors
         self._publish_image(
             self.overlay,
-            lambda: palette.overlay(frame.rgb, result.labels, colors, self._alpha),
+            lambda: palette.overlay(frame.rgb, result.labels, colors, self._config.overlay_alpha),
             header,
         )
         self._publish_image(self.color, lambda: palette.colorize(result.labels, colors), header)

@@ -58,6 +58,13 @@ def test_a_sticky_problem_stays_until_cleared(health, clock):
     assert make_status('n', '', health, 'fine', {}).message == 'fine'
 
 
+def test_endless_variety_of_problems_is_not_kept(health, clock):
+    for index in range(500):
+        clock.now += 1
+        health.complain(f'kind {index}', 'odd')
+    assert len(health._problems) <= 60
+
+
 def test_the_gravest_problem_is_the_message(health, clock):
     health.complain('a', 'grave', ERROR)
     clock.now += 1
