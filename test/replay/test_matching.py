@@ -59,11 +59,12 @@ def test_nearest_wins_and_is_used_once():
 
 def test_new_recording_gets_nothing_of_the_old_one():
     """A depth image that was left over must not be matched after the stamps start again."""
-    first = [('depth', 5 * SECOND), ('color', 9 * SECOND), ('depth', 9 * SECOND)]
-    second = [('color', 5 * SECOND), ('color', 6 * SECOND), ('depth', 6 * SECOND)]
-    pairs, unmatched = match(first + second)
-    assert pairs == [(9 * SECOND, 9 * SECOND), (6 * SECOND, 6 * SECOND)]
-    assert unmatched == 1
+    half = SECOND // 2
+    first = [('color', 2), ('depth', 2), ('color', 6), ('depth', 6), ('depth', 7)]
+    second = [('color', 2), ('color', 7)]
+    pairs, unmatched = match([(stream, halves * half) for stream, halves in first + second])
+    assert pairs == [(2 * half, 2 * half), (6 * half, 6 * half)]
+    assert unmatched == 2
 
 
 def test_memory_is_bounded_when_depth_never_comes():
