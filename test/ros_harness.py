@@ -26,8 +26,10 @@ from std_msgs.msg import Header
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array, stamp_to_ns
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 """Patience with a machine that is busy with other things; what works takes a fraction of it."""
+START_S = 240.0
+"""Patience with a process that may be the first ever to run, and then compiles its kernels."""
 
 
 class NodeProcess:
@@ -70,7 +72,7 @@ class NodeProcess:
 
     def wait_for_output(self, text: str) -> None:
         """Wait until the output contains a text; fail if the process ends before."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + START_S
         while text not in self.output():
             assert self.alive, f'the process ended:\n{self.output()}'
             assert time.monotonic() < deadline, f'no {text!r} in:\n{self.output()}'

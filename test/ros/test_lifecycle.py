@@ -10,7 +10,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
-from ros_harness import Camera, Client, NodeProcess
+from ros_harness import START_S, Camera, Client, NodeProcess
 from sensor_msgs.msg import Image
 
 
@@ -32,7 +32,7 @@ class Manager:
         service = self._services[kind]
         assert service.wait_for_service(30)
         future = service.call_async(request)
-        self._client.wait_for(future.done, kind.__name__)
+        self._client.wait_for(future.done, kind.__name__, START_S)
         return future.result()
 
     def change(self, transition):
