@@ -7,10 +7,9 @@ import yaml
 torch = pytest.importorskip('torch')
 onnx = pytest.importorskip('onnx')
 
-from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
-
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
 from rgbd_fusion_seg.errors import BundleError  # noqa: E402
+from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
 from rgbd_fusion_seg.training import export  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import Checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2  # noqa: E402
