@@ -35,7 +35,7 @@ test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready-test
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
