@@ -59,7 +59,7 @@ class Pretender(Node):
             self._send('rgb/image_rect_color', self.color, header)
             self._send('ground_truth/mask', self.truth, header)
             if index % 2 == 0:
-                late.append((now_s + DELAY_S, header))
+                late.append((time.monotonic() + DELAY_S, header))
                 self._send_diagnostics()
             index += 1
 
