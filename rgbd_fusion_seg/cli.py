@@ -123,7 +123,10 @@ def _print_files(files: Sequence[Path]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='rgbd-fusion-seg', description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog='rgbd-fusion-seg',
+        description='Segment recordings, make bags, run the demo, examine the installation.',
+    )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     _add_segment(commands)
     _add_bag(commands)

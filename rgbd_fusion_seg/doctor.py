@@ -136,10 +136,11 @@ def _ros() -> Iterator[Finding]:
 
 def _ros_packages(rclpy: Path) -> Iterator[Finding]:
     answers = _imported(('rclpy', *_ROS_MODULES))
-    try:
-        origin = f'PyPI wheel {importlib.metadata.version("ros-rclpy")}'
-    except importlib.metadata.PackageNotFoundError:
-        origin = 'ROS installation'
+    wheel = _wheel_version('ros-rclpy')
+    origin = f'PyPI wheel {wheel}' if wheel else 'ROS installation'
+    if wheel and ros_is_sourced():
+        text = 'ROS is sourced and its wheels are installed too; use an environment without them'
+        yield Finding('note', 'two of them', text)
     rclpy_works = answers['rclpy'].mark == 'ok'
     yield Finding('ok', 'rclpy', f'{origin}, {rclpy}') if rclpy_works else answers['rclpy']
     for name in _ROS_MODULES:
@@ -273,6 +274,13 @@ for name in sys.argv[1:]:
 print()
 print(json.dumps(answers))
 """
+
+
+def _wheel_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _system_name() -> str:

@@ -73,6 +73,17 @@ def test_rclpy_is_told_apart(monkeypatch):
     assert '[ros-wheels]' in absent.text
 
 
+@pytest.mark.parametrize(
+    ('distro', 'wheel', 'told'), [('jazzy', '7.1', 1), ('jazzy', None, 0), ('', '7.1', 0)]
+)
+def test_a_sourced_ros_beside_wheels_is_told(monkeypatch, distro, wheel, told):
+    pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+    monkeypatch.setenv('ROS_DISTRO', distro)
+    monkeypatch.setattr(doctor, '_wheel_version', lambda _: wheel)
+    names = [finding.name for finding in doctor.examine('absent').sections['ROS 2']]
+    assert names.count('two of them') == told
+
+
 def test_dds_profile(monkeypatch, tmp_path):
     pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
     for variable in doctor.PROFILE_VARIABLES:
