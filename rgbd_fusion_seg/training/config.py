@@ -36,7 +36,7 @@ class DataConfig:
     """
 
     nyudv2: str = '../shared/data/nyudv2'
-    synthetic_frames: int = 800
+    synthetic_frames: int = 600
     synthetic_share: float = 0.2
     synthetic_test_frames: int = 100
     cache: str = 'cache'
