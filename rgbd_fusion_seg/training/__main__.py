@@ -55,6 +55,7 @@ def export(checkpoint: Path, bundle: Path, data: DataConfig) -> None:
                     'name': 'synthetic rooms of this package',
                     'frames': len(frames['synthetic']) if 'synthetic' in frames else 0,
                     'terms': 'Apache-2.0, as the package',
+                    'share_of_views': data.synthetic_share,
                 },
             ],
             'steps': source.info['step'],
@@ -84,8 +85,9 @@ def evaluate(bundle: Path, data: DataConfig, write: bool = False) -> None:
         for name, source in sources.items():
             metrics[name] = {
                 'frames': len(source),
-                'measured_with': 'the runtime pipeline (ONNX Runtime CPU, float32) at 640x480, '
-                'single scale, one confusion matrix, absent classes skipped',
+                'measured_with': 'the runtime pipeline (ONNX Runtime CPU, float32), network input '
+                f'{loaded.rgb.width}x{loaded.rgb.height}, labels compared at 640x480, single '
+                'scale, one confusion matrix over the set, absent classes skipped',
                 **evaluate_segmenter(segmenter, source),
             }
             print(yaml.safe_dump({name: metrics[name]}, sort_keys=False))

@@ -1,0 +1,77 @@
+"""The bundles in models/: whole, honest about their network, and right on real frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from rgbd_fusion_seg.bundle import CARD_NAME, DEFAULT_BUNDLE, load_bundle
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.palette import NYU40_CLASSES
+from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
+from rgbd_fusion_seg.replay.folders import read_frames
+from rgbd_fusion_seg.segmenter import Segmenter
+
+MODELS = Path(__file__).resolve().parent.parent / 'models'
+FOLDERS = sorted(card.parent for card in MODELS.glob(f'*/{CARD_NAME}'))
+NYU_CAMERA = Intrinsics(518.8579, 519.4696, 325.5824, 253.7362, 640, 480)
+
+
+def test_the_default_bundle_is_shipped():
+    assert MODELS / DEFAULT_BUNDLE in FOLDERS
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
+def test_card_and_weights_belong_together(folder):
+    bundle = load_bundle(folder)
+    assert bundle.name == folder.name
+    model = onnx.load(bundle.weights_path)
+    weights = sum(
+        int(np.prod(t.dims))
+        for t in model.graph.initializer
+        if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    )
+    assert bundle.card['network']['parameters'] == weights
+    assert bundle.card['training']['data']
+    for name in ('nyudv2_test', 'synthetic_test'):
+        metrics = bundle.metrics[name]
+        assert 0 < metrics['mIoU'] < metrics['pixel_accuracy'] < 1
+        known = [v for v in metrics['classes'].values() if v is not None]
+        assert np.mean(known) == pytest.approx(metrics['mIoU'], abs=1e-3)
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
+def test_labels_of_real_frames_are_as_good_as_the_card_says(folder, data_dir):
+    """Every 30th test frame of NYUDv2, read here without the training code."""
+    pack = data_dir / 'nyudv2'
+    ids = [int(line) for line in (pack / 'test.txt').read_text().split()][::30]
+    matrix = 0
+    with Segmenter(folder) as segmenter:
+        for i in ids:
+            rgb = cv2.cvtColor(cv2.imread(str(pack / f'rgb/{i:04d}.jpg')), cv2.COLOR_BGR2RGB)
+            levels = cv2.imread(str(pack / f'depth8/{i:04d}.png'), cv2.IMREAD_UNCHANGED)
+            truth = cv2.imread(str(pack / f'label40/{i:04d}.png'), cv2.IMREAD_UNCHANGED)
+            depth = (levels.astype(np.float32) + 0.5) / 25.5
+            labels = segmenter.segment(RgbdFrame(rgb, depth, NYU_CAMERA)).labels
+            matrix = matrix + confusion_matrix(labels, truth, len(NYU40_CLASSES))
+        card = segmenter.bundle.metrics['nyudv2_test']['pixel_accuracy']
+    assert scores(matrix).pixel_accuracy == pytest.approx(card, abs=0.08)
+
+
+def test_the_kinect_sequence_shows_a_kitchen(data_dir):
+    """No ground truth, but a person sees floor, a table, chairs and cabinets in these frames."""
+    names = {name: i for i, name in enumerate(NYU40_CLASSES)}
+    shares = []
+    with Segmenter(DEFAULT_BUNDLE) as segmenter:
+        for k, frame in enumerate(read_frames(data_dir / 'kinect_sequence')):
+            if k % 50 == 0:
+                labels = segmenter.segment(frame).labels
+                shares.append(np.bincount(labels.ravel(), minlength=256)[:40] / labels.size)
+    mean = np.mean(shares, axis=0)
+    kitchen = ('floor', 'table', 'chair', 'cabinet')
+    assert all(mean[names[name]] > 0.04 for name in kitchen), dict(zip(names, mean, strict=True))
+    assert sum(mean[names[name]] for name in kitchen) > 0.4
