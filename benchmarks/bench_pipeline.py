@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--bundle', default=DEFAULT_BUNDLE)
     parser.add_argument('--repeats', type=int, default=30)
+    parser.add_argument('--out', type=Path, default=RESULT)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     kernels.warm_up()
@@ -67,8 +68,8 @@ def main() -> None:
         }
         show(f'labels and confidence, {name} logits', result[f'labels_{name}']['timing'])
     result['overlay'] = overlays(frames[0], logits[next(iter(logits))], arguments.repeats)
-    measure.write(RESULT, result)
-    print(f'wrote {RESULT}')
+    measure.write(arguments.out, result)
+    print(f'wrote {arguments.out}')
 
 
 def synthetic_frames() -> Any:

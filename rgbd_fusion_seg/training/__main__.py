@@ -36,9 +36,20 @@ def train(run: TrainConfig) -> None:
     print(trainer.train(run))
 
 
-def export(checkpoint: Path, bundle: Path, data: DataConfig) -> None:
-    """Write a bundle from a checkpoint, and score what was written into its card."""
+def export(
+    checkpoint: Path, bundle: Path, data: DataConfig, size: tuple[int, int] | None = None
+) -> None:
+    """Write a bundle from a checkpoint, and score what was written into its card.
+
+    Args:
+        checkpoint: a .safetensors file that the train command wrote.
+        bundle: folder to write.
+        data: where the frames for checks and scores are.
+        size: width and height of the network's colour input; default: as it was trained.
+    """
     source = load_checkpoint(checkpoint)
+    if size is not None:
+        source.info['width'], source.info['height'] = size
     frames = trainer.prepare(data)
     card = {
         'summary': SUMMARY,
