@@ -73,8 +73,9 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(nyu_pack, cache, tmp_p
 
 
 def test_a_run_that_was_killed_continues_identically(nyu_pack, cache, tmp_path, monkeypatch):
-    whole = trainer.train(run_config(nyu_pack, cache, tmp_path / 'whole', epochs=2))
-    killed = run_config(nyu_pack, cache, tmp_path / 'killed', epochs=2)
+    options = {'epochs': 2, 'network': NetworkConfig(options={'dropout': (0.1, 0.3)})}
+    whole = trainer.train(run_config(nyu_pack, cache, tmp_path / 'whole', **options))
+    killed = run_config(nyu_pack, cache, tmp_path / 'killed', **options)
     calls = 0
     real_loss = trainer.training_loss
 
