@@ -13,7 +13,12 @@ EXTRAS = {
     'train': [
         'torch>=2.6',
         'lightning-fabric>=2.5',
+        'kornia>=0.8',
         'torchmetrics>=1.7',
+        'tensorboard>=2.18',
+        'matplotlib>=3.9',
+        'scipy>=1.13',
+        'h5py>=3.11',
         'jsonargparse>=4.40',
         'safetensors>=0.5',
         'onnx>=1.18',
