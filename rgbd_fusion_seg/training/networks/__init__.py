@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.networks.erfnet import ErfNetEncoder
 from rgbd_fusion_seg.training.networks.rfbnet import RfbNetErfNet
+from rgbd_fusion_seg.training.networks.ssma import SsmaErfNet
 
-NETWORKS: dict[str, type[nn.Module]] = {
+NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'erfnet_encoder': ErfNetEncoder,
+    'ssma_erfnet': SsmaErfNet,
     'rfbnet_erfnet': RfbNetErfNet,
 }
 
 
-def build_network(name: str, num_classes: int, **options: Any) -> nn.Module:
+def build_network(name: str, num_classes: int, **options: Any) -> SegmentationNetwork:
     """Build a network with random weights.
 
     Args:

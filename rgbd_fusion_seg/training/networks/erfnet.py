@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork
+
 BN_EPS = 1e-3  # the public code's value, not torch's default 1e-5
 ENCODER_STRIDE = 8
 ENCODER_CHANNELS = 128
@@ -95,30 +97,48 @@ class Encoder(nn.Module):
         return x
 
 
-class ErfNetEncoder(nn.Module):
+class ErfNetEncoder(SegmentationNetwork):
     """Unimodal ERFNetEnc of the RFBNet paper: the encoder and a 1x1 head, logits at 1/8.
 
     Args:
         num_classes: number of classes K.
         modality: 'rgb' or 'hha', the input that is read.
+        shrink_depth: the HHA input has half the colour's size, as the depth stream of a fusion
+            network that starts from this one; the logits then are at 1/16 of the colour's size,
+            and whoever compares them with labels enlarges them to those. No effect on 'rgb'.
         dropout: rates of the 64- and the 128-channel units.
-    """
 
-    stride = ENCODER_STRIDE
+    Raises:
+        ValueError: an unknown modality.
+    """
 
     def __init__(
         self,
         num_classes: int,
         modality: str = 'rgb',
+        shrink_depth: bool = False,
         dropout: tuple[float, float] = (0.03, 0.3),
     ) -> None:
         super().__init__()
-        if modality not in ('rgb', 'hha'):
-            raise ValueError(f"modality must be 'rgb' or 'hha', got {modality!r}")
+        if modality not in MODALITIES:
+            raise ValueError(f'modality must be one of {MODALITIES}, got {modality!r}')
         self.modality = modality
+        self.modalities = (modality,)
+        self.shrink_depth = shrink_depth and modality == 'hha'
+        self.stride = self.size_multiple = ENCODER_STRIDE * (2 if self.shrink_depth else 1)
         self.encoder = Encoder(dropout)
         self.head = nn.Conv2d(ENCODER_CHANNELS, num_classes, 1)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """``{'rgb' or 'hha': (N, 3, H, W)}`` -> logits (N, K, H/8, W/8)."""
-        return self.head(self.encoder(inputs[self.modality]))
+    def forward(
+        self, inputs: Mapping[str, Tensor], auxiliary: bool = False
+    ) -> Tensor | list[Tensor]:
+        """``{'rgb' or 'hha': (N, 3, h, w)}`` -> logits (N, K, h/8, w/8).
+
+        With ``auxiliary`` a list of them alone: there is no auxiliary output.
+
+        Raises:
+            ValueError: see `check_inputs`.
+        """
+        self.check_inputs(inputs)
+        logits = self.head(self.encoder(inputs[self.modality]))
+        return [logits] if auxiliary else logits

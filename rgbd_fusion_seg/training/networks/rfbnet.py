@@ -12,23 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rgbd_fusion_seg.training.networks.erfnet import (
-    BN_EPS,
-    ENCODER_CHANNELS,
-    ENCODER_STRIDE,
-    Encoder,
-    NonBottleneck1d,
-)
+from rgbd_fusion_seg.training.networks.erfnet import BN_EPS, ENCODER_CHANNELS, NonBottleneck1d
+from rgbd_fusion_seg.training.networks.ssma import SsmaErfNet, resize_to
 
 COMPLEMENTARY_POINTS = ('residual', 'trunk', 'none')
-COMBINATIONS = ('ssma', 'concat', 'sum')
-
-
-def resize_to(x: Tensor, reference: Tensor) -> Tensor:
-    """Bilinear interpolation of ``x`` to the height and width of ``reference``."""
-    if x.shape[2:] == reference.shape[2:]:
-        return x
-    return F.interpolate(x, reference.shape[2:], mode='bilinear', align_corners=False)
 
 
 def gate_head(hidden: int) -> nn.Sequential:
@@ -147,35 +134,8 @@ class ResidualFusionBlock(nn.Module):
         return F.relu(x + unit.residual(x + extra))
 
 
-class Ssma(nn.Module):
-    """SSMA block (Valada et al., IJCV 2019): channel- and pixel-wise attention over a concat.
-
-    Args:
-        in_channels: channels of the concatenated streams.
-        out_channels: channels after the projection.
-        reduction: the block's eta; the public code uses 16 for the deepest features.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, reduction: int = 16) -> None:
-        super().__init__()
-        self.attention = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels // reduction, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(in_channels // reduction, in_channels, 3, padding=1),
-            nn.Sigmoid(),
-        )
-        # The public code projects with 1x1 here; batch norm and no ReLU follow it.
-        self.project = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H, W)."""
-        return self.project(x * self.attention(x))
-
-
-class RfbNetErfNet(nn.Module):
-    """RFBNet(ERFNetEnc): ERFNet encoders, an RFB for each unit at 1/8, logits at 1/8 (§IV-B).
+class RfbNetErfNet(SsmaErfNet):
+    """RFBNet(ERFNetEnc): SSMA(ERFNetEnc) with an RFB for each pair of units at 1/8 (§IV-B).
 
     Args:
         num_classes: number of classes K.
@@ -188,7 +148,7 @@ class RfbNetErfNet(nn.Module):
         ValueError: an option with an unknown value.
     """
 
-    stride = ENCODER_STRIDE
+    stream_widths = (ENCODER_CHANNELS, ENCODER_CHANNELS, ENCODER_CHANNELS // 2)
 
     def __init__(
         self,
@@ -199,63 +159,29 @@ class RfbNetErfNet(nn.Module):
         combination: str = 'ssma',
         dropout: tuple[float, float] = (0.03, 0.3),
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, shrink_depth, combination, dropout)
         if complementary not in COMPLEMENTARY_POINTS:
             raise ValueError(f'complementary must be one of {COMPLEMENTARY_POINTS}')
-        if combination not in COMBINATIONS:
-            raise ValueError(f'combination must be one of {COMBINATIONS}')
-        channels = ENCODER_CHANNELS
-        self.shrink_depth = shrink_depth
-        self.combination = combination
-        self.rgb_encoder, self.hha_encoder = Encoder(dropout), Encoder(dropout)
         pairs = zip(self.rgb_encoder.units, self.hha_encoder.units, strict=True)
         self.blocks = nn.ModuleList(
-            ResidualFusionBlock(rgb, hha, channels, complementary, gates) for rgb, hha in pairs
+            ResidualFusionBlock(rgb, hha, ENCODER_CHANNELS, complementary, gates)
+            for rgb, hha in pairs
         )
         # The blocks own the paired units now; the encoders keep what comes before them.
         del self.rgb_encoder.layers[7:], self.hha_encoder.layers[7:]
-        streams = 2 * channels + channels // 2
-        if combination == 'ssma':
-            self.combine: nn.Module = Ssma(streams, channels)
-        elif combination == 'concat':
-            self.combine = nn.Conv2d(streams, channels, 1)
-        else:  # Open: the interaction stream is widened to C before the sum.
-            self.combine = nn.Conv2d(channels // 2, channels, 1)
-        self.head = nn.Conv2d(channels, num_classes, 1)
-        self.rgb_head = nn.Conv2d(channels, num_classes, 1)
-        self.hha_head = nn.Conv2d(channels, num_classes, 1)
 
-    def hha_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the HHA input that belongs to a colour input."""
-        return (height // 2, width // 2) if self.shrink_depth else (height, width)
+    def encoder_names(self, modality: str) -> dict[str, str]:
+        """See `FusionNetwork`."""
+        names = super().encoder_names(modality)
+        for i, block in enumerate(self.blocks):
+            for name in getattr(block, f'{modality}_unit').state_dict():
+                names[f'encoder.layers.{7 + i}.{name}'] = f'blocks.{i}.{modality}_unit.{name}'
+        return names
 
-    def forward(
-        self, inputs: Mapping[str, Tensor], auxiliary: bool = False
-    ) -> Tensor | list[Tensor]:
-        """Segment.
-
-        Args:
-            inputs: 'rgb' (N, 3, H, W) and 'hha' (N, 3, h, w), see `hha_size`; H and W are
-                multiples of 16.
-            auxiliary: also return the predictions of each encoder alone, which training
-                supervises so that both modalities learn from the start. (The paper gets there
-                by initialising from two unimodal networks.)
-
-        Returns:
-            logits (N, K, H/8, W/8); with ``auxiliary`` the list [fused, RGB's, depth's], the
-            last one at the depth stream's size.
-        """
-        rgb = self.rgb_encoder(inputs['rgb'])
-        hha = self.hha_encoder(inputs['hha'])
+    def streams(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Colour (N, 128, H/8, W/8), depth (N, 128, h/8, w/8), interaction (N, 64, h/8, w/8)."""
+        rgb, hha = super().streams(inputs)
         interaction = hha.new_zeros(hha.shape[0], hha.shape[1] // 2, *hha.shape[2:])
         for block in self.blocks:
             rgb, hha, interaction = block(rgb, hha, interaction)
-        up_hha, up_interaction = resize_to(hha, rgb), resize_to(interaction, rgb)
-        if self.combination == 'sum':
-            fused = rgb + up_hha + self.combine(up_interaction)
-        else:
-            fused = self.combine(torch.cat([rgb, up_hha, up_interaction], 1))
-        logits = self.head(fused)
-        if not auxiliary:
-            return logits
-        return [logits, self.rgb_head(rgb), self.hha_head(hha)]
+        return rgb, hha, interaction

@@ -1,0 +1,180 @@
+"""SSMA (Valada et al., IJCV 2019): late fusion by attention, and its simpler relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rgbd_fusion_seg.training.networks.base import FusionNetwork
+from rgbd_fusion_seg.training.networks.erfnet import (
+    ENCODER_CHANNELS,
+    ENCODER_STRIDE,
+    Encoder,
+)
+
+COMBINATIONS = ('ssma', 'concat', 'sum')
+
+
+def resize_to(x: Tensor, reference: Tensor) -> Tensor:
+    """Bilinear interpolation of ``x`` to the height and width of ``reference``."""
+    if x.shape[2:] == reference.shape[2:]:
+        return x
+    return F.interpolate(x, reference.shape[2:], mode='bilinear', align_corners=False)
+
+
+class Ssma(nn.Module):
+    """SSMA block: channel- and pixel-wise attention over the concatenated streams.
+
+    Args:
+        in_channels: channels of all streams together.
+        out_channels: channels after the projection.
+        reduction: the block's eta; the public code uses 16 for the deepest features.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels // reduction, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(in_channels // reduction, in_channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+        # The public code projects with 1x1 here; batch norm and no ReLU follow it.
+        self.project = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+        )
+
+    def forward(self, *streams: Tensor) -> Tensor:
+        """(N, C_i, H, W) of each stream -> (N, out, H, W)."""
+        x = torch.cat(streams, 1)
+        return self.project(x * self.attention(x))
+
+
+class Concatenation(nn.Conv2d):
+    """1x1 convolution over the concatenated streams."""
+
+    def forward(self, *streams: Tensor) -> Tensor:
+        """(N, C_i, H, W) of each stream -> (N, out, H, W)."""
+        return super().forward(torch.cat(streams, 1))
+
+
+class Summation(nn.Module):
+    """Sum of the streams. Open: one of another width is brought to ``channels`` by a 1x1.
+
+    Args:
+        widths: channels of each stream.
+        channels: of the sum.
+    """
+
+    def __init__(self, widths: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.widen = nn.ModuleList(
+            nn.Identity() if width == channels else nn.Conv2d(width, channels, 1)
+            for width in widths
+        )
+
+    def forward(self, *streams: Tensor) -> Tensor:
+        """(N, C_i, H, W) of each stream -> (N, channels, H, W)."""
+        return sum(widen(x) for widen, x in zip(self.widen, streams, strict=True))
+
+
+def make_combination(
+    name: str, widths: Sequence[int], channels: int, reduction: int = 16
+) -> nn.Module:
+    """Return the module that merges streams of one size: RFBNet's F of Fig. 2 (§III-A).
+
+    Args:
+        name: 'ssma', 'concat' or 'sum'.
+        widths: channels of each stream.
+        channels: of the result.
+        reduction: of 'ssma'.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == 'ssma':
+        return Ssma(sum(widths), channels, reduction)
+    if name == 'concat':
+        return Concatenation(sum(widths), channels, 1)
+    if name == 'sum':
+        return Summation(widths, channels)
+    raise ValueError(f'combination must be one of {COMBINATIONS}, got {name!r}')
+
+
+class SsmaErfNet(FusionNetwork):
+    """SSMA(ERFNetEnc) of the RFBNet paper (§IV-B): two ERFNet encoders that meet at 1/8.
+
+    The encoders are initialised from two unimodal networks and trained on, as the paper does;
+    SSMA's own code keeps its experts frozen (a learning rate of 0 for their parameters).
+
+    Args:
+        num_classes: number of classes K.
+        shrink_depth: the depth encoder gets HHA at half the colour's size; its features are
+            brought back by bilinear interpolation. Table III finds it slightly harmful here.
+        combination: how the streams are merged: 'ssma', or 'concat' and 'sum' as baselines of
+            late fusion.
+        dropout: rates of the encoders' 64- and 128-channel units.
+
+    Raises:
+        ValueError: an option with an unknown value.
+    """
+
+    stride = ENCODER_STRIDE
+    # Not of the paper, which relies on unimodal pre-training: each encoder's own prediction is
+    # supervised, so that neither modality is neglected.
+    auxiliary_weights = (0.3, 0.3)
+    unimodal_networks = ('erfnet_encoder', 'erfnet')
+    stream_widths: tuple[int, ...] = (ENCODER_CHANNELS, ENCODER_CHANNELS)
+
+    def __init__(
+        self,
+        num_classes: int,
+        shrink_depth: bool = False,
+        combination: str = 'ssma',
+        dropout: tuple[float, float] = (0.03, 0.3),
+    ) -> None:
+        super().__init__()
+        channels = ENCODER_CHANNELS
+        self.shrink_depth = shrink_depth
+        self.size_multiple = ENCODER_STRIDE * (2 if shrink_depth else 1)
+        self.rgb_encoder, self.hha_encoder = Encoder(dropout), Encoder(dropout)
+        self.combine = make_combination(combination, self.stream_widths, channels)
+        self.head = nn.Conv2d(channels, num_classes, 1)
+        self.rgb_head = nn.Conv2d(channels, num_classes, 1)
+        self.hha_head = nn.Conv2d(channels, num_classes, 1)
+
+    def encoder_names(self, modality: str) -> dict[str, str]:
+        """See `FusionNetwork`."""
+        encoder = getattr(self, f'{modality}_encoder')
+        return {f'encoder.{name}': f'{modality}_encoder.{name}' for name in encoder.state_dict()}
+
+    def streams(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Features at 1/8 of their inputs: colour's, depth's (and what lies between them)."""
+        return self.rgb_encoder(inputs['rgb']), self.hha_encoder(inputs['hha'])
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], auxiliary: bool = False
+    ) -> Tensor | list[Tensor]:
+        """Segment.
+
+        Args:
+            inputs: 'rgb' (N, 3, H, W) and 'hha' (N, 3, h, w), see `hha_size`.
+            auxiliary: also return the predictions of each encoder alone.
+
+        Returns:
+            logits (N, K, H/8, W/8); with ``auxiliary`` the list [fused, RGB's, depth's], the
+            last one at 1/8 of the HHA input.
+
+        Raises:
+            ValueError: see `check_inputs`.
+        """
+        self.check_inputs(inputs)
+        streams = self.streams(inputs)
+        rgb, hha = streams[0], streams[1]
+        logits = self.head(self.combine(*(resize_to(x, rgb) for x in streams)))
+        if not auxiliary:
+            return logits
+        return [logits, self.rgb_head(rgb), self.hha_head(hha)]
