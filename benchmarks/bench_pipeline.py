@@ -48,6 +48,8 @@ def main() -> None:
     result: dict[str, Any] = {}
     try:
         bundle = load_bundle(arguments.bundle)
+        if len(bundle.inputs) < 2:
+            raise BundleError(f'{bundle.name} does not see both colour and depth')
     except BundleError as error:
         print(f'without a bundle only labels and confidence are measured: {error}')
     else:
@@ -152,13 +154,13 @@ def engine_wrapper(bundle: ModelBundle, repeats: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     feeds = {
         name: rng.standard_normal((1, 3, size.height, size.width), dtype=np.float32)
-        for name, size in (('rgb', bundle.rgb), ('hha', bundle.hha))
+        for name, size in bundle.inputs.items()
     }
     session, outputs = engine._session, engine._outputs
     timing = measure.interleaved(
         {
             'bare session': lambda: session.run(outputs, feeds),
-            'engine': lambda: engine.infer(feeds['rgb'], feeds['hha']),
+            'engine': lambda: engine.infer(**feeds),
         },
         2 * repeats,
     )

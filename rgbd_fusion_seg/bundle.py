@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -18,6 +19,8 @@ from rgbd_fusion_seg.errors import BundleError
 CARD_NAME = 'model.yaml'
 CARD_FORMAT = 1
 DEFAULT_BUNDLE = 'rfbnet_erfnet_nyu40'
+MODALITIES = ('rgb', 'hha')
+"""The inputs a network may have; it has one of them or both."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +37,22 @@ class TensorInput:
     std: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class DynamicAxes:
+    """What a network leaves open about its inputs.
+
+    Args:
+        batch: any number of images at once.
+        size: any height and width that are multiples of `multiple`; other inputs than the
+            leading one scale with it.
+        multiple: in pixels of the leading input.
+    """
+
+    batch: bool = False
+    size: bool = False
+    multiple: int = 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelBundle:
     """A validated bundle.
@@ -42,8 +61,10 @@ class ModelBundle:
         path: folder of the bundle.
         name: name on the card.
         card: the whole card, as parsed.
-        rgb, hha: the two inputs of the network.
-        stride: input colour pixels per logit, along each axis.
+        rgb, hha: the inputs of the network; None is one that a unimodal network does not have.
+        stride: pixels of the leading input per logit, along each axis. Colour leads where the
+            network sees it, else HHA.
+        dynamic: what may differ from the sizes of `rgb` and `hha`.
         class_names: one name a class; the index is the label.
         colors: uint8 (K, 3), RGB.
         depth_range_m: smallest and largest depth in metres the training data holds (1st and
@@ -56,9 +77,10 @@ class ModelBundle:
     path: Path
     name: str
     card: Mapping[str, Any] = field(repr=False)
-    rgb: TensorInput
-    hha: TensorInput
+    rgb: TensorInput | None
+    hha: TensorInput | None
     stride: int
+    dynamic: DynamicAxes
     class_names: tuple[str, ...]
     colors: np.ndarray = field(repr=False)
     depth_range_m: tuple[float, float]
@@ -72,9 +94,52 @@ class ModelBundle:
         return len(self.class_names)
 
     @property
+    def inputs(self) -> dict[str, TensorInput]:
+        """The inputs by name, those that the network has."""
+        named = {'rgb': self.rgb, 'hha': self.hha}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Width and height of the leading input in pixels."""
+        leading = next(iter(self.inputs.values()))
+        return leading.width, leading.height
+
+    @property
     def logits_shape(self) -> tuple[int, int, int, int]:
-        """Shape of what the network returns: (1, K, rgb height / stride, rgb width / stride)."""
-        return (1, self.num_classes, self.rgb.height // self.stride, self.rgb.width // self.stride)
+        """Shape of what the network returns for one image: (1, K, height, width)."""
+        width, height = self.input_size
+        return (1, self.num_classes, height // self.stride, width // self.stride)
+
+    def resized(self, width: int, height: int) -> ModelBundle:
+        """Return the bundle with another size of the leading input; the other one scales with it.
+
+        Raises:
+            BundleError: the network has a fixed size, or cannot take this one.
+        """
+        if (width, height) == self.input_size:
+            return self
+        own = '{}x{}'.format(*self.input_size)
+        if not self.dynamic.size:
+            raise BundleError(
+                f'the network of {self.path} takes {own} images only, not {width}x{height}; '
+                'export one of that size, or one with dynamic_size'
+            )
+        step = self.dynamic.multiple
+        if width <= 0 or height <= 0 or width % step or height % step:
+            raise BundleError(
+                f'the network of {self.path} cannot take {width}x{height} images; '
+                f'choose multiples of {step}, such as {own}'
+            )
+        scaled = {
+            name: dataclasses.replace(
+                tensor,
+                width=tensor.width * width // self.input_size[0],
+                height=tensor.height * height // self.input_size[1],
+            )
+            for name, tensor in self.inputs.items()
+        }
+        return dataclasses.replace(self, **scaled)
 
 
 def bundle_folders() -> list[Path]:
@@ -173,6 +238,13 @@ class _Card:
             'bundle again'
         )
 
+    def flag(self, key: str) -> bool:
+        *parents, last = key.split('.')
+        value = self.get('.'.join(parents), dict).get(last, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value)
+        return value
+
     def numbers(self, key: str, count: int) -> np.ndarray:
         value = self.get(key, list)
         numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
@@ -195,20 +267,20 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
             f'{CARD_FORMAT}; export the bundle again with this version'
         )
     names, colors = _classes(card)
-    rgb, stride = card.tensor('inputs.rgb'), card.get('output.stride', int)
-    if stride <= 0 or rgb.height % stride or rgb.width % stride:
-        raise card.wrong('output.stride', stride)
     near, far = (float(v) for v in card.numbers('depth.range_m', 2))
     if not 0 <= near < far:
         raise card.wrong('depth.range_m', [near, far])
+    inputs = _inputs(card)
+    stride, dynamic = _stride_and_dynamic(card, next(iter(inputs.values())))
     weights, sha256 = _weights(card, folder)
     return ModelBundle(
         path=folder,
         name=card.get('name', str),
         card=card.card,
-        rgb=rgb,
-        hha=card.tensor('inputs.hha'),
+        rgb=inputs.get('rgb'),
+        hha=inputs.get('hha'),
         stride=stride,
+        dynamic=dynamic,
         class_names=names,
         colors=colors,
         depth_range_m=(near, far),
@@ -216,6 +288,29 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
         weights_sha256=sha256,
         metrics=card.get('metrics', dict),
     )
+
+
+def _inputs(card: _Card) -> dict[str, TensorInput]:
+    """Return the inputs by name, the leading one first."""
+    listed = card.get('inputs', dict)
+    if not listed or set(listed) - set(MODALITIES):
+        raise card.wrong('inputs', sorted(listed))
+    return {name: card.tensor(f'inputs.{name}') for name in MODALITIES if name in listed}
+
+
+def _stride_and_dynamic(card: _Card, leading: TensorInput) -> tuple[int, DynamicAxes]:
+    stride = card.get('output.stride', int)
+    if stride <= 0 or leading.height % stride or leading.width % stride:
+        raise card.wrong('output.stride', stride)
+    if 'dynamic' not in card.card:
+        return stride, DynamicAxes()
+    axes = DynamicAxes(
+        card.flag('dynamic.batch'), card.flag('dynamic.size'), card.get('dynamic.multiple', int)
+    )
+    step = axes.multiple
+    if step <= 0 or step % stride or leading.height % step or leading.width % step:
+        raise card.wrong('dynamic.multiple', step)
+    return stride, axes
 
 
 def _classes(card: _Card) -> tuple[tuple[str, ...], np.ndarray]:

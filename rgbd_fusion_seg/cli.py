@@ -53,7 +53,7 @@ def _segment(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
     _tell('preparing kernels (the first time ever they are compiled)')
     kernels.warm_up()
-    segmenter = Segmenter(bundle, backend=options.backend)
+    segmenter = Segmenter(bundle, backend=options.backend, input_size=options.input_size)
     segmenter.warm_up()
     try:
         result = segment_recording(
@@ -155,6 +155,12 @@ def _add_segment(commands: argparse._SubParsersAction) -> None:
         default=True,
         help='write overlay.mp4 (default: yes)',
     )
+    parser.add_argument(
+        '--input-size',
+        type=_size,
+        metavar='WxH',
+        help='at which the network sees frames (default: as on the card of the bundle)',
+    )
     parser.add_argument('--max-frames', type=_count, metavar='N', help='stop after N frames')
     _add_camera(parser)
     for role in ('color', 'depth', 'camera-info'):
@@ -231,6 +237,13 @@ def _positive(text: str) -> float:
     if not 0 < value < float('inf'):
         raise argparse.ArgumentTypeError(f'{text} is not a positive number')
     return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.partition('x')
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text} is no size; give it as 320x240')
+    return int(width), int(height)
 
 
 def _count(text: str) -> int:

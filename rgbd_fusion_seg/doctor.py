@@ -169,8 +169,10 @@ def _bundles() -> Iterator[Finding]:
         except RgbdFusionSegError as error:
             yield Finding('bad', folder.name, str(error))
             continue
-        size = f'{bundle.rgb.width}x{bundle.rgb.height}'
-        text = f'{bundle.num_classes} classes, {size}, weights match the card, {folder}'
+        size, sees = '{}x{}'.format(*bundle.input_size), ' and '.join(bundle.inputs)
+        text = (
+            f'{bundle.num_classes} classes, sees {sees}, {size}, weights match the card, {folder}'
+        )
         yield Finding('ok', folder.name, text)
     if not list_bundles():
         searched = ', '.join(str(folder) for folder in bundle_folders()) or 'no folder exists'

@@ -29,10 +29,14 @@ class Segmenter:
         bundle: a loaded bundle, its folder, or the name of a shipped one.
         backend: inference backend, see :func:`rgbd_fusion_seg.engine.open_engine`.
         min_confidence: pixels with a confidence (0..255) below this become unlabelled.
+        input_size: width and height at which the network sees frames (its depth stream may see
+            a fraction of them); default: as on the card. Bundles with a dynamic size alone take
+            another one.
         options: of the backend, such as ``num_threads``.
 
     Raises:
-        BundleError, EngineError: as :func:`load_bundle` and :func:`open_engine`.
+        BundleError, EngineError: as :func:`load_bundle`, :meth:`ModelBundle.resized` and
+            :func:`open_engine`.
         InputError: a `min_confidence` outside 0..255.
 
     Example:
@@ -47,16 +51,19 @@ class Segmenter:
         backend: str = 'auto',
         *,
         min_confidence: int = 0,
+        input_size: tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
         if not 0 <= min_confidence <= 255:
             raise InputError(f'min_confidence must be 0..255, got {min_confidence}')
         self.bundle = bundle if isinstance(bundle, ModelBundle) else load_bundle(bundle)
-        _check_hha_constants(self.bundle)
+        if input_size is not None:
+            self.bundle = self.bundle.resized(*input_size)
+        if self.bundle.hha is not None:
+            _check_hha_constants(self.bundle)
         self._engine = open_engine(self.bundle, backend, **options)
         self._min_confidence = min_confidence
-        self._rgb = _empty_tensor(self.bundle.rgb)
-        self._hha = _empty_tensor(self.bundle.hha)
+        self._buffers = {n: _empty_tensor(size) for n, size in self.bundle.inputs.items()}
 
     @property
     def engine_name(self) -> str:
@@ -66,7 +73,8 @@ class Segmenter:
     def segment(self, frame: RgbdFrame, gravity: np.ndarray | None = None) -> Segmentation:
         """Label a frame.
 
-        A frame without any depth is labelled too, from colour alone as far as the network can.
+        A frame without any depth is labelled too, from colour alone as far as the network can;
+        a network that sees depth alone then has nothing to go by.
 
         Args:
             frame: colour and registered depth.
@@ -75,19 +83,22 @@ class Segmenter:
 
         Returns:
             Labels and confidence at the frame's size, with its stamp and frame id, and the
-            milliseconds of the stages ``hha``, ``preprocess``, ``inference``, ``postprocess``.
+            milliseconds of the stages ``hha`` (where the network sees depth), ``preprocess``,
+            ``inference``, ``postprocess``.
 
         Raises:
             EngineError: inference failed, or the segmenter is closed.
         """
         clock = _StageClock()
-        size = self.bundle.hha
-        image = hha_image(frame.depth, frame.intrinsics, size.width, size.height, gravity)
-        clock.finish('hha')
-        rgb = rgb_tensor(frame.rgb, self.bundle.rgb, out=self._rgb)
-        hha = hha_tensor(image, self.bundle.hha, out=self._hha)
+        rgb, hha, tensors = self.bundle.rgb, self.bundle.hha, self._buffers
+        if hha is not None:
+            image = hha_image(frame.depth, frame.intrinsics, hha.width, hha.height, gravity)
+            clock.finish('hha')
+            hha_tensor(image, hha, out=tensors['hha'])
+        if rgb is not None:
+            rgb_tensor(frame.rgb, rgb, out=tensors['rgb'])
         clock.finish('preprocess')
-        logits = self._engine.infer(rgb, hha)
+        logits = self._engine.infer(**tensors)
         clock.finish('inference')
         labels, confidence = labels_and_confidence(logits, *frame.depth.shape)
         if self._min_confidence:
@@ -100,7 +111,7 @@ class Segmenter:
 
         The very first time on a machine this compiles the kernels, which takes some seconds.
         """
-        width, height = self.bundle.rgb.width, self.bundle.rgb.height
+        width, height = self.bundle.input_size
         camera = Intrinsics(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
         rgb = np.zeros((height, width, 3), dtype=np.uint8)
         self.segment(RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera))

@@ -21,33 +21,47 @@ MEAN, STD, GAIN, STRIDE = 100.0, 50.0, 8.0, 8
 
 
 def tiny_network(
-    height: int = 48, width: int = 64, num_classes: int = 4, input_names: tuple = ('rgb', 'hha')
+    height: int = 48,
+    width: int = 64,
+    num_classes: int = 4,
+    input_names: tuple = ('rgb', 'hha'),
+    modalities: tuple = ('rgb', 'hha'),
 ) -> onnx.ModelProto:
     """Return a network that averages its inputs over 8x8 image pixels and compares with MEAN.
 
     Like the shipped one it has logits at 1/8, an HHA input of half the size and weights stored
     as fp16 behind a Cast. Classes beyond the four of CLASS_NAMES never win.
+
+    Without one of the `modalities` the network takes what it does not see for dark or low.
     """
     weights = np.zeros((num_classes, 6, 1, 1), dtype=np.float16)
     for label in range(min(num_classes, 4)):
         weights[label, :3] = (GAIN if label & 1 else -GAIN) / 3
         weights[label, 4] = GAIN if label & 2 else -GAIN
-    bias = np.where(np.arange(num_classes) < 4, 0, -100).astype(np.float32)
+    possible = {k for k in range(4) if ('rgb' in modalities or not k & 1)}
+    possible -= set() if 'hha' in modalities else {2, 3}
+    bias = np.where([k in possible for k in range(num_classes)], 0, -100).astype(np.float32)
+    seen = ['rgb' in modalities] * 3 + ['hha' in modalities] * 3
+    weights = np.ascontiguousarray(weights[:, seen])
     rgb, hha = input_names
+    parts = {
+        'rgb': (rgb, 'colour', 8, _float_tensor(rgb, (1, 3, height, width))),
+        'hha': (hha, 'depth', 4, _float_tensor(hha, (1, 3, height // 2, width // 2))),
+    }
+    used = [parts[modality] for modality in modalities]
     nodes = [
-        helper.make_node('AveragePool', [rgb], ['colour'], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node('AveragePool', [hha], ['depth'], kernel_shape=[4, 4], strides=[4, 4]),
-        helper.make_node('Concat', ['colour', 'depth'], ['both'], axis=1),
+        *(
+            helper.make_node('AveragePool', [name], [mean], kernel_shape=[n, n], strides=[n, n])
+            for name, mean, n, _ in used
+        ),
+        helper.make_node('Concat', [mean for _, mean, _, _ in used], ['both'], axis=1),
         helper.make_node('Cast', ['weights_half'], ['weights'], to=TensorProto.FLOAT),
         helper.make_node('Conv', ['both', 'weights', 'bias'], ['logits']),
     ]
     graph = helper.make_graph(
         nodes,
         'tiny',
-        [
-            _float_tensor(rgb, (1, 3, height, width)),
-            _float_tensor(hha, (1, 3, height // 2, width // 2)),
-        ],
+        [tensor for *_, tensor in used],
         [_float_tensor('logits', (1, num_classes, height // STRIDE, width // STRIDE))],
         [
             numpy_helper.from_array(weights, 'weights_half'),
@@ -59,19 +73,33 @@ def tiny_network(
     return model
 
 
-def tiny_card(height: int = 48, width: int = 64) -> dict[str, Any]:
+def with_open_sizes(network: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave batch, height and width of a network's inputs and output open."""
+    for tensor in (*network.graph.input, *network.graph.output):
+        for axis, size in enumerate(tensor.type.tensor_type.shape.dim):
+            size.Clear()
+            size.dim_param = f'{tensor.name}_{axis}'
+    network.graph.ClearField('value_info')
+    return network
+
+
+def tiny_card(
+    height: int = 48, width: int = 64, modalities: tuple = ('rgb', 'hha')
+) -> dict[str, Any]:
     """Return the card of :func:`tiny_network`, without the hash of its weights."""
     statistics = {'mean': [MEAN] * 3, 'std': [STD] * 3}
+    inputs = {
+        'rgb': {'height': height, 'width': width, **copy.deepcopy(statistics)},
+        'hha': {'height': height // 2, 'width': width // 2, **copy.deepcopy(statistics)},
+    }
+    stride = STRIDE if 'rgb' in modalities else STRIDE // 2
     return {
         'format': 1,
         'name': 'tiny',
         'summary': 'Tells bright from dark and high from low.',
         'network': {'name': 'tiny'},
-        'inputs': {
-            'rgb': {'height': height, 'width': width, **copy.deepcopy(statistics)},
-            'hha': {'height': height // 2, 'width': width // 2, **copy.deepcopy(statistics)},
-        },
-        'output': {'stride': STRIDE},
+        'inputs': {name: inputs[name] for name in modalities},
+        'output': {'stride': stride},
         'hha': hha.constants(),
         'depth': {'range_m': [0.5, 8.0]},
         'classes': [

@@ -53,6 +53,41 @@ def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path):
     assert bundle.weights_sha256 == file_sha256(bundle.weights_path)
 
 
+@pytest.mark.parametrize(
+    ('modality', 'size', 'logits'),
+    [('rgb', (64, 48), (1, 4, 6, 8)), ('hha', (32, 24), (1, 4, 6, 8))],
+)
+def test_a_bundle_may_lack_an_input(tmp_path: Path, modality, size, logits):
+    bundle = load_bundle(write_bundle(tmp_path / 'one', tiny_card(modalities=(modality,))))
+    assert list(bundle.inputs) == [modality]
+    assert (bundle.rgb is None, bundle.hha is None) == (modality == 'hha', modality == 'rgb')
+    assert bundle.input_size == size
+    assert bundle.logits_shape == logits
+
+
+def test_a_dynamic_bundle_takes_other_sizes(tmp_path: Path):
+    card = tiny_card() | {'dynamic': {'batch': False, 'size': True, 'multiple': 16}}
+    bundle = load_bundle(write_bundle(tmp_path / 'open', card))
+    assert (bundle.dynamic.batch, bundle.dynamic.size) == (False, True)
+    larger = bundle.resized(160, 96)
+    assert larger.input_size == (160, 96)
+    assert (larger.hha.width, larger.hha.height) == (80, 48)
+    assert larger.hha.mean.tolist() == [MEAN] * 3
+    assert larger.logits_shape == (1, 4, 12, 20)
+    assert bundle.input_size == (64, 48)
+    for width, height in ((100, 96), (96, 100), (0, 48), (-64, 48)):
+        with pytest.raises(BundleError, match=f'take {width}x{height}.*multiples of 16') as caught:
+            bundle.resized(width, height)
+        assert str(tmp_path / 'open') in sentence(caught)
+
+
+def test_a_fixed_bundle_takes_its_own_size_only(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.resized(64, 48) is bundle
+    with pytest.raises(BundleError, match='takes 64x48 images only, not 128x96'):
+        bundle.resized(128, 96)
+
+
 @pytest.mark.parametrize('given', ['folder', 'card', 'text'])
 def test_a_bundle_is_found_by_folder_and_by_card(tiny_bundle: Path, given):
     path = {'folder': tiny_bundle, 'card': tiny_bundle / 'model.yaml', 'text': str(tiny_bundle)}
@@ -101,7 +136,8 @@ def test_cards_that_cannot_be_read(tmp_path: Path, text):
     [
         'format',
         'name',
-        'inputs.rgb',
+        'inputs',
+        'inputs.rgb.height',
         'inputs.hha.std',
         'inputs.rgb.width',
         'output.stride',
@@ -140,6 +176,11 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('inputs.hha.std', [1.0, 2.0, float('inf')], 'inputs.hha.std'),
         ('inputs.rgb.mean', [1.0, 2.0, 'x'], 'inputs.rgb.mean'),
         ('inputs.rgb.mean', [1.0, 2.0, True], 'inputs.rgb.mean'),
+        ('inputs', {}, 'inputs'),
+        ('inputs', {'rgb': tiny_card()['inputs']['rgb'], 'depth': {}}, 'inputs'),
+        ('dynamic', {'batch': True, 'size': True, 'multiple': 12}, 'dynamic.multiple'),
+        ('dynamic', {'batch': True, 'size': True, 'multiple': 32}, 'dynamic.multiple'),
+        ('dynamic', {'batch': True, 'size': 1, 'multiple': 16}, 'dynamic.size'),
         ('output.stride', 7, 'output.stride'),
         ('output.stride', -8, 'output.stride'),
         ('depth.range_m', [1.0], 'depth.range_m'),

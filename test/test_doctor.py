@@ -38,6 +38,16 @@ def test_healthy(tiny_bundle, tmp_path, capsys):
     assert 'The pipeline can run here.' in capsys.readouterr().out
 
 
+def test_what_a_bundle_sees(tiny_bundle, tmp_path):
+    bundles = pytest.importorskip('bundles')
+    shutil.copytree(tiny_bundle, tmp_path / 'models/fusion')
+    parts = bundles.tiny_card(modalities=('hha',)), bundles.tiny_network(modalities=('hha',))
+    report = doctor.examine(str(bundles.write_bundle(tmp_path / 'models/hha', *parts)))
+    assert report.healthy
+    assert 'sees rgb and hha, 64x48' in found(report, 'Bundles', 'fusion').text
+    assert 'sees hha, 32x24' in found(report, 'Bundles', 'hha').text
+
+
 def test_no_bundle(capsys):
     report = doctor.examine('absent')
     assert not report.healthy

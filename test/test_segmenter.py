@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from bundles import MEAN, tiny_card, write_bundle
+from bundles import MEAN, tiny_card, tiny_network, with_open_sizes, write_bundle
 
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
@@ -177,6 +177,44 @@ def test_wrong_options_are_refused(tiny_bundle: Path):
         Segmenter(tiny_bundle, backend='tpu')
     with pytest.raises(EngineError, match="'speed'"):
         Segmenter(tiny_bundle, speed=1)
+
+
+@pytest.mark.parametrize('modality', ['rgb', 'hha'])
+def test_a_network_of_one_modality_labels_by_what_it_sees(tmp_path, segmenter, modality):
+    card, network = tiny_card(modalities=(modality,)), tiny_network(modalities=(modality,))
+    frame = half_lit_room(240, 320)
+    with Segmenter(write_bundle(tmp_path / modality, card, network)) as opened:
+        opened.warm_up()
+        result = opened.segment(frame, LEVEL)
+    fused = segmenter.segment(frame, LEVEL).labels
+    assert set(np.unique(fused)) == {0, 1, 2, 3}
+    assert np.array_equal(result.labels, fused & (1 if modality == 'rgb' else 2))
+    stages = ['preprocess', 'inference', 'postprocess']
+    assert list(result.timings) == (stages if modality == 'rgb' else ['hha', *stages])
+
+
+def test_the_kind_of_hha_does_not_matter_to_a_network_that_sees_colour_alone(tmp_path):
+    card, network = tiny_card(modalities=('rgb',)), tiny_network(modalities=('rgb',))
+    del card['hha']
+    with Segmenter(write_bundle(tmp_path / 'rgb', card, network)) as opened:
+        assert opened.segment(half_lit_room(48, 64)).labels.max() == 1
+
+
+def test_the_network_sees_frames_at_the_size_it_is_given(tmp_path, tiny_bundle: Path):
+    card = tiny_card() | {'dynamic': {'batch': False, 'size': True, 'multiple': 16}}
+    network = with_open_sizes(tiny_network())
+    folder = write_bundle(tmp_path / 'open', card, network)
+    large = write_bundle(tmp_path / 'large', tiny_card(96, 128), tiny_network(96, 128))
+    frame = half_lit_room(240, 320)
+    with Segmenter(folder, input_size=(128, 96)) as chosen, Segmenter(large) as made:
+        assert chosen.bundle.input_size == (128, 96)
+        chosen.warm_up()
+        expected = made.segment(frame, LEVEL)
+        result = chosen.segment(frame, LEVEL)
+    assert np.array_equal(result.labels, expected.labels)
+    assert np.array_equal(result.confidence, expected.confidence)
+    with pytest.raises(BundleError, match='takes 64x48 images only'):
+        Segmenter(tiny_bundle, input_size=(128, 96))
 
 
 def test_a_closed_segmenter_says_so(tiny_bundle: Path):

@@ -25,17 +25,20 @@ class Engine(Protocol):
     name: str
     """Backend and device, for people: ``onnxruntime (CPU, 4 threads)``."""
 
-    def infer(self, rgb: np.ndarray, hha: np.ndarray) -> np.ndarray:
+    def infer(self, rgb: np.ndarray | None = None, hha: np.ndarray | None = None) -> np.ndarray:
         """Run the network.
 
         Args:
-            rgb, hha: float32 (1, 3, height, width), each of the size on the bundle's card.
+            rgb, hha: float32 (N, 3, height, width), each of the size of the bundle it was opened
+                with; N is 1 unless the bundle's batch is dynamic. An input that the network
+                does not have is not looked at.
 
         Returns:
-            Logits, float32 (1, K, h, w).
+            Logits, float32 (N, K, h, w).
 
         Raises:
-            EngineError: inputs of another form, a failure of the backend, or a closed engine.
+            EngineError: an input that is absent or of another form, a failure of the backend,
+                or a closed engine.
         """
         ...
 
@@ -62,7 +65,7 @@ def open_engine(bundle: ModelBundle, backend: str = 'auto', **options: Any) -> E
     """Open a bundle's network.
 
     Args:
-        bundle: the network and its card.
+        bundle: the network and its card; `ModelBundle.resized` for another input size.
         backend: one of :data:`BACKENDS`, or ``auto`` for the first that can run here.
         options: passed to the ``open_engine`` of the backend's module, which documents them.
 

@@ -117,12 +117,13 @@ class Health:
             for stage, taken_ms in {**timings, 'segmentation': sum(timings.values())}.items():
                 self._stages_ms.setdefault(stage, deque(maxlen=_WINDOW)).append(taken_ms)
 
-    def saw_depth(self, depth: np.ndarray, trained_range_m: tuple[float, float]) -> None:
+    def saw_depth(self, depth: np.ndarray, trained_range_m: tuple[float, float] | None) -> None:
         """Check the plausibility of a depth image and note its valid ratio.
 
         Args:
             depth: float32 (H, W) metres.
-            trained_range_m: nearest and farthest depth that the network's training data holds.
+            trained_range_m: nearest and farthest depth that the network's training data holds;
+                None for a network that does not see depth.
         """
         # Every fourth row and column: this is a statistic, and costs 0.1 ms instead of 4.
         sample = depth[::4, ::4]
@@ -134,8 +135,8 @@ class Health:
         if median_m is None:
             self.complain(
                 'depth empty',
-                'the depth image has no reading at all; labels rest on colour alone until the '
-                'sensor sees something within its range',
+                'the depth image has no reading at all; labels rest on colour alone at best until '
+                'the sensor sees something within its range',
             )
         elif not PLAUSIBLE_MEDIAN_M[0] <= median_m <= PLAUSIBLE_MEDIAN_M[1]:
             self.complain(
@@ -143,7 +144,7 @@ class Health:
                 f'the median depth is {median_m:.3g} m; 16UC1 must hold millimetres and 32FC1 '
                 'metres (REP 118), so check the unit of the depth publisher',
             )
-        elif not trained_range_m[0] <= median_m <= trained_range_m[1]:
+        elif trained_range_m and not trained_range_m[0] <= median_m <= trained_range_m[1]:
             self.complain(
                 'depth out of training range',
                 f'the median depth is {median_m:.2f} m, but the network was trained on '

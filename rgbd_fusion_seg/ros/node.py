@@ -164,6 +164,7 @@ class SegmentationNode(LifecycleNode):
             bundle,
             backend=config.engine.backend,
             min_confidence=config.output.min_confidence,
+            input_size=config.engine.input_size,
             **options,
         )
         self._segmenter.warm_up()

@@ -56,6 +56,23 @@ class EngineConfig:
     num_threads: int = setting(
         0, 'Threads of CPU inference; 0 = one for each core.', minimum=0, maximum=256
     )
+    input_width: int = setting(
+        0,
+        'Width at which the network sees images, in pixels, for bundles that leave it open; 0 = '
+        'as on the card. Give input_height too.',
+        minimum=0,
+        maximum=8192,
+    )
+    input_height: int = setting(
+        0, 'Height at which the network sees images, in pixels.', minimum=0, maximum=8192
+    )
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Width and height that the network is to see; None for those on the card."""
+        if not self.input_width and not self.input_height:
+            return None
+        return self.input_width, self.input_height
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class PairProcessor:
             topics=(self._topics.color, self._topics.depth),
             require_same_frame=self._config.camera.require_same_frame,
         )
-        self._health.saw_depth(frame.depth, self._segmenter.bundle.depth_range_m)
+        bundle = self._segmenter.bundle
+        self._health.saw_depth(frame.depth, bundle.depth_range_m if bundle.hha else None)
         result = self._segmenter.segment(frame)
         if pair.epoch != self._epoch():
             return self._health.dropped('clock jumped')

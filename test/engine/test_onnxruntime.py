@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundles import CLASS_NAMES, GAIN, tiny_card, tiny_network, write_bundle
+from bundles import (
+    CLASS_NAMES,
+    GAIN,
+    tiny_card,
+    tiny_network,
+    with_open_sizes,
+    write_bundle,
+)
 from onnx import TensorProto, helper
 
 from rgbd_fusion_seg import engine
@@ -125,15 +132,6 @@ def retyped(network: onnx.ModelProto, element_type: int) -> onnx.ModelProto:
     return network
 
 
-def with_open_sizes(network: onnx.ModelProto) -> onnx.ModelProto:
-    for tensor in (*network.graph.input, *network.graph.output):
-        for axis, size in enumerate(tensor.type.tensor_type.shape.dim):
-            size.Clear()
-            size.dim_param = f'{tensor.name}_{axis}'
-    network.graph.ClearField('value_info')
-    return network
-
-
 def with_second_output(network: onnx.ModelProto) -> onnx.ModelProto:
     network.graph.output.append(
         helper.make_tensor_value_info('both', TensorProto.FLOAT, (1, 6, 6, 8))
@@ -182,6 +180,39 @@ def test_a_network_with_open_sizes_runs(tmp_path):
     rgb, hha = random_inputs()
     logits = open_engine(load_bundle(folder)).infer(rgb, hha)
     assert np.abs(logits - tiny_logits(rgb, hha)).max() < 2e-2
+
+
+@pytest.mark.parametrize('modality', ['rgb', 'hha'])
+def test_a_network_of_one_modality_gets_its_input_alone(tmp_path, modality):
+    card, network = tiny_card(modalities=(modality,)), tiny_network(modalities=(modality,))
+    opened = open_engine(load_bundle(write_bundle(tmp_path / modality, card, network)))
+    rgb, hha = random_inputs()
+    seen = {'rgb': rgb, 'hha': hha}[modality]
+    logits = opened.infer(**{modality: seen})
+    blind = tiny_logits(rgb, 0 * hha) if modality == 'rgb' else tiny_logits(0 * rgb, hha)
+    possible = [0, 1] if modality == 'rgb' else [0, 2]
+    assert np.abs(logits - blind)[:, possible].max() < 2e-2
+    # What the network does not have is not looked at, so callers may hand over both.
+    assert np.array_equal(opened.infer(rgb, hha), logits)
+    with pytest.raises(EngineError, match=f'needs the inputs {modality}'):
+        opened.infer(**{'hha' if modality == 'rgb' else 'rgb': seen})
+
+
+def test_an_open_batch_takes_several_images_at_once(tmp_path):
+    card = tiny_card() | {'dynamic': {'batch': True, 'size': False, 'multiple': 16}}
+    folder = write_bundle(tmp_path / 'open', card, with_open_sizes(tiny_network()))
+    opened = open_engine(load_bundle(folder))
+    singles = [random_inputs(seed) for seed in range(3)]
+    rgb, hha = (np.concatenate(tensors) for tensors in zip(*singles, strict=True))
+    expected = np.concatenate([opened.infer(*pair) for pair in singles])
+    np.testing.assert_allclose(opened.infer(rgb, hha), expected, atol=1e-5)
+
+
+def test_a_network_of_another_size_than_its_bundle_was_given_is_refused(tmp_path):
+    card = tiny_card() | {'dynamic': {'batch': False, 'size': True, 'multiple': 16}}
+    bundle = load_bundle(write_bundle(tmp_path / 'fixed', card))  # the graph is not dynamic
+    with pytest.raises(BundleError, match=r'\[1, 3, 48, 64\].*\[1, 3, 96, 64\]'):
+        open_engine(bundle.resized(64, 96))
 
 
 def test_weights_that_vanish_after_loading_are_named(tmp_path):

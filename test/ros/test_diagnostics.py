@@ -110,6 +110,12 @@ def test_plausible_depth_is_no_problem_and_its_holes_are_counted(health, log):
     assert health.snapshot()['valid depth ratio'] == '0.750'
 
 
+def test_a_network_that_does_not_see_depth_has_no_training_range(health, log):
+    health.saw_depth(np.full((48, 64), 12.0, np.float32), None)
+    assert log == []
+    assert health.snapshot()['valid depth ratio'] == '1.000'
+
+
 def test_another_clock_is_noticed(health, log):
     health.saw_age(0.1)
     assert log == []

@@ -17,6 +17,7 @@ from rclpy.parameter import Parameter
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.ros.parameters import (
     CameraConfig,
+    EngineConfig,
     SegmentationConfig,
     SyntheticCameraConfig,
     declare_parameters,
@@ -100,6 +101,12 @@ def test_yaml_files_hold_the_defaults(file, config):
 
     written = yaml.safe_load((CONFIG / file).read_text())['/**']['ros__parameters']
     assert written == as_dict(config())
+
+
+def test_input_size_from_parameters():
+    assert EngineConfig().input_size is None
+    assert EngineConfig(input_width=640, input_height=480).input_size == (640, 480)
+    assert EngineConfig(input_width=640).input_size == (640, 0)  # refused by the bundle
 
 
 def test_intrinsics_from_parameters():

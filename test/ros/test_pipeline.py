@@ -81,6 +81,19 @@ def test_a_good_pair_is_published_with_its_header(bench):
     assert bench.log == []
 
 
+def test_depth_out_of_range_matters_to_networks_that_see_depth(tiny_bundle, tmp_path):
+    bundles = pytest.importorskip('bundles')
+    parts = bundles.tiny_card(modalities=('rgb',)), bundles.tiny_network(modalities=('rgb',))
+    for folder, problems in (
+        (tiny_bundle, 1),
+        (bundles.write_bundle(tmp_path / 'rgb', *parts), 0),
+    ):
+        bench = Bench(folder)
+        bench.processor.process(bench.pair(depth=bench.camera.depth(9.0)))
+        assert len(bench.outputs.published) == 1
+        assert sum('was trained on' in str(entry) for entry in bench.log) == problems
+
+
 def test_time_that_jumps_during_inference_drops_the_result(bench):
     pair = bench.pair()
     bench.epoch = 1
