@@ -1,13 +1,49 @@
-"""Random views of labelled frames: the same geometry for colour, HHA and labels."""
+"""Random views of labelled frames: one geometry for colour, HHA and labels, then their looks.
+
+A view is drawn as a few numbers (:func:`draw_view`); whole batches are then resampled and
+recoloured by torch, on whatever device they are. Nothing random is left to torch, so a view
+depends on its numbers alone.
+
+What the geometry does to HHA
+-----------------------------
+*Flip* and *rotation about the optical axis* move pixels and change no value: disparity is that of
+the depth along this axis, and height and angle are measured against gravity, which turns with the
+picture as the camera would.
+
+*Zoom* by s leaves two readings, u' - cx = s f X / Z. Either the lens is longer (s f) and the scene
+the same: no value changes, which is the default. Or the lens is the same and the scene stands at
+Z / s (`depth_scaling`; for depth maps: Eigen et al., NIPS 2014, §3.4, "Scale"). Then the point
+(X, Y, Z) becomes (X, Y, Z / s):
+
+* disparity, 31000 / Z[cm], is multiplied by s and saturates as before. A saturated pixel tells
+  no distance, so with s < 1 it becomes 255 s, the value of the farthest point it can stand for.
+* height is Y for a level camera: unchanged. For one tilted by t it would shrink by
+  sqrt(cos²t + s² sin²t), 2 % at 10° and s = 1.5: neglected.
+* normals become (nx, ny, s nz): those of floors, ceilings and walls keep their angle with
+  gravity, which are most of a room. Slopes towards the camera would not: neglected.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-from rgbd_fusion_seg.training.datasets.cache import CachedFrames
+from rgbd_fusion_seg import hha
+from rgbd_fusion_seg.errors import InputError
+
+VOID = 255
+MISSING_HHA = (255.0, -hha.FLOOR_GUESS_CM, hha.NO_NORMAL_DEG + hha.ANGLE_OFFSET)
+"""HHA of a frame without a single reading, as the runtime makes it."""
+MISSING_RGB = (0.0, 0.0, 0.0)
+"""Colour of a lens that is covered."""
+NOISE_OFFSETS = 1 << 22
+"""A view's noise starts at one of so many places in the table of :func:`noise_table`."""
 
 
 @dataclass
@@ -15,115 +51,268 @@ class AugmentConfig:
     """How training views are drawn.
 
     Args:
-        min_zoom, max_zoom: the view shows 1/zoom of the frame along an axis.
+        min_zoom, max_zoom: the view shows 1/zoom of the frame along an axis, log-uniform; below
+            1 it shows more than there is, and the rest is void.
         whole: share of views that show the whole frame.
         aspect: the two axes' zooms differ by up to this factor.
+        flip: share of views that are mirrored.
+        max_rotation_deg: largest rotation to either side; corners without image are void.
+        depth_scaling: a zoom brings the scene nearer instead of narrowing the lens, so HHA's
+            disparity grows with it.
         brightness, contrast, saturation, hue: half-widths of the colour jitter; hue in
             degrees, the others as factors.
         noise: largest standard deviation of Gaussian noise on colour, in grey levels.
-        hha_shift: largest shift of disparity and height, in grey levels.
+        hha_shift: largest shift of disparity and height, in grey levels; the angle is measured,
+            the other two depend on the sensor and on the floor's being in sight.
+        drop_rgb, drop_hha: share of views whose colour is black, or whose HHA is that of a frame
+            without readings, as when a sensor fails; never both.
+
+    Raises:
+        InputError: a value outside its range.
     """
 
     min_zoom: float = 1.0
     max_zoom: float = 2.0
     whole: float = 0.25
     aspect: float = 1.15
+    flip: float = 0.5
+    max_rotation_deg: float = 0.0
+    depth_scaling: bool = False
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.4
     hue: float = 8.0
     noise: float = 6.0
     hha_shift: float = 6.0
+    drop_rgb: float = 0.0
+    drop_hha: float = 0.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            '0 < min_zoom <= max_zoom': 0 < self.min_zoom <= self.max_zoom,
+            'aspect >= 1': self.aspect >= 1,
+            # From 45° on gravity is found along a wall, so no robot would see such HHA.
+            '0 <= max_rotation_deg < 45': 0 <= self.max_rotation_deg < 45,
+            'drop_rgb + drop_hha <= 1': self.drop_rgb + self.drop_hha <= 1,
+        }
+        for name in ('whole', 'flip', 'drop_rgb', 'drop_hha'):
+            ranges[f'0 <= {name} <= 1'] = 0 <= getattr(self, name) <= 1
+        for name in ('brightness', 'contrast', 'saturation'):
+            ranges[f'0 <= {name} < 1'] = 0 <= getattr(self, name) < 1
+        for name in ('hue', 'noise', 'hha_shift'):
+            ranges[f'{name} >= 0'] = getattr(self, name) >= 0
+        wrong = [rule for rule, holds in ranges.items() if not holds]
+        if wrong:
+            raise InputError(f'augment wants {", ".join(wrong)}; {self} does not keep to it')
+
+    @property
+    def leaves_frame(self) -> bool:
+        """Whether a view may show places outside its frame."""
+        return self.min_zoom < 1 or self.max_rotation_deg > 0
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Images of one view: uint8 rgb (H, W, 3), hha (h, w, 3), labels (H, W)."""
+    """The numbers of one view.
 
-    rgb: np.ndarray
-    hha: np.ndarray
-    labels: np.ndarray
+    Args:
+        to_frame: float64 (2, 3), maps (x, y, 1) in the view to (x, y) in the frame, both 0..1
+            from the left or upper edge to the other.
+        rgb_matrix: float64 (3, 3) on colours.
+        contrast: factor on the distance from the view's mean.
+        noise: standard deviation, grey levels.
+        noise_offset: where in the table its noise starts.
+        hha_scale, hha_shift: float64 (3,) per channel.
+        drop: '' or the modality that is blank, 'rgb' or 'hha'.
+    """
+
+    to_frame: np.ndarray
+    rgb_matrix: np.ndarray
+    contrast: float
+    noise: float
+    noise_offset: int
+    hha_scale: np.ndarray
+    hha_shift: np.ndarray
+    drop: str
 
 
-def whole_view(frames: CachedFrames, index: int, rgb_size: tuple[int, int]) -> View:
-    """Return frame ``index`` at the network's size (width, height), labels at their own."""
-    rgb, hha = frames.rgb[index], _hha_level(frames, index, rgb_size[0] / frames.rgb.shape[2])
-    hha_size = (rgb_size[0] // 2, rgb_size[1] // 2)
-    return View(_resize(rgb, rgb_size), _resize(hha, hha_size), np.array(frames.labels[index]))
-
-
-def random_view(
-    frames: CachedFrames,
-    index: int,
-    rgb_size: tuple[int, int],
-    config: AugmentConfig,
-    rng: np.random.Generator,
+def draw_view(
+    config: AugmentConfig, frame_size: tuple[int, int], rng: np.random.Generator
 ) -> View:
-    """Return a random view of frame ``index`` at the network's size (width, height)."""
-    height, width = frames.labels.shape[1:]
-    x0, y0, x1, y1 = _window(width, height, config, rng)
-    rgb = frames.rgb[index, y0:y1, x0:x1]
-    labels = frames.labels[index, y0:y1, x0:x1]
-    level = _hha_level(frames, index, rgb_size[0] / (x1 - x0))
-    s = level.shape[1] / width
-    hha = level[round(y0 * s) : max(round(y1 * s), 1), round(x0 * s) : max(round(x1 * s), 1)]
-    rgb = _resize(rgb, rgb_size)
-    hha = _resize(hha, (rgb_size[0] // 2, rgb_size[1] // 2))
-    labels = cv2.resize(labels, rgb_size, interpolation=cv2.INTER_NEAREST)
-    if rng.random() < 0.5:
-        rgb, hha, labels = rgb[:, ::-1], hha[:, ::-1], labels[:, ::-1]
-    rgb, hha = _jitter_colour(rgb, config, rng), _jitter_hha(hha, config, rng)
-    return View(rgb, hha, np.ascontiguousarray(labels))
+    """Draw a view of a frame of ``frame_size`` (height, width).
+
+    Every number is drawn whether it is used or not, so that an option that is turned on leaves
+    the other numbers of a run as they were.
+    """
+    to_frame, zoom = _draw_geometry(config, frame_size, rng)
+    hue, saturation, contrast, gain = rng.uniform(-1, 1, 4) * (
+        math.radians(config.hue), config.saturation, config.contrast, config.brightness
+    )  # fmt: skip
+    noise, lottery = rng.random(2)
+    shift = np.append(rng.uniform(-config.hha_shift, config.hha_shift, 2), 0.0)
+    drop = 'rgb' if lottery < config.drop_rgb else 'hha' if 1 - lottery <= config.drop_hha else ''
+    return View(
+        to_frame=to_frame,
+        rgb_matrix=(1 + gain) * chroma_matrix(hue, 1 + saturation),
+        contrast=1 + contrast,
+        noise=noise * config.noise,
+        noise_offset=int(rng.integers(NOISE_OFFSETS)),
+        hha_scale=np.array([zoom if config.depth_scaling else 1.0, 1.0, 1.0]),
+        hha_shift=shift,
+        drop=drop,
+    )
 
 
-def _window(
-    width: int, height: int, config: AugmentConfig, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    if rng.random() < config.whole:
-        return 0, 0, width, height
-    zoom = np.exp(rng.uniform(np.log(config.min_zoom), np.log(config.max_zoom)))
-    skew = np.exp(rng.uniform(-1, 1) * 0.5 * np.log(config.aspect))
-    w = round(min(1.0, skew / zoom) * width)
-    h = round(min(1.0, 1 / (zoom * skew)) * height)
-    x0, y0 = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-    return x0, y0, x0 + w, y0 + h
+def _draw_geometry(
+    config: AugmentConfig, frame_size: tuple[int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Return the view's `to_frame` and its zoom, the geometric mean of the two axes'."""
+    height, width = frame_size
+    lottery, zoom, flip = rng.random(3)
+    skew, x, y, turn = rng.uniform(-1, 1, 4)
+    zoom = math.exp(math.log(config.min_zoom) * (1 - zoom) + math.log(config.max_zoom) * zoom)
+    skew, angle = config.aspect ** (0.5 * skew), math.radians(config.max_rotation_deg) * turn
+    shown = np.array([skew / zoom, 1 / (zoom * skew)])
+    if zoom >= 1:
+        shown = np.minimum(shown, 1.0)  # a zoom in stays within the frame
+    if lottery < config.whole:
+        shown, angle = np.ones(2), 0.0
+    centre = 0.5 + 0.5 * np.array([x, y]) * np.abs(1 - shown)
+    # Rotation is one of pixels, which are square; the 0..1 of the two axes are not.
+    pixels = np.array([width, height])
+    cos, sin = math.cos(angle), math.sin(angle)
+    linear = np.array([[cos, -sin], [sin, cos]]) * (shown * pixels) / pixels[:, None]
+    if flip < config.flip:
+        linear[:, 0] *= -1
+    return np.column_stack([linear, centre - linear @ (0.5, 0.5)]), float(shown.prod() ** -0.5)
 
 
-def _hha_level(frames: CachedFrames, index: int, scale: float) -> np.ndarray:
-    """Return the smallest cached HHA that has the detail of a view at ``scale``."""
-    for level in frames.hha:
-        # The depth stream sees half the colour's resolution; 0.75 lets a level serve views
-        # that enlarge it a little rather than one of twice its size.
-        if level.shape[2] >= 0.75 * 0.5 * scale * frames.rgb.shape[2]:
-            return level[index]
-    return frames.hha[-1][index]
+def chroma_matrix(hue: float, saturation: float) -> np.ndarray:
+    """Return the (3, 3) matrix that turns colours about the grey axis by ``hue`` radians.
 
-
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    shrinks = size[0] < image.shape[1]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _jitter_colour(rgb: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    image = rgb.astype(np.float32)
-    hue = np.deg2rad(rng.uniform(-config.hue, config.hue))
-    saturation = 1 + rng.uniform(-config.saturation, config.saturation)
-    contrast = 1 + rng.uniform(-config.contrast, config.contrast)
-    gain = 1 + rng.uniform(-config.brightness, config.brightness)
-    # Hue and saturation turn and scale the chroma plane; one 3x3 matrix does both.
-    axis = np.full(3, 1 / np.sqrt(3))
+    Chroma is scaled by ``saturation``. One matrix for both, and for gain and contrast besides,
+    takes a hundredth of the time of kornia's passes through HSV on a CPU.
+    """
+    axis = np.full(3, 1 / math.sqrt(3))
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     grey = np.outer(axis, axis)
-    turn = np.cos(hue) * (np.eye(3) - grey) + np.sin(hue) * cross
-    matrix = (grey + saturation * turn) * gain * contrast
-    mean = float(image.mean()) * gain * (1 - contrast)
-    image = cv2.transform(image, np.hstack([matrix, np.full((3, 1), mean)]))
-    sigma = rng.uniform(0, config.noise)
-    image += sigma * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return grey + saturation * (math.cos(hue) * (np.eye(3) - grey) + math.sin(hue) * cross)
 
 
-def _jitter_hha(hha: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    shift = rng.uniform(-config.hha_shift, config.hha_shift, 3).astype(np.float32)
-    shift[2] = 0.0  # the angle is measured, the other two depend on the camera's height and range
-    return np.clip(hha + shift, 0, 255).astype(np.uint8)
+def noise_table(num_pixels: int) -> Tensor:
+    """Return normal deviates, float32, from which views of ``num_pixels`` take their noise.
+
+    A view takes a run of 3 ``num_pixels`` of them from its `noise_offset` on: the same values on
+    every device, at the cost of a copy.
+    """
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.standard_normal(NOISE_OFFSETS + 3 * num_pixels, np.float32))
+
+
+def positions(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where the pixels of views lie in their images.
+
+    Args:
+        maps: float32 (N, 2, 6): per axis (x, y) the three numbers that map (column, row, 1) of a
+            pixel's centre to a place in the image, the frame's two borders there, and the
+            image's extent; all in pixels, whose centres are at 0.5, 1.5, …
+
+    Returns:
+        x, y float32 (N, height, width), held within the frame, and bool, True inside it.
+    """
+    u = torch.arange(width, device=maps.device) + 0.5
+    v = (torch.arange(height, device=maps.device) + 0.5)[:, None]
+    places, inside = [], []
+    for axis in maps[..., None, None].unbind(1):
+        per_column, per_row, origin, low, high, _ = axis.unbind(1)
+        place = per_column * u + per_row * v + origin
+        inside.append((place >= low) & (place < high))
+        places.append(torch.minimum(torch.maximum(place, low + 0.5), high - 0.5))
+    return places[0], places[1], inside[0] & inside[1]
+
+
+def sample_images(
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    maps: Tensor,
+    size: tuple[int, int],
+    taps: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Resample images bilinearly.
+
+    Args:
+        images: uint8 (N, h, w, 3).
+        sizes: rows and columns of each image; what lies below and to the right only pads it to
+            the size of the largest.
+        maps: as in :func:`positions`.
+        size: height and width of the result.
+        taps: samples per pixel and axis; their mean keeps small images free of aliasing.
+
+    Returns:
+        float32 (N, 3, height, width), 0..255, outside the frame its nearest pixel; and bool
+        (N, height, width), True inside the frame.
+    """
+    height, width = size
+    finer = torch.cat([maps[..., :2] / taps, maps[..., 2:]], -1)
+    x, y, inside = positions(finer, height * taps, width * taps)
+    grid = torch.stack([x, y], -1) * (2 / maps[:, None, None, :, 5]) - 1
+    # grid_sample of planes takes a quarter of its time on interleaved channels. It rounds places
+    # by the image's size: one view at a time, so that others' sizes do not matter.
+    planes = images.permute(0, 3, 1, 2).contiguous().float()
+    views = zip(planes.split(1), grid.split(1), sizes, strict=True)
+    result = torch.cat(
+        [
+            functional.grid_sample(
+                image[..., :h, :w], places, padding_mode='border', align_corners=False
+            )
+            for image, places, (h, w) in views
+        ]
+    )
+    if taps > 1:
+        result = functional.avg_pool2d(result, taps)
+        inside = positions(maps, height, width)[2]
+    return result, inside
+
+
+def sample_labels(labels: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Take the label under the centre of each pixel; void outside the frame.
+
+    Args:
+        labels: uint8 (N, h, w).
+        maps, size: as in :func:`sample_images`.
+
+    Returns:
+        uint8 (N, height, width).
+    """
+    x, y, inside = positions(maps, *size)
+    w = labels.shape[2]
+    index = (y.long() * w + x.long()).flatten(1)
+    taken = labels.flatten(1).gather(1, index).view(-1, *size)
+    return torch.where(inside, taken, VOID)
+
+
+def jitter_rgb(image: Tensor, matrix: Tensor, contrast: Tensor, noise: Tensor) -> Tensor:
+    """Return colours changed by a matrix, by contrast about their mean, and by noise.
+
+    Args:
+        image: float32 (N, 3, H, W), 0..255.
+        matrix: (N, 3, 3).
+        contrast: (N,).
+        noise: (N, 3, H, W), grey levels.
+
+    Returns:
+        float32 (N, 3, H, W), 0..255.
+    """
+    # One view at a time, so that a sum is the same whatever else is in the batch.
+    means = torch.stack([view.mean((1, 2)) for view in image])
+    pivot = (matrix * means[:, None]).sum(2).mean(1)
+    result = noise + ((1 - contrast) * pivot).view(-1, 1, 1, 1)
+    matrix = contrast.view(-1, 1, 1) * matrix
+    for c in range(3):
+        result = torch.addcmul(result, image[:, c : c + 1], matrix[:, :, c, None, None])
+    return result.clamp_(0, 255)
+
+
+def blank(image: Tensor, where: Tensor, values: Tensor) -> Tensor:
+    """Return (N, 3, H, W) with three channel values where the bool (N, H or 1, W or 1) says so."""
+    return torch.where(where[:, None], values.view(3, 1, 1), image)

@@ -1,25 +1,174 @@
-"""Batches of views for the networks: deterministic in the seed and the step alone."""
+"""From prepared frames to batches on the training device.
+
+Frames are kept on the device where they fit, else loader processes read them from the memory
+maps; either way only the windows that the views show are gathered, still as uint8, and
+everything else is done by torch on the device (`augment`). A batch depends on the seed and the
+step alone: not on the number of loader processes, nor on where the frames are kept, and with
+several training processes each makes its slice of the same batch.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rgbd_fusion_seg.training.augment import View, random_view, whole_view
+from rgbd_fusion_seg import preprocess
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training import augment
+from rgbd_fusion_seg.training.augment import View
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 
+MODALITIES = ('rgb', 'hha')
+ENOUGH_DETAIL = 0.75
+"""A level of a pyramid serves a view that enlarges it up to 1 / this; one of twice its size would
+only be shrunk again."""
+RESIDENT_SHARE = 0.5
+"""Frames stay on the device when they take no more than this share of its free memory."""
+COPIED_FRAMES = 64
+"""Frames copied to the device at a time."""
 
-class TrainingBatches(Dataset):
-    """Item ``step`` is the batch of that step; a resumed run continues with the same ones.
+Levels = dict[str, list[Any]]
+"""'rgb', 'hha' and 'labels' -> uint8 (N, h, w, ...) arrays or tensors, the smallest first."""
+
+
+class ViewReader(Dataset):
+    """Item ``step`` is what a process needs for its part of the batch of that step.
+
+    Args:
+        sources: the real frames and, if there are any, the synthetic ones.
+        config: the run.
+        sizes: 'rgb', 'hha' and 'labels' -> (height, width) of the views; what is absent here is
+            not read.
+        rank, world_size: this process and how many there are.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Levels],
+        config: TrainConfig,
+        sizes: Mapping[str, tuple[int, int]],
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.sources, self.config, self.sizes = sources, config, sizes
+        share = config.batch_size // world_size
+        self.slice = range(rank * share, (rank + 1) * share)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        chosen = [self.choose(step * self.config.batch_size + k) for k in self.slice]
+        views = [view for _, _, view in chosen]
+        batch: dict[str, Any] = {
+            name: torch.tensor(
+                np.stack([getattr(view, name) for view in views]), dtype=torch.float
+            )
+            for name in ('rgb_matrix', 'contrast', 'noise', 'hha_scale', 'hha_shift')
+        }
+        for name in MODALITIES:
+            batch[f'drop_{name}'] = torch.tensor([[[view.drop == name]] for view in views])
+        batch['noise_offset'] = [view.noise_offset for view in views]
+        for name, size in self.sizes.items():
+            windows = [
+                window(self.sources[source][name], index, view, size)
+                for source, index, view in chosen
+            ]
+            batch[name] = stack_windows([image for image, _ in windows])
+            batch[f'{name}_sizes'] = [tuple(image.shape[:2]) for image, _ in windows]
+            batch[f'{name}_map'] = torch.from_numpy(np.stack([numbers for _, numbers in windows]))
+        return batch
+
+    def choose(self, draw: int) -> tuple[int, int, View]:
+        """Return source, index and view of a run's draw number ``draw``.
+
+        Every `1 / synthetic_share`-th draw is synthetic, so an epoch of the real frames holds
+        each of them once, whatever comes on top.
+        """
+        share = self.config.data.synthetic_share if len(self.sources) > 1 else 0.0
+        synthetic = int(draw * share)
+        source = int(int((draw + 1) * share) > synthetic)
+        labels = self.sources[source]['labels'][-1]
+        position = synthetic if source else draw - synthetic
+        epoch, within = divmod(position, len(labels))
+        index = int(shuffled(len(labels), self.config.seed, epoch, source)[within])
+        rng = np.random.default_rng((self.config.seed, draw))
+        return source, index, augment.draw_view(self.config.augment, labels.shape[1:3], rng)
+
+
+@functools.lru_cache(maxsize=8)
+def shuffled(count: int, seed: int, epoch: int, source: int) -> np.ndarray:
+    """Return the order in which an epoch visits ``count`` frames."""
+    # The last number is not 0: numpy pads seeds with zeros, and (seed, draw) are those of views.
+    return np.random.default_rng((seed, epoch, 1 + source)).permutation(count)
+
+
+def window(
+    levels: Sequence[Any], index: int, view: View, size: tuple[int, int]
+) -> tuple[Any, np.ndarray]:
+    """Cut what a view shows out of the smallest level of a frame that has the detail.
+
+    Args:
+        levels: uint8 (N, h, w, ...) arrays or tensors, the smallest first.
+        index: the frame.
+        view: what to show.
+        size: height and width at which it will be shown.
+
+    Returns:
+        the uint8 (h', w', ...) window with a pixel's margin for interpolation, and the float32
+        (2, 6) map from the view into it, see `augment.positions`.
+    """
+    level = next(
+        (x for x in levels if pixels_per_pixel(x, view, size) >= ENOUGH_DETAIL), levels[-1]
+    )
+    extent = np.array([level.shape[2], level.shape[1]])
+    to_level = view.to_frame * extent[:, None]
+    corners = to_level @ np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+    low = np.clip(np.floor(corners.min(1) - 0.5).astype(int), 0, extent - 1)
+    high = np.clip(np.ceil(corners.max(1) + 0.5).astype(int), low + 1, extent)
+    steps = to_level[:, :2] / (size[1], size[0])
+    numbers = np.column_stack([steps, to_level[:, 2] - low, -low, extent - low, high - low])
+    return level[index, low[1] : high[1], low[0] : high[0]], numbers.astype(np.float32)
+
+
+def pixels_per_pixel(level: Any, view: View, size: tuple[int, int]) -> float:
+    """Return how many pixels of a level a pixel of a view covers along an axis, on average."""
+    share = abs(np.linalg.det(view.to_frame[:, :2]))
+    return math.sqrt(share * level.shape[1] * level.shape[2] / (size[0] * size[1]))
+
+
+def stack_windows(windows: Sequence[Any]) -> Tensor:
+    """Stack uint8 windows of different sizes into the corners of (N, h, w, ...) zeros."""
+    first = windows[0]
+    shape = [len(windows), *(max(w.shape[axis] for w in windows) for axis in (0, 1))]
+    device = first.device if isinstance(first, Tensor) else None
+    result = torch.zeros((*shape, *first.shape[2:]), dtype=torch.uint8, device=device)
+    target = result if isinstance(first, Tensor) else result.numpy()
+    for place, image in zip(target, windows, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return result
+
+
+class TrainingViews:
+    """Batches of random views on the training device.
 
     Args:
         real: frames that are visited in a new random order each epoch.
-        synthetic: frames drawn at random, ``synthetic_share`` of each batch on average.
+        synthetic: frames of which ``config.data.synthetic_share`` of the views are made.
         config: the run.
-        first_step, num_steps: the items are steps first_step .. num_steps - 1.
+        hha_size: height and width of the network's HHA input; None where it reads none.
+        device: where batches are made.
+        modalities: inputs that the network reads.
+        rank, world_size: this training process and how many there are.
+
+    Raises:
+        InputError: a batch that cannot be shared by the processes, or an unknown ``resident``.
     """
 
     def __init__(
@@ -27,91 +176,227 @@ class TrainingBatches(Dataset):
         real: CachedFrames,
         synthetic: CachedFrames | None,
         config: TrainConfig,
-        first_step: int,
-        num_steps: int,
+        hha_size: tuple[int, int] | None,
+        device: torch.device | str,
+        modalities: Sequence[str] = MODALITIES,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.real, self.synthetic, self.config = real, synthetic, config
-        self.first_step, self.num_steps = first_step, num_steps
-
-    def __len__(self) -> int:
-        return self.num_steps - self.first_step
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        step = self.first_step + item
-        config, data = self.config, self.config.data
-        views = []
-        for k in range(config.batch_size):
-            draw = step * config.batch_size + k
-            rng = np.random.default_rng((config.seed, draw))
-            if self.synthetic is not None and rng.random() < data.synthetic_share:
-                frames, index = self.synthetic, int(rng.integers(len(self.synthetic)))
-            else:
-                frames, index = self.real, self._real_index(draw)
-            views.append(
-                random_view(frames, index, (data.width, data.height), config.augment, rng)
+        if config.batch_size % world_size:
+            raise InputError(
+                f'a batch of {config.batch_size} views cannot be shared by {world_size} '
+                'processes; make batch_size a multiple of their number'
             )
-        return to_tensors(views)
+        self.config, self.device = config, torch.device(device)
+        size = config.data.height, config.data.width
+        sizes = {'rgb': size, 'hha': hha_size, 'labels': size}
+        self.sizes = {
+            name: size
+            for name, size in sizes.items()
+            if size is not None and (name in modalities or name == 'labels')
+        }
+        frames = [real] if synthetic is None else [real, synthetic]
+        sources = [{name: levels(f, name) for name in self.sizes} for f in frames]
+        self.resident = is_resident(config.data.resident, sources, self.device)
+        if self.resident:
+            sources = [
+                {name: [to_device(x, self.device) for x in pyramid] for name, pyramid in s.items()}
+                for s in sources
+            ]
+        self.reader = ViewReader(sources, config, self.sizes, rank, world_size)
+        self.rgb_taps = self._taps(sources) if 'rgb' in self.sizes else 1
+        self.noise = augment.noise_table(size[0] * size[1]).to(self.device)
+        mean = channel_statistics(real)['rgb'][0] if config.augment.leaves_frame else (0, 0, 0)
+        values = {'mean': mean, 'rgb': augment.MISSING_RGB, 'hha': augment.MISSING_HHA}
+        self.blanks = {
+            name: torch.tensor(value, dtype=torch.float, device=self.device)
+            for name, value in values.items()
+        }
 
-    def _real_index(self, draw: int) -> int:
-        epoch, position = divmod(draw, len(self.real))
-        order = np.random.default_rng((self.config.seed, 1, epoch)).permutation(len(self.real))
-        return int(order[position])
+    def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of ``num_steps`` steps from ``first_step`` on, this process' part.
+
+        Yields:
+            'rgb' float32 (n, 3, H, W) and 'hha' float32 (n, 3, h, w), both 0..255 and channels
+            last in memory, as far as the network reads them, and 'labels' uint8 (n, H, W), 255 =
+            void.
+        """
+        steps = range(first_step, first_step + num_steps)
+        gathered = (self.reader[step] for step in steps)
+        if not self.resident:
+            workers = self.config.data.workers
+            gathered = DataLoader(
+                self.reader,
+                batch_size=None,
+                sampler=steps,
+                num_workers=workers,
+                pin_memory=self.device.type == 'cuda',
+                # Forked processes share the memory maps; others would be sent copies of them.
+                multiprocessing_context='fork' if workers else None,
+            )
+        for batch in gathered:
+            yield self._render(batch)
+
+    def _taps(self, sources: Sequence[Levels]) -> int:
+        """Samples per pixel and axis that the smallest colour images need, see sample_images."""
+        # Bilinear samples average two pixels an axis, so they serve down to half the size.
+        height, width = self.sizes['rgb']
+        smallest = [source['rgb'][0].shape[1:3] for source in sources]
+        scale = max(math.sqrt(h * w / (height * width)) for h, w in smallest)
+        return max(1, math.ceil(scale / self.config.augment.min_zoom / 2 - 1e-6))
+
+    def _render(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        batch = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        result = {}
+        if 'rgb' in self.sizes:
+            result['rgb'] = self._render_rgb(batch)
+        if 'hha' in self.sizes:
+            result['hha'] = self._render_hha(batch)
+        result['labels'] = augment.sample_labels(
+            batch['labels'], batch['labels_map'], self.sizes['labels']
+        )
+        return result
+
+    def _render_rgb(self, batch: dict[str, Any]) -> Tensor:
+        size, config = self.sizes['rgb'], self.config.augment
+        image, inside = augment.sample_images(
+            batch['rgb'], batch['rgb_sizes'], batch['rgb_map'], size, self.rgb_taps
+        )
+        run = 3 * size[0] * size[1]
+        noise = torch.stack([self.noise[i : i + run] for i in batch['noise_offset']])
+        noise = noise.view_as(image) * batch['noise'].view(-1, 1, 1, 1)
+        image = augment.jitter_rgb(image, batch['rgb_matrix'], batch['contrast'], noise)
+        if config.leaves_frame:
+            image = augment.blank(image, ~inside, self.blanks['mean'])
+        if config.drop_rgb:
+            image = augment.blank(image, batch['drop_rgb'], self.blanks['rgb'])
+        return image.contiguous(memory_format=torch.channels_last)
+
+    def _render_hha(self, batch: dict[str, Any]) -> Tensor:
+        image, inside = augment.sample_images(
+            batch['hha'], batch['hha_sizes'], batch['hha_map'], self.sizes['hha']
+        )
+        scale, shift = (batch[name].view(-1, 3, 1, 1) for name in ('hha_scale', 'hha_shift'))
+        image = torch.addcmul(shift, image, scale).clamp_(0, 255)
+        if self.config.augment.leaves_frame:
+            image = augment.blank(image, ~inside, self.blanks['hha'])
+        if self.config.augment.drop_hha:
+            image = augment.blank(image, batch['drop_hha'], self.blanks['hha'])
+        return image.contiguous(memory_format=torch.channels_last)
 
 
-class WholeFrames(Dataset):
-    """Every frame once, whole, at the network's size; labels at their own size."""
-
-    def __init__(self, frames: CachedFrames, rgb_size: tuple[int, int]) -> None:
-        self.frames, self.rgb_size = frames, rgb_size
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return to_tensors([whole_view(self.frames, index, self.rgb_size)])
+def levels(frames: CachedFrames, name: str) -> list[np.ndarray]:
+    """Return the images of a modality, or the labels, the smallest level first."""
+    images = getattr(frames, name)
+    images = list(images) if isinstance(images, tuple) else [images]
+    return sorted(images, key=lambda level: level.shape[2])
 
 
-def to_tensors(views: list[View]) -> dict[str, Tensor]:
-    """Stack views: uint8 rgb (N, H, W, 3), hha (N, h, w, 3), labels (N, H, W)."""
-    return {
-        name: torch.from_numpy(np.stack([getattr(view, name) for view in views]))
-        for name in ('rgb', 'hha', 'labels')
-    }
+def is_resident(wish: str, sources: Sequence[Levels], device: torch.device) -> bool:
+    """Tell whether frames are kept on the device, see DataConfig.resident."""
+    if wish not in ('auto', 'always', 'never'):
+        raise InputError(f"data.resident is 'auto', 'always' or 'never', not {wish!r}")
+    if wish != 'auto' or device.type != 'cuda':
+        return wish == 'always'
+    size = sum(x.nbytes for source in sources for pyramid in source.values() for x in pyramid)
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= RESIDENT_SHARE * free
 
 
-def batches(dataset: Dataset, workers: int) -> DataLoader:
-    """Return a loader over a dataset whose items are whole batches."""
-    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=workers)
+def to_device(images: np.ndarray, device: torch.device) -> Tensor:
+    """Copy a memory map to a device, some frames at a time."""
+    result = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for i in range(0, len(images), COPIED_FRAMES):
+        result[i : i + COPIED_FRAMES] = torch.from_numpy(np.array(images[i : i + COPIED_FRAMES]))
+    return result
+
+
+def whole_frames(
+    frames: CachedFrames,
+    rgb_size: tuple[int, int] | None,
+    hha_size: tuple[int, int] | None,
+    device: torch.device | str,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 1,
+) -> Iterator[dict[str, Tensor]]:
+    """Yield whole frames as the runtime would feed them to a network.
+
+    Colour is resampled by the runtime's own `preprocess.rgb_image`. HHA is the cached one of that
+    size, which the runtime's `preprocess.hha_image` made; where the cache has no such size, it is
+    resampled from the next larger one.
+
+    Args:
+        frames: the set.
+        rgb_size, hha_size: height and width of the network's inputs; None where it reads none.
+        device: where the batches go.
+        indices: which frames, in which order; default: all.
+        batch_size: frames a batch.
+
+    Yields:
+        'rgb' float32 (n, 3, H, W), 'hha' float32 (n, 3, h, w), both 0..255 and channels last in
+        memory, and 'labels' uint8 (n, H', W') at their own size.
+    """
+    indices = range(len(frames)) if indices is None else indices
+    for start in range(0, len(indices), batch_size):
+        chosen = indices[start : start + batch_size]
+        images = {
+            name: [_whole_image(levels(frames, name), i, size, name) for i in chosen]
+            for name, size in (('rgb', rgb_size), ('hha', hha_size))
+            if size is not None
+        }
+        batch = {
+            name: torch.from_numpy(np.stack(stack)).to(device).permute(0, 3, 1, 2).float()
+            for name, stack in images.items()
+        }
+        batch['labels'] = torch.from_numpy(np.stack([frames.labels[i] for i in chosen])).to(device)
+        yield batch
+
+
+def _whole_image(
+    pyramid: Sequence[np.ndarray], index: int, size: tuple[int, int], name: str
+) -> np.ndarray:
+    height, width = size
+    for level in pyramid:
+        if level.shape[1:3] == size:
+            return level[index]
+    if name == 'rgb':
+        return preprocess.rgb_image(pyramid[-1][index], width, height)
+    level = next((x for x in pyramid if x.shape[2] >= width), pyramid[-1])
+    return cv2.resize(level[index], (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 class Normaliser(torch.nn.Module):
-    """uint8 images (N, H, W, 3) -> float (N, 3, H, W): (pixel - mean) / std, as on the card.
+    """Images (N, 3, H, W) on the 0..255 scale -> (pixel - mean) / std, as on a model's card.
 
     Args:
         statistics: input name -> (mean, std), each 3 numbers on the 0..255 scale.
     """
 
-    def __init__(self, statistics: dict[str, tuple[list[float], list[float]]]) -> None:
+    def __init__(self, statistics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
         super().__init__()
-        self.statistics = statistics
+        self.statistics = dict(statistics)
         for name, (mean, std) in statistics.items():
             self.register_buffer(f'{name}_mean', torch.tensor(mean).view(1, 3, 1, 1))
             self.register_buffer(f'{name}_std', torch.tensor(std).view(1, 3, 1, 1))
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the network's inputs, channels last in memory."""
-        out = {}
-        for name in self.statistics:
-            image = batch[name].permute(0, 3, 1, 2).float()
-            out[name] = (image - getattr(self, f'{name}_mean')) / getattr(self, f'{name}_std')
-        return out
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the network's inputs; what else is in the batch is left out."""
+        return {
+            name: (batch[name] - getattr(self, f'{name}_mean')) / getattr(self, f'{name}_std')
+            for name in self.statistics
+        }
 
 
 def channel_statistics(frames: CachedFrames) -> dict[str, tuple[list[float], list[float]]]:
     """Return mean and standard deviation of each channel of colour and HHA, 0..255 scale."""
     out = {}
-    for name, images in (('rgb', frames.rgb[::4]), ('hha', frames.hha[-1][::4])):
-        pixels = np.asarray(images[:, ::4, ::4], dtype=np.float64).reshape(-1, 3)
-        mean, std = pixels.mean(0), pixels.std(0)
+    for name in MODALITIES:
+        # Every fourth frame, row and column: enough for three digits.
+        pixels = levels(frames, name)[-1][::4, ::4, ::4].reshape(-1, 3)
+        mean = pixels.mean(0, dtype=np.float64)
+        std = pixels.std(0, dtype=np.float64)
         out[name] = ([round(float(v), 3) for v in mean], [round(float(v), 3) for v in std])
     return out
