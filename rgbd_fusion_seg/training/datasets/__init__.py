@@ -1,1 +1,51 @@
 """Labelled RGB-D data: where it comes from, how it is read, and the cache training reads."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.datasets.base import FrameSource
+from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2
+from rgbd_fusion_seg.training.datasets.synthetic_rooms import SyntheticDataset
+
+if TYPE_CHECKING:
+    from rgbd_fusion_seg.training.config import DatasetConfig
+
+DATASETS: dict[str, Any] = {
+    'nyudv2': NyuDepthV2,
+    'synthetic': SyntheticDataset,
+}
+"""Name -> reader: ``Reader(folder, split, **options)`` is a `FrameSource`, with the attributes
+SPLITS (all it has, () where a file says), TRAIN_SPLIT and TEST_SPLIT (the default ones)."""
+
+
+def open_dataset(config: DatasetConfig, split: str) -> FrameSource:
+    """Open the data a run trains on or is scored on.
+
+    Args:
+        config: the data set.
+        split: 'train' or 'test'; which of the data set's own splits that is, ``config`` says.
+
+    Raises:
+        InputError: an unknown data set, split or option, or files that cannot be read.
+    """
+    if config.name not in DATASETS:
+        raise InputError(
+            f'there is no data set {config.name!r}; the known ones are {", ".join(DATASETS)}'
+        )
+    reader = DATASETS[config.name]
+    own = {
+        'train': config.train_split or reader.TRAIN_SPLIT,
+        'test': config.test_split or reader.TEST_SPLIT,
+    }
+    options = list(inspect.signature(reader).parameters)[2:]
+    for name in config.options:
+        if name not in options:
+            raise InputError(
+                f'the data set {config.name!r} has no option {name!r}; '
+                f'it has {", ".join(options) or "none"}'
+            )
+    return reader(Path(config.folder), own[split], **config.options)

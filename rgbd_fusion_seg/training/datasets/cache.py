@@ -1,131 +1,298 @@
-"""Frames prepared once for training: colour, HHA and labels as memory-mapped arrays.
+"""Frames prepared once for training: colour, labels and HHA as memory-mapped arrays.
 
-HHA is kept at two resolutions, so that a view that is zoomed in reads HHA computed at the
-resolution the network would be given, like the levels of a texture pyramid.
+Colour is kept at two resolutions and HHA at two or more, so that a view that is zoomed in reads
+HHA computed at the resolution the network would be given, like the levels of a texture pyramid.
+HHA comes from `preprocess.hha_image`, the very function of the runtime: it resamples depth, fills
+holes by push-pull and keeps the filled pixels out of the normals. The papers complete depth
+beforehand by means of their own; a network must be trained on what the robot will show it.
+
+A cache is made of parts, each a folder: one for colour and labels, one for each size of HHA, so
+that another size costs only itself. A part's name ends in a hash of all it depends on, the code
+that made it included, so a changed constant never reads old values.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
+import inspect
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from rgbd_fusion_seg import depth as depth_module
-from rgbd_fusion_seg import hha as hha_module
-from rgbd_fusion_seg import hha_kernels, preprocess
-from rgbd_fusion_seg.frame import RgbdFrame
+from rgbd_fusion_seg import depth as depths
+from rgbd_fusion_seg import frame as frame_module
+from rgbd_fusion_seg import hha, hha_kernels, preprocess
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.datasets import files
+from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, LabelledFrame
 
-FRAME_SIZE = (640, 480)
-"""Width and height at which colour and labels are kept."""
-HHA_SIZES = ((160, 120), (320, 240))
-"""Width and height of HHA for networks that see the frame at half and at full size."""
-FORMAT = 3
+FORMAT = 4
+COLOUR_CODE: tuple[ModuleType, ...] = (files, depths, preprocess)
+HHA_CODE: tuple[ModuleType, ...] = (files, depths, preprocess, hha, hha_kernels, frame_module)
+MAX_THREADS = 16
+CHUNK = 8
+"""Frames that a thread prepares in a row, so that neighbours can share work (views of a room)."""
 
-
-@dataclass(frozen=True, eq=False)
-class LabelledFrame:
-    """A frame and its uint8 (H, W) labels, 255 = void."""
-
-    frame: RgbdFrame
-    labels: np.ndarray
-
-
-class FrameSource(Protocol):
-    """What a data set offers: a name, a length, its identity, its frames in order."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[LabelledFrame]: ...
-    def describe(self) -> dict[str, object]:
-        """Return what identifies the content, for the cache key."""
-        ...
+Images = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class CachedFrames:
-    """N prepared frames.
+    """N prepared frames of one split, as read-only memory maps.
 
     Args:
-        rgb: uint8 (N, 480, 640, 3).
-        labels: uint8 (N, 480, 640).
-        hha: one uint8 (N, h, w, 3) for each size of `HHA_SIZES`.
-        depth_range_m: 1st and 99th percentile of the valid depth.
+        name, classes, terms: those of the source.
+        rgb: uint8 (N, H, W, 3) at the source's size, and the same at half of it.
+        labels: uint8 (N, H, W), 255 = void.
+        hha: uint8 (N, h, w, 3) for each size, smallest first.
+        depth_range_m: nearest 1st and farthest 99th percentile of the frames' valid depth.
+        valid_depth: share of the pixels that have a depth, 0..1.
+        class_pixels: labelled pixels of each class, over all frames.
     """
 
     name: str
-    rgb: np.ndarray
+    classes: ClassSet
+    terms: str
+    rgb: tuple[np.ndarray, ...]
     labels: np.ndarray
     hha: tuple[np.ndarray, ...]
     depth_range_m: tuple[float, float]
+    valid_depth: float = 1.0
+    class_pixels: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.rgb)
+        return len(self.labels)
 
 
-def cached_frames(source: FrameSource, folder: Path) -> CachedFrames:
-    """Return the prepared frames of ``source``, made now unless ``folder`` has them.
+def cached_frames(
+    source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int]] | None = None
+) -> CachedFrames:
+    """Return the prepared frames of ``source``; what ``folder`` lacks of them is made now.
 
-    The folder's name holds a hash of the data's identity and of the code that makes HHA, so a
-    changed constant never reads old values.
+    HHA is there at a quarter and at half of the source's size, which serve networks whose depth
+    stream sees half of the colour's resolution.
+
+    Args:
+        source: the frames.
+        folder: for the caches of any number of sources; several processes may share it.
+        hha_sizes: further sizes (width, height) of HHA, for instance the source's own for
+            networks whose depth stream sees the full resolution.
+
+    Raises:
+        InputError: frames that cannot be used, no frames, or too little space on the disk.
     """
-    key = _key(source)
-    path = Path(folder) / f'{source.name}-{key}'
-    if not (path / 'done.json').is_file():
-        _build(source, path)
-    info = json.loads((path / 'done.json').read_text())
+    if not len(source):
+        raise InputError(f'{source.name} has no frames; check its split file or its folder')
+    parts = _parts(source, Path(folder), hha_sizes or ())
+    if not all(part.folder.is_dir() for part in parts):
+        _build(source, parts, Path(folder))
+    colour, *levels = (part.open() for part in parts)
+    info = json.loads((parts[0].folder / 'info.json').read_text())
     return CachedFrames(
         name=source.name,
-        rgb=np.load(path / 'rgb.npy', mmap_mode='r'),
-        labels=np.load(path / 'labels.npy', mmap_mode='r'),
-        hha=tuple(np.load(path / f'hha{w}.npy', mmap_mode='r') for w, _ in HHA_SIZES),
+        classes=source.classes,
+        terms=source.terms,
+        rgb=(colour['rgb'], colour['rgb_half']),
+        labels=colour['labels'],
+        hha=tuple(level['hha'] for level in levels),
         depth_range_m=tuple(info['depth_range_m']),
+        valid_depth=info['valid_depth'],
+        class_pixels=tuple(info['class_pixels']),
     )
 
 
-def _key(source: FrameSource) -> str:
-    code = [
-        Path(m.__file__).read_bytes() for m in (depth_module, hha_module, hha_kernels, preprocess)
-    ]
-    text = json.dumps([FORMAT, FRAME_SIZE, HHA_SIZES, source.describe()])
-    return hashlib.sha256(text.encode() + b''.join(code)).hexdigest()[:12]
+def read_frame(source: FrameSource, index: int) -> LabelledFrame:
+    """Read a frame and check what the protocol promises of it, whoever wrote the reader.
+
+    Raises:
+        InputError: a frame that cannot be used.
+    """
+    item = source[index]
+    frame, where = item.frame, f'{source.name}, frame {index}'
+    return files.labelled_frame(
+        frame.rgb, frame.depth, item.labels, frame.intrinsics, len(source.classes), where
+    )
 
 
-def _build(source: FrameSource, path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    width, height = FRAME_SIZE
-    n = len(source)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What is cached in a folder of its own.
 
-    def array(name: str, *shape: int) -> np.ndarray:
-        file = path / f'{name}.npy'
-        return np.lib.format.open_memmap(file, 'w+', np.uint8, (n, *shape))
+    Args:
+        folder: where it is once it is whole.
+        shapes: of the uint8 arrays, N first.
+        prepare: makes a frame's entry in each array.
+    """
 
-    rgb, labels = array('rgb', height, width, 3), array('labels', height, width)
-    hha = [array(f'hha{w}', h, w, 3) for w, h in HHA_SIZES]
-    percentiles = []
-    progress: Iterable[LabelledFrame] = tqdm(source, total=n, desc=f'prepare {source.name}')
-    for i, item in enumerate(progress):
-        frame = item.frame
-        rgb[i] = cv2.resize(frame.rgb, FRAME_SIZE, interpolation=cv2.INTER_AREA)
-        labels[i] = cv2.resize(item.labels, FRAME_SIZE, interpolation=cv2.INTER_NEAREST)
-        for level, (w, h) in zip(hha, HHA_SIZES, strict=True):
-            level[i] = preprocess.hha_image(frame.depth, frame.intrinsics, w, h)
-        valid = frame.depth[depth_module.valid_mask(frame.depth)]
-        if valid.size:
-            percentiles.append(np.percentile(valid, (1, 99)))
-    for data in (rgb, labels, *hha):
-        data.flush()
-    near, far = np.median(percentiles, axis=0) if percentiles else (0.0, 0.0)
-    low = float(np.min([p[0] for p in percentiles], initial=near))
-    high = float(np.max([p[1] for p in percentiles], initial=far))
-    info = {'frames': n, 'depth_range_m': [round(low, 2), round(high, 2)]}
-    (path / 'done.json').write_text(json.dumps(info))
+    folder: Path
+    shapes: dict[str, tuple[int, ...]]
+    prepare: Callable[[LabelledFrame], Images]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def open(self) -> Images:
+        return {name: np.load(self.folder / f'{name}.npy', mmap_mode='r') for name in self.shapes}
+
+
+def _parts(source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int]]) -> list[_Part]:
+    n, (w, h) = len(source), source.size
+    description = [FORMAT, source.name, n, len(source.classes), source.size, source.describe()]
+
+    def place(kind: str, code: tuple[ModuleType, ...]) -> Path:
+        digest = hashlib.sha256(json.dumps([*description, kind], sort_keys=True).encode())
+        for item in (*code, *(c for c in type(source).__mro__ if c is not object)):
+            digest.update(Path(inspect.getfile(item)).read_bytes())
+        return folder / f'{source.name}-{kind}-{digest.hexdigest()[:12]}'
+
+    def colour(item: LabelledFrame) -> Images:
+        # NEAREST_EXACT takes the pixel at the centre, as the areas of colour are about it.
+        nearest = cv2.resize(item.labels, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
+        rgb = item.frame.rgb
+        return {
+            'rgb': preprocess.rgb_image(rgb, w, h),
+            'rgb_half': preprocess.rgb_image(rgb, w // 2, h // 2),
+            'labels': nearest,
+        }
+
+    def level(width: int, height: int) -> _Part:
+        def prepare(item: LabelledFrame) -> Images:
+            frame = item.frame
+            return {'hha': preprocess.hha_image(frame.depth, frame.intrinsics, width, height)}
+
+        path = place(f'hha{width}x{height}', HHA_CODE)
+        return _Part(path, {'hha': (n, height, width, 3)}, prepare)
+
+    shapes = {'rgb': (n, h, w, 3), 'rgb_half': (n, h // 2, w // 2, 3), 'labels': (n, h, w)}
+    sizes = sorted({(w // 4, h // 4), (w // 2, h // 2), *((int(x), int(y)) for x, y in hha_sizes)})
+    return [_Part(place('colour', COLOUR_CODE), shapes, colour), *(level(*s) for s in sizes)]
+
+
+def _build(source: FrameSource, parts: list[_Part], folder: Path) -> None:
+    """Make the parts that are not there in a workspace, and move each to its place when whole."""
+    needed = 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_builder(folder / f'.{source.name}.lock'):
+            # Another process may have made them while this one waited.
+            parts = [part for part in parts if not part.folder.is_dir()]
+            needed = sum(part.num_bytes for part in parts)
+            workspace = folder / f'.{source.name}.partial'
+            shutil.rmtree(workspace, ignore_errors=True)  # of a build that was killed
+            _require_space(needed, folder)
+            try:
+                _fill(source, parts, workspace)
+                for part in parts:
+                    os.rename(workspace / part.folder.name, part.folder)
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f'the {needed / 1e9:.2f} GB of prepared frames of {source.name} cannot be written to '
+            f'{folder} ({error.strerror}); make room there or set data.cache to another folder'
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_builder(lock: Path) -> Iterator[None]:
+    """Hold a lock on a file, which the system lets go even when this process is killed."""
+    with lock.open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f'waiting for another process that prepares frames ({lock})')
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _require_space(needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        text = f'only {free / 1e9:.2f} GB are free'
+        raise OSError(errno.ENOSPC, text)
+
+
+def _fill(source: FrameSource, parts: list[_Part], workspace: Path) -> None:
+    arrays = []
+    for part in parts:
+        path = workspace / part.folder.name
+        path.mkdir(parents=True)
+        arrays.append({k: _reserve(path / f'{k}.npy', v) for k, v in part.shapes.items()})
+
+    def prepare(indices: range) -> list[_Statistics]:
+        statistics = []
+        for i in indices:
+            item = read_frame(source, i)
+            for part, out in zip(parts, arrays, strict=True):
+                for name, image in part.prepare(item).items():
+                    out[name][i] = image
+            statistics.append(_Statistics.of(item, len(source.classes)))
+        return statistics
+
+    n, cores = len(source), os.cpu_count() or 1
+    chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
+    # Threads, because decoding, HHA and rendering all let go of Python's lock.
+    pool = ThreadPoolExecutor(min(cores, MAX_THREADS))
+    statistics = []
+    try:
+        with tqdm(total=n, desc=f'prepare {source.name}', unit='frame') as progress:
+            for result in pool.map(prepare, chunks):
+                statistics += result
+                progress.update(len(result))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for part, out in zip(parts, arrays, strict=True):
+        for data in out.values():
+            data.flush()
+        info = json.dumps(_summary(statistics))
+        (workspace / part.folder.name / 'info.json').write_text(info)
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Make a uint8 array whose space is taken; a full disk would kill a writer to a sparse one."""
+    data = np.lib.format.open_memmap(path, 'w+', np.uint8, shape)
+    if hasattr(os, 'posix_fallocate'):
+        with path.open('r+b') as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return data
+
+
+@dataclass(frozen=True, eq=False)
+class _Statistics:
+    """Of one frame: 1st and 99th percentile of its depth, share that is valid, label counts."""
+
+    range_m: tuple[float, float] | None
+    valid: float
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, item: LabelledFrame, num_classes: int) -> _Statistics:
+        mask = depths.valid_mask(item.frame.depth)
+        readings = item.frame.depth[mask]
+        range_m = tuple(np.percentile(readings, (1, 99))) if readings.size else None
+        counts = np.bincount(item.labels.ravel(), minlength=256)[:num_classes]
+        return cls(range_m, float(mask.mean()), counts)
+
+
+def _summary(statistics: list[_Statistics]) -> dict[str, object]:
+    ranges = np.array([s.range_m for s in statistics if s.range_m] or [(0.0, 0.0)])
+    low, high = ranges[:, 0].min(), ranges[:, 1].max()
+    return {
+        'frames': len(statistics),
+        'depth_range_m': [round(float(low), 2), round(float(high), 2)],
+        'valid_depth': round(float(np.mean([s.valid for s in statistics])), 4),
+        'class_pixels': [int(c) for c in np.sum([s.counts for s in statistics], axis=0)],
+    }

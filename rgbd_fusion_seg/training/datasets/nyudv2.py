@@ -7,21 +7,23 @@ Reads the small pack of the data set: ``rgb/NNNN.jpg``, ``depth8/NNNN.png`` (com
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
-from rgbd_fusion_seg.training.datasets.cache import LabelledFrame
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS
+from rgbd_fusion_seg.training.datasets import files
+from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
+
+NYU40 = ClassSet('nyu40', NYU40_CLASSES, NYU40_COLORS)
 
 INTRINSICS = Intrinsics(518.8579, 519.4696, 325.5824, 253.7362, 640, 480)
 """Colour camera of the data set, from its toolbox."""
 
 LEVELS_PER_METRE = 25.5
-SPLITS = ('train', 'test')
 
 
 def depth_from_levels(levels: np.ndarray) -> np.ndarray:
@@ -51,39 +53,39 @@ class NyuDepthV2:
         InputError: not the pack's layout, or an unknown split.
     """
 
+    SPLITS = ('train', 'test')
+    TRAIN_SPLIT, TEST_SPLIT = SPLITS
+
+    classes = NYU40
+    size = (INTRINSICS.width, INTRINSICS.height)
+    terms = 'NYU Depth V2 (Silberman et al., ECCV 2012), for research use'
+
     def __init__(self, folder: Path, split: str) -> None:
-        if split not in SPLITS:
-            raise InputError(f'NYUDv2 has the splits {SPLITS}, not {split!r}')
+        if split not in self.SPLITS:
+            raise InputError(f'NYUDv2 has the splits {self.SPLITS}, not {split!r}')
         self.folder = Path(folder)
         listing = self.folder / f'{split}.txt'
         if not listing.is_file():
             raise InputError(f'{folder} is no NYUDv2 pack: it lacks {listing.name}')
-        self.ids = [f'{int(line):04d}' for line in listing.read_text().split()]
+        self.ids = [f'{int(line):04d}' for line in files.read_lines(listing)]
         self.name = f'nyudv2-{split}'
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def describe(self) -> dict[str, object]:
-        """Return what identifies the content, for the cache key."""
-        files = [self.folder / f for i in self.ids for f in self._files(i)]
-        return {'name': self.name, 'bytes': [f.stat().st_size for f in files if f.is_file()]}
+        """Return what identifies the content, for the cache's key."""
+        return {'files': files.identity(f for i in self.ids for f in self._files(i))}
 
-    def __iter__(self) -> Iterator[LabelledFrame]:
-        for frame_id in self.ids:
-            rgb, levels, labels = (self._read(file) for file in self._files(frame_id))
-            frame = RgbdFrame(
-                cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB), depth_from_levels(levels), INTRINSICS
-            )
-            yield LabelledFrame(frame, labels)
+    def __getitem__(self, index: int) -> LabelledFrame:
+        """Read frame ``index``; see `FrameSource`."""
+        rgb, levels, labels = self._files(self.ids[index])
+        depth = depth_from_levels(files.read_plane(levels))
+        return files.labelled_frame(
+            files.read_rgb(rgb), depth, files.read_plane(labels), INTRINSICS, len(NYU40), labels
+        )
 
-    @staticmethod
-    def _files(frame_id: str) -> tuple[str, str, str]:
-        return f'rgb/{frame_id}.jpg', f'depth8/{frame_id}.png', f'label40/{frame_id}.png'
-
-    def _read(self, name: str) -> np.ndarray:
-        flag = cv2.IMREAD_COLOR if name.endswith('.jpg') else cv2.IMREAD_UNCHANGED
-        image = cv2.imread(str(self.folder / name), flag)
-        if image is None:
-            raise InputError(f'{self.folder / name} is missing or no image; copy the pack again')
-        return image
+    def _files(self, frame_id: str) -> tuple[Path, Path, Path]:
+        names = f'rgb/{frame_id}.jpg', f'depth8/{frame_id}.png', f'label40/{frame_id}.png'
+        rgb, depth, labels = (self.folder / name for name in names)
+        return rgb, depth, labels
