@@ -18,6 +18,10 @@ from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwo
 BN_EPS = 1e-3  # the public code's value, not torch's default 1e-5
 ENCODER_STRIDE = 8
 ENCODER_CHANNELS = 128
+QUARTER_CHANNELS = 64  # of the encoder's and the decoder's features at 1/4
+DECODERS = ('erfnet', 'erfnet_quarter')
+DECODER_STRIDES = {'bilinear': ENCODER_STRIDE, 'erfnet_quarter': 4, 'erfnet': 1}
+"""Stride of the logits by decoder; 'bilinear' is the 1x1 head, enlarged outside the network."""
 
 
 class Downsampler(nn.Module):
@@ -77,12 +81,15 @@ class Encoder(nn.Module):
             + [NonBottleneck1d(128, dropout[1], d) for _ in range(2) for d in (2, 4, 8, 16)]
         )
 
-    def stem(self, x: Tensor) -> Tensor:
-        """Image -> features at 1/8, before the dilated units."""
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Image -> (N, 64, H/4, W/4) before the last downsampler, and the encoder's output."""
         x = self.initial_block(x)
-        for layer in self.layers[:7]:
+        for layer in self.layers[:6]:
             x = layer(x)
-        return x
+        quarter = x
+        for layer in self.layers[6:]:
+            x = layer(x)
+        return quarter, x
 
     @property
     def units(self) -> nn.ModuleList:
@@ -91,10 +98,55 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 128, H/8, W/8)."""
-        x = self.stem(x)
-        for unit in self.units:
-            x = unit(x)
-        return x
+        return self.features(x)[1]
+
+
+class Upsampler(nn.Module):
+    """Transposed 3x3 convolution of stride 2, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(
+            in_channels, out_channels, 3, stride=2, padding=1, output_padding=1
+        )
+        self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, 2H, 2W)."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Decoder(nn.Module):
+    """ERFNet's decoder, whole or its first third.
+
+    Args:
+        num_classes: number of classes K.
+        kind: 'erfnet' as published, logits at full size; 'erfnet_quarter' ends where the
+            published one has reached 1/4, with a 1x1 head. Most of the decoder's arithmetic is
+            done by then, and 1/16 of the logits leave the network; the runtime enlarges them.
+    """
+
+    def __init__(self, num_classes: int, kind: str = 'erfnet') -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [Upsampler(ENCODER_CHANNELS, QUARTER_CHANNELS)]
+            + [NonBottleneck1d(QUARTER_CHANNELS, 0.0, 1) for _ in range(2)]
+        )
+        if kind == 'erfnet_quarter':
+            self.output_conv: nn.Module = nn.Conv2d(QUARTER_CHANNELS, num_classes, 1)
+            return
+        self.layers.append(Upsampler(QUARTER_CHANNELS, 16))
+        self.layers.extend(NonBottleneck1d(16, 0.0, 1) for _ in range(2))
+        self.output_conv = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(N, 128, H/8, W/8) and, if any, (N, 64, H/4, W/4) added at 1/4 -> logits."""
+        x = self.layers[0](x)
+        if skip is not None:
+            x = x + skip
+        for layer in self.layers[1:]:
+            x = layer(x)
+        return self.output_conv(x)
 
 
 class ErfNetEncoder(SegmentationNetwork):
@@ -142,3 +194,59 @@ class ErfNetEncoder(SegmentationNetwork):
         self.check_inputs(inputs)
         logits = self.head(self.encoder(inputs[self.modality]))
         return [logits] if auxiliary else logits
+
+
+class ErfNet(ErfNetEncoder):
+    """ERFNet: encoder and decoder, 2.07 M parameters for 20 classes.
+
+    The public code has the encoder's 1x1 head too, for the first of its two training phases.
+    Here its prediction is an auxiliary output, so that one run does the work of both phases.
+
+    Args:
+        num_classes, modality, shrink_depth, dropout: see `ErfNetEncoder`; the logits have the
+            size of the input (with 'erfnet_quarter' 1/4 of it).
+        decoder: 'erfnet' or 'erfnet_quarter', see `Decoder`.
+        multi_level: add the encoder's features at 1/4 to the decoder's, behind a 1x1 convolution
+            and batch norm. Not ERFNet's; what multi-level fusion is to be compared with.
+
+    Raises:
+        ValueError: an option with an unknown value.
+    """
+
+    auxiliary_weights = (0.3,)
+
+    def __init__(
+        self,
+        num_classes: int,
+        modality: str = 'rgb',
+        shrink_depth: bool = False,
+        decoder: str = 'erfnet',
+        multi_level: bool = False,
+        dropout: tuple[float, float] = (0.03, 0.3),
+    ) -> None:
+        super().__init__(num_classes, modality, shrink_depth, dropout)
+        if decoder not in DECODERS:
+            raise ValueError(f'decoder must be one of {DECODERS}, got {decoder!r}')
+        self.stride = DECODER_STRIDES[decoder] * (2 if self.shrink_depth else 1)
+        self.decoder = Decoder(num_classes, decoder)
+        self.skip: nn.Module | None = None
+        if multi_level:
+            self.skip = nn.Sequential(
+                nn.Conv2d(QUARTER_CHANNELS, QUARTER_CHANNELS, 1, bias=False),
+                nn.BatchNorm2d(QUARTER_CHANNELS, eps=BN_EPS),
+            )
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], auxiliary: bool = False
+    ) -> Tensor | list[Tensor]:
+        """``{'rgb' or 'hha': (N, 3, h, w)}`` -> logits (N, K, h, w) (or at 1/4).
+
+        With ``auxiliary`` the list of them and the encoder head's, at 1/8.
+
+        Raises:
+            ValueError: see `check_inputs`.
+        """
+        self.check_inputs(inputs)
+        quarter, x = self.encoder.features(inputs[self.modality])
+        logits = self.decoder(x, self.skip(quarter) if self.skip is not None else None)
+        return [logits, self.head(x)] if auxiliary else logits

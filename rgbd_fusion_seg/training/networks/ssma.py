@@ -10,8 +10,11 @@ from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.base import FusionNetwork
 from rgbd_fusion_seg.training.networks.erfnet import (
+    DECODER_STRIDES,
     ENCODER_CHANNELS,
     ENCODER_STRIDE,
+    QUARTER_CHANNELS,
+    Decoder,
     Encoder,
 )
 
@@ -116,17 +119,24 @@ class SsmaErfNet(FusionNetwork):
             brought back by bilinear interpolation. Table III finds it slightly harmful here.
         combination: how the streams are merged: 'ssma', or 'concat' and 'sum' as baselines of
             late fusion.
+        decoder: 'bilinear' (a 1x1 head, logits at 1/8, enlarged outside the network) as in the
+            paper; 'erfnet' or 'erfnet_quarter', see `erfnet.Decoder`.
+        multi_level: top-down multi-level fusion as in SSMA: the encoders' features at 1/4 are
+            merged by `combination` too and join the decoder. Open: the paper unites it with
+            RFBs on AdapNet++ alone (§III-D), whose decoder has skips. ERFNet's has none, so
+            the merged features are added where it has reached 1/4; eta is 8 there (SSMA has 6
+            for 48 channels).
         dropout: rates of the encoders' 64- and 128-channel units.
 
     Raises:
         ValueError: an option with an unknown value.
     """
 
-    stride = ENCODER_STRIDE
     # Not of the paper, which relies on unimodal pre-training: each encoder's own prediction is
     # supervised, so that neither modality is neglected.
     auxiliary_weights = (0.3, 0.3)
     unimodal_networks = ('erfnet_encoder', 'erfnet')
+    unimodal_rest = ('decoder.', 'skip.')
     stream_widths: tuple[int, ...] = (ENCODER_CHANNELS, ENCODER_CHANNELS)
 
     def __init__(
@@ -134,15 +144,28 @@ class SsmaErfNet(FusionNetwork):
         num_classes: int,
         shrink_depth: bool = False,
         combination: str = 'ssma',
+        decoder: str = 'bilinear',
+        multi_level: bool = False,
         dropout: tuple[float, float] = (0.03, 0.3),
     ) -> None:
         super().__init__()
+        if decoder not in DECODER_STRIDES:
+            raise ValueError(f'decoder must be one of {tuple(DECODER_STRIDES)}, got {decoder!r}')
+        if multi_level and decoder == 'bilinear':
+            raise ValueError("multi_level needs decoder 'erfnet' or 'erfnet_quarter'")
         channels = ENCODER_CHANNELS
-        self.shrink_depth = shrink_depth
+        self.shrink_depth, self.multi_level = shrink_depth, multi_level
+        self.stride = DECODER_STRIDES[decoder]
         self.size_multiple = ENCODER_STRIDE * (2 if shrink_depth else 1)
         self.rgb_encoder, self.hha_encoder = Encoder(dropout), Encoder(dropout)
         self.combine = make_combination(combination, self.stream_widths, channels)
-        self.head = nn.Conv2d(channels, num_classes, 1)
+        if multi_level:
+            widths = (QUARTER_CHANNELS, QUARTER_CHANNELS)
+            self.combine_quarter = make_combination(combination, widths, QUARTER_CHANNELS, 8)
+        if decoder == 'bilinear':
+            self.head = nn.Conv2d(channels, num_classes, 1)
+        else:
+            self.decoder = Decoder(num_classes, decoder)
         self.rgb_head = nn.Conv2d(channels, num_classes, 1)
         self.hha_head = nn.Conv2d(channels, num_classes, 1)
 
@@ -151,9 +174,9 @@ class SsmaErfNet(FusionNetwork):
         encoder = getattr(self, f'{modality}_encoder')
         return {f'encoder.{name}': f'{modality}_encoder.{name}' for name in encoder.state_dict()}
 
-    def streams(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Features at 1/8 of their inputs: colour's, depth's (and what lies between them)."""
-        return self.rgb_encoder(inputs['rgb']), self.hha_encoder(inputs['hha'])
+    def interact(self, rgb: Tensor, hha: Tensor) -> tuple[Tensor, ...]:
+        """Return the streams to be merged, from what the encoders give: here they as they are."""
+        return rgb, hha
 
     def forward(
         self, inputs: Mapping[str, Tensor], auxiliary: bool = False
@@ -165,16 +188,21 @@ class SsmaErfNet(FusionNetwork):
             auxiliary: also return the predictions of each encoder alone.
 
         Returns:
-            logits (N, K, H/8, W/8); with ``auxiliary`` the list [fused, RGB's, depth's], the
-            last one at 1/8 of the HHA input.
+            logits (N, K, H/stride, W/stride); with ``auxiliary`` the list [fused, RGB's,
+            depth's], the latter two at 1/8 of their inputs.
 
         Raises:
             ValueError: see `check_inputs`.
         """
         self.check_inputs(inputs)
-        streams = self.streams(inputs)
+        rgb_quarter, rgb = self.rgb_encoder.features(inputs['rgb'])
+        hha_quarter, hha = self.hha_encoder.features(inputs['hha'])
+        streams = self.interact(rgb, hha)
         rgb, hha = streams[0], streams[1]
-        logits = self.head(self.combine(*(resize_to(x, rgb) for x in streams)))
-        if not auxiliary:
-            return logits
-        return [logits, self.rgb_head(rgb), self.hha_head(hha)]
+        fused = self.combine(*(resize_to(x, rgb) for x in streams))
+        if self.multi_level:
+            skip = self.combine_quarter(rgb_quarter, resize_to(hha_quarter, rgb_quarter))
+            logits = self.decoder(fused, skip)
+        else:
+            logits = self.head(fused) if hasattr(self, 'head') else self.decoder(fused)
+        return [logits, self.rgb_head(rgb), self.hha_head(hha)] if auxiliary else logits
