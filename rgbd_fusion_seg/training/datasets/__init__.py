@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.datasets.base import FrameSource
+from rgbd_fusion_seg.training.datasets.cityscapes import Cityscapes
 from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2
+from rgbd_fusion_seg.training.datasets.scannet import ScanNet
+from rgbd_fusion_seg.training.datasets.sunrgbd import SunRgbd
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import SyntheticDataset
 
 if TYPE_CHECKING:
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 DATASETS: dict[str, Any] = {
     'nyudv2': NyuDepthV2,
+    'sunrgbd': SunRgbd,
+    'scannet': ScanNet,
+    'cityscapes': Cityscapes,
     'synthetic': SyntheticDataset,
 }
 """Name -> reader: ``Reader(folder, split, **options)`` is a `FrameSource`, with the attributes

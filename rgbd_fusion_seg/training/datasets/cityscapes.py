@@ -90,7 +90,7 @@ class Cityscapes:
     size = (1024, 512)
     terms = (
         'Cityscapes (Cordts et al., CVPR 2016); non-commercial use under the Cityscapes licence '
-        'agreement.'
+        'agreement'
     )
 
     def __init__(self, folder: Path, split: str, max_depth_m: float = MAX_DEPTH_M) -> None:

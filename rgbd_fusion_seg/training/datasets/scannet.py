@@ -70,7 +70,7 @@ class ScanNet:
     size = SIZE
     terms = (
         'ScanNet v2, 25k frames (Dai et al., CVPR 2017); non-commercial research and education '
-        'under the ScanNet Terms of Use.'
+        'under the ScanNet Terms of Use'
     )
 
     def __init__(self, folder: Path, split: str) -> None:

@@ -75,7 +75,7 @@ class SunRgbd:
     size = (640, 480)
     terms = (
         'SUN RGB-D (Song, Lichtenberg, Xiao, CVPR 2015), which contains frames of NYU Depth V2, '
-        'Berkeley B3DO and SUN3D; for research.'
+        'Berkeley B3DO and SUN3D; for research use'
     )
 
     def __init__(self, folder: Path, split: str, depth: str = 'bfx') -> None:
