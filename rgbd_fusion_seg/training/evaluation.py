@@ -1,36 +1,53 @@
-"""Scores of networks and bundles: one confusion matrix over a whole set, at the labels' size."""
+"""Scores of networks on the way, and of checkpoints and bundles in the end.
+
+During training, prepared frames go through the network (`evaluate_network`). What is published
+comes from raw frames at the size of their labels, through `predictors` (`evaluate`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_CLASSES
-from rgbd_fusion_seg.postprocess import labels_and_confidence
-from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
-from rgbd_fusion_seg.segmenter import Segmenter
-from rgbd_fusion_seg.training.datasets.cache import CachedFrames, FrameSource
-from rgbd_fusion_seg.training.views import Normaliser, WholeFrames, batches
+from rgbd_fusion_seg.replay.evaluate import confusion_matrix
+from rgbd_fusion_seg.replay.report import table_text
+from rgbd_fusion_seg.training.config import DataConfig
+from rgbd_fusion_seg.training.datasets import open_dataset
+from rgbd_fusion_seg.training.datasets.base import FrameSource
+from rgbd_fusion_seg.training.datasets.cache import CachedFrames, read_frame
+from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
+from rgbd_fusion_seg.training.metrics import (
+    SetScores,
+    boundary_f,
+    boundary_scores,
+    confusion_on_device,
+    frame_accuracy,
+    summary,
+)
+from rgbd_fusion_seg.training.predictors import (
+    CHECKPOINT_SUFFIX,
+    Predictor,
+    labels_of,
+    open_predictor,
+)
+from rgbd_fusion_seg.training.report import headline, write_frame, write_report
+from rgbd_fusion_seg.training.views import Normaliser, whole_frames
 
-
-def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the scores of a confusion matrix as plain numbers for a report (0..1)."""
-    result = scores(matrix)
-    per_class = {
-        name: None if np.isnan(iou) else round(float(iou), 4)
-        for name, iou in zip(class_names, result.iou, strict=True)
-    }
-    return {
-        'mIoU': round(result.mean_iou, 5),
-        'pixel_accuracy': round(result.pixel_accuracy, 5),
-        'mean_accuracy': round(result.mean_accuracy, 5),
-        'classes': per_class,
-    }
+GPU_BATCH = 8
+"""Frames a GPU labels at a time; a CPU takes one, so that results do not depend on who is next."""
 
 
 @torch.inference_mode()
@@ -39,31 +56,264 @@ def evaluate_network(
     normalise: Normaliser,
     frames: CachedFrames,
     rgb_size: tuple[int, int],
+    fabric: Fabric | None = None,
 ) -> dict[str, Any]:
     """Score a torch module on prepared frames in float32, single scale, no flip.
 
+    Frame i is the work of process i modulo their number; the counts of all are added, so any
+    number of processes returns the same scores, on each of them. The network's training mode is
+    as before afterwards.
+
     Args:
-        network, normalise: the module and what makes its inputs.
-        frames: the set; labels are compared at their own size.
+        network, normalise: the module and what makes its inputs, on one device.
+        frames: the set; labels are compared at their size in the cache.
         rgb_size: width and height of the network's colour input.
+        fabric: of the processes; None = this one alone.
+
+    Returns:
+        what `metrics.summary` returns.
     """
+    rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    num_classes = len(frames.classes)
     device = next(network.parameters()).device
-    matrix = np.zeros((len(NYU40_CLASSES), len(NYU40_CLASSES) + 1), dtype=np.int64)
-    for batch in tqdm(batches(WholeFrames(frames, rgb_size), 0), desc=f'score {frames.name}'):
-        inputs = normalise({k: v.to(device) for k, v in batch.items() if k != 'labels'})
-        truth = batch['labels'][0].numpy()
-        logits = network(inputs).float().cpu().numpy()
-        labels, _ = labels_and_confidence(logits, *truth.shape)
-        matrix += confusion_matrix(labels, truth, len(NYU40_CLASSES))
-    return summary(matrix, NYU40_CLASSES)
+    total = torch.zeros((num_classes, num_classes + 1), dtype=torch.int64, device=device)
+    indices = range(rank, len(frames), world)
+    results = _label(network, normalise, frames, rgb_size, indices)
+    with tqdm(
+        total=len(indices),
+        desc=f'score {frames.name}',
+        unit='frame',
+        leave=False,
+        disable=rank > 0,
+    ) as progress:
+        for labels, truth in results:
+            total += _count(labels, truth, num_classes)
+            progress.update(len(labels))
+    if fabric is not None:
+        total = fabric.all_reduce(total, reduce_op='sum')
+    return summary(total.cpu().numpy(), frames.classes.names)
 
 
-def evaluate_segmenter(segmenter: Segmenter, source: FrameSource) -> dict[str, Any]:
-    """Score what ships: raw frames through the whole runtime pipeline."""
-    names = segmenter.bundle.class_names
-    matrix = np.zeros((len(names), len(names) + 1), dtype=np.int64)
-    frames: Iterator[Any] = tqdm(source, total=len(source), desc=f'score {source.name}')
-    for item in frames:
-        labels = segmenter.segment(item.frame).labels
-        matrix += confusion_matrix(labels, item.labels, len(names))
-    return summary(matrix, names)
+@torch.inference_mode()
+def predicted_labels(
+    network: nn.Module,
+    normalise: Normaliser,
+    frames: CachedFrames,
+    rgb_size: tuple[int, int],
+    indices: Sequence[int],
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return colour uint8 (H, W, 3), truth and predicted labels uint8 (H, W) of some frames.
+
+    Indices beyond the last frame are left out.
+    """
+    indices = [i for i in indices if i < len(frames)]
+    results = _label(network, normalise, frames, rgb_size, indices)
+    labels = [image for batch, _ in results for image in batch.cpu().numpy()]
+    rgb = max(frames.rgb, key=lambda level: level.shape[2])
+    return [
+        (np.array(rgb[i]), np.array(frames.labels[i]), image)
+        for i, image in zip(indices, labels, strict=True)
+    ]
+
+
+def _label(
+    network: nn.Module,
+    normalise: Normaliser,
+    frames: CachedFrames,
+    rgb_size: tuple[int, int],
+    indices: Sequence[int],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield predicted and true labels, uint8 (N, H, W), of batches of frames."""
+    device, size = next(network.parameters()).device, rgb_size[::-1]
+    hha_size = network.hha_size(*size) if 'hha' in network.modalities else None
+    seen = size if 'rgb' in network.modalities else None
+    batch_size = 1 if device.type == 'cpu' else GPU_BATCH
+    with _evaluation_mode(network):
+        for batch in whole_frames(frames, seen, hha_size, device, indices, batch_size):
+            truth = batch['labels']
+            yield labels_of(network(normalise(batch)).float(), *truth.shape[1:]), truth
+
+
+@contextlib.contextmanager
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and each of its modules back where it was."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _count(labels: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    if labels.device.type == 'cpu':
+        return torch.from_numpy(confusion_matrix(labels.numpy(), truth.numpy(), num_classes))
+    return confusion_on_device(labels, truth, num_classes)
+
+
+def evaluate(
+    model: Path,
+    data: DataConfig,
+    output: Path | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    boundary: bool = True,
+    every: int = 1,
+    pictures: int = 8,
+    write: bool = False,
+    device: str = 'auto',
+    backend: str = 'auto',
+) -> None:
+    """Score a checkpoint or a bundle on the test split, and on held-out synthetic rooms.
+
+    Frames are read as they are and labels compared at their own size. Synthetic rooms are scored
+    where the data has the classes of NYU40, and `data.synthetic_test_frames` is not 0.
+
+    Args:
+        model: a .safetensors file that the train command wrote, or a bundle's folder or name.
+        data: the data set; `train_split` and what concerns training is not read.
+        output: folder for scores.json, report.md, a confusion plot and pictures of frames.
+        scales: of a checkpoint's input; the mean of the probabilities is labelled.
+        flip: of a checkpoint: see each scale mirrored as well.
+        boundary: measure the boundary F-score too.
+        every: score every n-th frame only, for a quick look.
+        pictures: how many of the worst frames to draw, and half as many of the best.
+        write: write the scores into the bundle's card.
+        device: of a checkpoint's network: 'auto', 'cpu', 'cuda'.
+        backend: of a bundle: see the runtime's `--backend`.
+
+    Raises:
+        InputError: options or data that cannot be used, or a model of other classes.
+        BundleError, EngineError: a bundle that cannot be run.
+    """
+    if every < 1 or pictures < 0:
+        raise InputError(
+            f'every must be 1 or more and pictures 0 or more, not {every}, {pictures}'
+        )
+    if write and (every > 1 or model.suffix == CHECKPOINT_SUFFIX):
+        raise InputError(
+            'write puts scores of a whole set into the card of a bundle; leave it out for a '
+            f'checkpoint, and for every {every}th frame'
+        )
+    sources = scored_sources(data)
+    predictor = open_predictor(model, scales, flip, device, backend)
+    with contextlib.closing(predictor):
+        for source in sources.values():
+            check_classes(predictor, source, model)
+        sets = []
+        for name, source in sources.items():
+            result = score_source(predictor, source, name, every, boundary)
+            sets.append(result)
+            print(table_text(f'{model} on {name}', headline(result)))
+            if output is not None and pictures:
+                draw_frames(predictor, source, result, output / name, pictures)
+    if output is not None:
+        command = shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]])
+        write_report(output, predictor.model, predictor.measured_with, command, sets)
+        print(f'written to {output}')
+    if write:
+        write_scores(model, predictor, sets)
+
+
+def scored_sources(data: DataConfig) -> dict[str, FrameSource]:
+    """Return what is scored by default, under the names that cards use."""
+    source = open_dataset(data.dataset, 'test')
+    sources = {f'{data.dataset.name}_{data.dataset.test_split or "test"}': source}
+    if data.synthetic_test_frames and source.classes.names == NYU40_CLASSES:
+        rooms = SyntheticRooms(data.synthetic_test_frames, HELD_OUT_SEED)
+        sources.setdefault('synthetic_test', rooms)
+    return sources
+
+
+def check_classes(predictor: Predictor, source: FrameSource, model: Path) -> None:
+    """Refuse a model that tells other classes apart than the data.
+
+    Raises:
+        InputError: names or order differ.
+    """
+    ours, theirs = predictor.classes.names, source.classes.names
+    if ours == theirs:
+        return
+    pairs = zip(ours, theirs, strict=False)
+    first = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    a, b = (names[first] if first < len(names) else 'nothing' for names in (ours, theirs))
+    raise InputError(
+        f'{model} tells {len(ours)} classes apart and {source.name} has {len(theirs)}, and class '
+        f'{first} is {a!r} in one and {b!r} in the other; score it on data with the classes it '
+        'was trained on'
+    )
+
+
+def score_source(
+    predictor: Predictor,
+    source: FrameSource,
+    name: str,
+    every: int = 1,
+    boundary: bool = False,
+) -> SetScores:
+    """Score raw frames at the size of their labels.
+
+    Args:
+        predictor: what is scored; its classes are those of `source`.
+        source: the frames.
+        name: of the set, for reports.
+        every: take every n-th frame.
+        boundary: measure the boundary F-score too.
+    """
+    num_classes = len(source.classes)
+    matrix = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+    indices = range(0, len(source), every)
+    accuracy, boundaries, sizes = [], [], set()
+    for index in tqdm(indices, desc=f'score {source.name}', unit='frame'):
+        item = read_frame(source, index)
+        labels = predictor.predict(item.frame)
+        counts = confusion_matrix(labels, item.labels, num_classes)
+        matrix += counts
+        accuracy.append(frame_accuracy(counts))
+        sizes.add(item.labels.shape[::-1])
+        if boundary:
+            boundaries.append(boundary_f(labels, item.labels, num_classes))
+    return SetScores(
+        name=name,
+        classes=source.classes,
+        terms=source.terms,
+        size=sizes.pop() if len(sizes) == 1 else None,
+        indices=np.array(indices),
+        accuracy=np.array(accuracy),
+        matrix=matrix,
+        boundary=boundary_scores(np.stack(boundaries)) if boundary else None,
+    )
+
+
+def draw_frames(
+    predictor: Predictor, source: FrameSource, result: SetScores, folder: Path, worst: int
+) -> None:
+    """Write pictures of the worst frames and of half as many of the best, worst/ and best/."""
+    order = result.ranked()
+    for kind, chosen in (('worst', order[:worst]), ('best', order[::-1][: worst // 2])):
+        for place, position in enumerate(chosen, start=1):
+            index = int(result.indices[position])
+            item = read_frame(source, index)
+            stem = f'{place:02d}-frame{index:05d}'
+            labels = predictor.predict(item.frame)
+            write_frame(folder / kind / f'{stem}.jpg', item, labels, source.classes, index)
+
+
+def write_scores(model: Path, predictor: Predictor, sets: Sequence[SetScores]) -> None:
+    """Write scores into the card of a bundle; other metrics on it stay.
+
+    Raises:
+        BundleError: no bundle.
+    """
+    from rgbd_fusion_seg.training.export import write_card  # export scores what it wrote
+
+    bundle = load_bundle(model)
+    metrics = dict(bundle.metrics)
+    for result in sets:
+        metrics[result.name] = {
+            'frames': len(result.indices),
+            'measured_with': f'{predictor.measured_with}, {result.comparison}',
+            **result.summary(),
+        }
+    write_card(bundle.path, {**bundle.card, 'metrics': metrics})

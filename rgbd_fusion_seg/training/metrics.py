@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rgbd_fusion_seg.replay.evaluate import Scores, scores
+from rgbd_fusion_seg.training.datasets.base import ClassSet
 
 BOUNDARY_TOLERANCE = Fraction(75, 10_000)
 """Distance below which boundaries match, as a share of the image's diagonal (Csurka et al.)."""
@@ -191,6 +192,52 @@ def _share(counted: np.ndarray, matched: np.ndarray, boundary: np.ndarray) -> fl
     if counted.any():
         return float(matched[counted].mean())
     return float(boundary.any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetScores:
+    """What was measured on one set of frames.
+
+    Args:
+        name: of the set, e.g. 'nyudv2_test'.
+        classes: what labels mean.
+        terms: what the data is.
+        size: width and height at which labels were compared; None where frames differ.
+        indices: int64 (N,) the frames that were scored.
+        accuracy: float64 (N,) share of right pixels of each, NaN without labelled ones.
+        matrix: int64 (K, K + 1), summed over all of them.
+        boundary: None where it was not measured.
+    """
+
+    name: str
+    classes: ClassSet
+    terms: str
+    size: tuple[int, int] | None
+    indices: np.ndarray
+    accuracy: np.ndarray
+    matrix: np.ndarray
+    boundary: BoundaryScores | None
+
+    @property
+    def comparison(self) -> str:
+        """How labels were compared, as the words of a sentence."""
+        size = 'their own size' if self.size is None else '{}x{}'.format(*self.size)
+        return (
+            f'labels compared at {size}, one confusion matrix over the set, absent classes skipped'
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers for a model's card."""
+        numbers = summary(self.matrix, self.classes.names)
+        by_class = numbers.pop('classes')
+        if self.boundary is not None:
+            numbers['boundary_f'] = plain(self.boundary.mean, 5)
+        return {**numbers, 'classes': by_class}
+
+    def ranked(self) -> np.ndarray:
+        """Return positions in `indices`, the frame with fewest right pixels first."""
+        order = np.argsort(self.accuracy, kind='stable')  # NaN comes last
+        return order[: np.count_nonzero(~np.isnan(self.accuracy))]
 
 
 def frame_accuracy(matrix: np.ndarray) -> float:

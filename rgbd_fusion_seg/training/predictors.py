@@ -1,0 +1,253 @@
+"""What can be scored, behind one interface: a checkpoint's network, or a bundle as it ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rgbd_fusion_seg.bundle import file_sha256, load_bundle
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import UNLABELLED, RgbdFrame
+from rgbd_fusion_seg.postprocess import labels_and_confidence
+from rgbd_fusion_seg.preprocess import hha_image, rgb_image
+from rgbd_fusion_seg.segmenter import Segmenter
+from rgbd_fusion_seg.training.checkpoints import Checkpoint, load_checkpoint
+from rgbd_fusion_seg.training.datasets.base import ClassSet
+from rgbd_fusion_seg.training.views import Normaliser
+
+CHECKPOINT_SUFFIX = '.safetensors'
+
+
+class Predictor(Protocol):
+    """Labels frames at their own size.
+
+    Attributes:
+        classes: what the labels mean.
+        model: what was measured, as plain values for a report: path, hash, network, …
+        measured_with: how, as the words of a sentence.
+    """
+
+    classes: ClassSet
+    model: dict[str, Any]
+    measured_with: str
+
+    def predict(self, frame: RgbdFrame) -> np.ndarray:
+        """Return uint8 (H, W) labels at the frame's size; 255 = unlabelled."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+def open_predictor(
+    model: Path,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    device: str = 'auto',
+    backend: str = 'auto',
+) -> Predictor:
+    """Open a checkpoint (.safetensors) or a bundle (folder or name).
+
+    Args:
+        model: what to open.
+        scales, flip: as of `NetworkPredictor`; a bundle ships with one scale and no flip.
+        device: of a checkpoint's network: 'auto' (a GPU if there is one), 'cpu', 'cuda', ….
+        backend: of a bundle, see `rgbd_fusion_seg.engine.open_engine`.
+
+    Raises:
+        InputError: no checkpoint, or scales and flip that cannot be used.
+        BundleError, EngineError: no bundle, or one that cannot be run.
+    """
+    if model.suffix != CHECKPOINT_SUFFIX:
+        if flip or tuple(scales) != (1.0,):
+            raise InputError(
+                f'{model} is a bundle, which is scored as it ships: at one scale, not mirrored; '
+                f'leave scales and flip out, or give the checkpoint ({CHECKPOINT_SUFFIX})'
+            )
+        return BundlePredictor(Segmenter(load_bundle(model), backend), str(model))
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    checkpoint = load_checkpoint(model)
+    described = {'path': str(model), 'kind': 'checkpoint', 'sha256': file_sha256(model)}
+    return NetworkPredictor.of_checkpoint(checkpoint, described, scales, flip, device)
+
+
+class BundlePredictor:
+    """A bundle through the runtime's own pipeline, so that what is scored is what ships.
+
+    Args:
+        segmenter: the opened bundle; closing the predictor closes it.
+        path: what the user calls the bundle.
+    """
+
+    def __init__(self, segmenter: Segmenter, path: str) -> None:
+        bundle = segmenter.bundle
+        self.segmenter = segmenter
+        self.classes = ClassSet(bundle.name, bundle.class_names, bundle.colors)
+        width, height = bundle.input_size
+        self.model = {
+            'path': path,
+            'kind': 'bundle',
+            'sha256': bundle.weights_sha256,
+            'network': bundle.card.get('network', {}).get('name', bundle.name),
+            'input': f'{width}x{height}',
+        }
+        self.measured_with = (
+            f'the runtime pipeline ({segmenter.engine_name}), network input {width}x{height}, '
+            'single scale'
+        )
+
+    def predict(self, frame: RgbdFrame) -> np.ndarray:
+        """Return uint8 (H, W) labels at the frame's size; 255 = unlabelled."""
+        return self.segmenter.segment(frame).labels
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.segmenter.close()
+
+
+class NetworkPredictor:
+    """A torch network in float32 on raw frames, which it sees at one or several scales.
+
+    At each scale colour is resampled and HHA is computed anew from the depth, as the runtime
+    would at that input size; the logits are interpolated to the frame. The mirrored view is the
+    mirror image of both inputs: disparity, height and angle do not change when a scene is
+    mirrored. Softmax probabilities of all views are averaged with equal weight, so that no view
+    counts more for larger logits; one view alone is labelled as the runtime does.
+
+    Args:
+        network: in evaluation mode, on any device.
+        normalise: what makes its inputs, on the same device.
+        classes: of its K logits.
+        size: width and height of its colour input at scale 1.
+        model: what it is, for reports.
+        scales: factors on `size`; sizes are rounded to what the network can take.
+        flip: see each view mirrored as well.
+
+    Raises:
+        InputError: scales that are none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        normalise: Normaliser,
+        classes: ClassSet,
+        size: tuple[int, int],
+        model: dict[str, Any],
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+    ) -> None:
+        if not scales or not all(0 < scale <= 8 for scale in scales):
+            raise InputError(f'scales must be numbers above 0, up to 8, got {list(scales)}')
+        self.network, self.normalise, self.classes = network, normalise, classes
+        self.flip = flip
+        self.device = next(network.parameters()).device
+        multiple = network.size_multiple
+        self.sizes = [tuple(_rounded(x * scale, multiple) for x in size) for scale in scales]
+        width, height = size
+        self.model = {**model, 'input': f'{width}x{height}'}
+        views = 'single scale' if len(scales) == 1 else f'scales {", ".join(map(str, scales))}'
+        if tuple(scales) != (1.0,) and len(scales) == 1:
+            views = f'scale {scales[0]}'
+        mirrored = ' and mirrored' if flip else ''
+        mean = ', mean of probabilities' if flip or len(scales) > 1 else ''
+        self.measured_with = (
+            f'torch float32 on {self.device.type}, network input {width}x{height}, '
+            f'{views}{mirrored}{mean}'
+        )
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        model: dict[str, Any],
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+        device: str = 'cpu',
+    ) -> NetworkPredictor:
+        """Return the predictor of a checkpoint; ``model`` as of the class, without 'input'."""
+        info = checkpoint.info
+        if not {'width', 'height'} <= set(info):
+            raise InputError(
+                f'the checkpoint {model.get("path", "")} does not tell its input size; '
+                'train from it, and score what the training wrote'
+            )
+        network = checkpoint.build().to(device, memory_format=torch.channels_last)
+        normalise = Normaliser(info['statistics']).to(device)
+        model = {**model, 'network': info['network'], 'options': info['options']}
+        size = info['width'], info['height']
+        return cls(network, normalise, checkpoint.classes, size, model, scales, flip)
+
+    @torch.inference_mode()
+    def predict(self, frame: RgbdFrame) -> np.ndarray:
+        """Return uint8 (H, W) labels at the frame's size; 255 = unlabelled."""
+        height, width = frame.depth.shape
+        views = [self._inputs(frame, size) for size in self.sizes]
+        if len(views) == 1 and not self.flip:
+            return labels_of(self._logits(views[0]), height, width)[0].cpu().numpy()
+        total: Tensor | int = 0
+        for view in views:
+            logits = [self._logits(view)]
+            if self.flip:
+                mirrored = {name: image.flip(-1) for name, image in view.items()}
+                logits.append(self._logits(mirrored).flip(-1))
+            for x in logits:
+                total = total + enlarged(x, height, width).softmax(1)
+        return best_class(total)[0].cpu().numpy()
+
+    def close(self) -> None:
+        """Free the network."""
+        del self.network
+
+    def _logits(self, view: dict[str, Tensor]) -> Tensor:
+        return self.network(self.normalise(view)).float()
+
+    def _inputs(self, frame: RgbdFrame, size: tuple[int, int]) -> dict[str, Tensor]:
+        width, height = size
+        images = {}
+        if 'rgb' in self.network.modalities:
+            images['rgb'] = rgb_image(frame.rgb, width, height)
+        if 'hha' in self.network.modalities:
+            h, w = self.network.hha_size(height, width)
+            images['hha'] = hha_image(frame.depth, frame.intrinsics, w, h)
+        return {name: to_tensor(image[None], self.device) for name, image in images.items()}
+
+
+def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) on a device, values as they are."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
+
+
+def enlarged(logits: Tensor, height: int, width: int) -> Tensor:
+    """Interpolate logits (N, K, h, w) to an image's size, as the runtime does."""
+    return F.interpolate(logits, (height, width), mode='bilinear', align_corners=False)
+
+
+def best_class(values: Tensor) -> Tensor:
+    """Return uint8 (N, H, W) winners of (N, K, H, W); 255 where a value is not finite."""
+    winners = values.argmax(1).to(torch.uint8)
+    return torch.where(values.sum(1).isfinite(), winners, UNLABELLED)
+
+
+def labels_of(logits: Tensor, height: int, width: int) -> Tensor:
+    """Label images from logits: uint8 (N, height, width) on the device of (N, K, h, w).
+
+    On a CPU by the runtime's own code, elsewhere by torch; labels differ at most where two
+    classes tie.
+    """
+    if logits.device.type != 'cpu':
+        return best_class(enlarged(logits, height, width))
+    single = [x[None] for x in logits.float().contiguous().numpy()]
+    labels = [labels_and_confidence(x, height, width)[0] for x in single]
+    return torch.from_numpy(np.stack(labels))
+
+
+def _rounded(size: float, multiple: int) -> int:
+    return max(1, round(size / multiple)) * multiple
