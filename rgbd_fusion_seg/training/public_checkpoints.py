@@ -1,0 +1,194 @@
+"""Imports the checkpoints that the papers' authors published: reads files, writes ours."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shlex
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.palette import NYU40_COLORS
+from rgbd_fusion_seg.training.checkpoints import class_entries, save_checkpoint
+from rgbd_fusion_seg.training.datasets.base import ClassSet
+from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.public_names import SYSTEMS, Variant
+from rgbd_fusion_seg.training.public_weights import translate
+from rgbd_fusion_seg.training.tf_checkpoint import read_tf_checkpoint
+
+
+def import_weights(
+    system: str,
+    source: Path,
+    output: Path,
+    options: dict[str, Any] | None = None,
+    classes: Path | None = None,
+    num_classes: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
+) -> None:
+    """Write a checkpoint of this package from a file of a paper's authors.
+
+    Args:
+        system: whose file it is: erfnet, adapnetpp or ssma.
+        source: the file (.pth, .pth.tar, .npz, .safetensors), or a TensorFlow checkpoint by the
+            name that its .index and .data files share.
+        output: the checkpoint to write, .safetensors.
+        options: further options of our network, such as {modality: hha} or
+            {easpp_rates: [6, 12, 18]}, which weights alone do not tell.
+        classes: YAML file with the classes of the head: `names`, a list, and optionally `name`
+            and `colors`, a list of [red, green, blue].
+        num_classes: number of classes, as a check; needed where the file has no head.
+        width, height: size of the colour input; default: that of the authors' trainings.
+
+    Raises:
+        InputError: the file cannot be read or is not of that system, or an option does not fit.
+    """
+    tensors = read_tensors(source)
+    try:
+        variant, found, weights = translate(system, tensors)
+    except InputError as error:
+        raise InputError(f'{source}: {error}') from error
+    published = SYSTEMS[system]()
+    count = num_classes or found
+    class_set = _read_classes(classes) if classes else _unnamed(system, count, published.void)
+    for what, number in (('num_classes', num_classes), (str(classes), len(class_set))):
+        if found and number and number != found:
+            raise InputError(
+                f'{source} has {found} classes, but {what} tells {number}; give {found} or none'
+            )
+    network_options = {**variant.options, **(options or {})}
+    network = _build(variant.network, len(class_set), network_options)
+    _load(network, weights, variant)
+    statistics = [[0.0] * 3, [published.std] * 3]
+    info = {
+        'network': variant.network,
+        'options': network_options,
+        'classes': class_entries(class_set),
+        'statistics': dict.fromkeys(network.modalities, statistics),
+        'width': width or published.size[0],
+        'height': height or published.size[1],
+        'step': 0,
+        'minutes': 0.0,
+        'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
+        'data': [{'name': source.name, 'frames': 0, 'terms': published.reference}],
+    }
+    save_checkpoint(output, network, info)
+
+
+def read_tensors(source: Path) -> dict[str, Any]:
+    """Read what a file holds by name, as it is; see `import_weights` for the forms.
+
+    Raises:
+        InputError: no such file, a form that is not read here, or a damaged one.
+    """
+    prefix = source.with_name(re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', source.name))
+    if prefix != source or prefix.with_name(f'{prefix.name}.index').is_file():
+        return read_tf_checkpoint(prefix)
+    if source.suffix not in READERS:
+        raise InputError(
+            f'{source} is neither {", ".join(READERS)} nor a TensorFlow checkpoint, which has '
+            f'{source.name}.index beside its data; give such a file'
+        )
+    try:
+        return READERS[source.suffix](source)
+    except FileNotFoundError as error:
+        raise InputError(f'{source} does not exist; give the file of the authors') from error
+    except READ_ERRORS as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f'{source} cannot be read ({why}); download it again, or, if it holds more than '
+            'tensors and plain values, save its state dict alone'
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    # Nothing but tensors and plain values is unpickled: such a file can run no code.
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    '.pth': _read_torch,
+    '.pt': _read_torch,
+    '.tar': _read_torch,
+    '.npz': _read_npz,
+    '.safetensors': load_file,
+}
+# What the libraries raise on damaged files.
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SafetensorError,
+)
+
+
+def _build(name: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
+    torch.manual_seed(0)  # a head that the file lacks is the same each time
+    try:
+        return build_network(name, num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f'the options {dict(options)} do not fit {name}: {error}') from error
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], variant: Variant) -> None:
+    try:
+        # Where there is no head in the file, ours keeps its random weights.
+        network.load_state_dict(weights, strict=bool(variant.head))
+    except RuntimeError as error:
+        raise InputError(
+            f'the public weights of {variant.network} do not fit its options; leave out those '
+            'that change what tensors it has'
+        ) from error
+
+
+def _read_classes(path: Path) -> ClassSet:
+    """Read names and colours of classes from YAML."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        names = tuple(str(name) for name in content['names'])
+        colors = np.array(content.get('colors', _colors(len(names))), np.uint8)
+        return ClassSet(content.get('name', path.stem), names, colors.reshape(-1, 3))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f'{path} cannot be read as YAML ({error}); mend it') from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(
+            f'{path} does not list classes; give `names: [wall, …]` and, if wanted, '
+            '`colors: [[184, 190, 208], …]`'
+        ) from error
+
+
+def _unnamed(system: str, count: int | None, void: int) -> ClassSet:
+    """Classes by number, with void where the system has it."""
+    if not count:
+        raise InputError(f'this {system} file has no head; give num_classes or classes')
+    names = [f'class {i}' for i in range(count)]
+    names[void] = 'void'
+    return ClassSet(f'{system}{count}', tuple(names), _colors(count))
+
+
+def _colors(count: int) -> np.ndarray:
+    """Distinct colours, repeated from the 41st on."""
+    return np.resize(NYU40_COLORS, (count, 3))

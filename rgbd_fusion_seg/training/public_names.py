@@ -1,0 +1,184 @@
+"""Names of the tensors in the papers' public checkpoints, and what they are called here.
+
+They are facts about files, listed in the order of the networks. TensorFlow's layers carry numbers
+without meaning; the roles behind them are told in `networks.adapnetpp`. A new system is a
+function that returns a `System`, and a line in `SYSTEMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.networks.adapnetpp import STAGES
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form in which a system's weights are published.
+
+    Args:
+        network: the network of ours, a key of `NETWORKS`.
+        names: public names -> ours. Without counters of batches, which have no public form.
+        head: the public name of a vector with one entry a class; '' where the file has no head.
+        options: the network's options that give it the public form.
+    """
+
+    network: str
+    names: dict[str, str]
+    head: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system.
+
+    Args:
+        variants: the forms of its files, the most complete first.
+        channels_last: kernels are laid out as TensorFlow's.
+        std: standard deviation that stands for its scaling of inputs, on the 0..255 scale; the
+            mean is 0.
+        void: index of the output that is void, from the front or the back.
+        size: width and height of the inputs in the authors' own trainings.
+        reversed_inputs: tensors of ours that have the channels of an input as their first axis
+            (vectors) or their second (kernels), which are B, G, R in the public files.
+        reference: where the weights come from, for the model's card.
+    """
+
+    variants: tuple[Variant, ...]
+    channels_last: bool
+    std: float
+    void: int
+    size: tuple[int, int]
+    reversed_inputs: frozenset[str]
+    reference: str
+
+
+def erfnet() -> System:
+    """ERFNet's own names, of which only the encoder's 1x1 head is called otherwise here.
+
+    The head of the first training phase stays in the files of whole networks. The encoder
+    trained on ImageNet has none.
+    """
+
+    def names(network: str, prefixes: tuple[str, ...]) -> dict[str, str]:
+        with torch.device('meta'):
+            ours = build_network(network, 2).state_dict()
+        return {
+            name.replace('head.', 'encoder.output_conv.', 1): name
+            for name in ours
+            if name.startswith(prefixes) and not name.endswith('num_batches_tracked')
+        }
+
+    encoder = 'encoder.output_conv.bias'
+    return System(
+        variants=(
+            Variant('erfnet', names('erfnet', ('encoder.', 'head.', 'decoder.')), encoder),
+            Variant('erfnet_encoder', names('erfnet_encoder', ('encoder.', 'head.')), encoder),
+            Variant('erfnet_encoder', names('erfnet_encoder', ('encoder.',)), ''),
+        ),
+        channels_last=False,
+        std=255.0,
+        void=-1,
+        size=(1024, 512),
+        reversed_inputs=frozenset(),
+        reference='weights of the ERFNet authors (Eromera/erfnet_pytorch), CC BY-NC 4.0',
+    )
+
+
+def adapnetpp() -> System:
+    """AdapNet++, with the auxiliary heads of training or without."""
+    names = _expert('resnet_v2_50/', 'encoder.') | _decoder('resnet_v2_50/', 'decoder.')
+    auxiliary = _conv_norm('resnet_v2_50/conv911', 'decoder.auxiliary4') | _conv_norm(
+        'resnet_v2_50/conv912', 'decoder.auxiliary8'
+    )
+    head = 'resnet_v2_50/conv5/BatchNorm/gamma'
+    return System(
+        variants=(
+            Variant('adapnetpp', names | auxiliary, head, {'auxiliary_heads': True}),
+            Variant('adapnetpp', names, head, {'auxiliary_heads': False}),
+        ),
+        channels_last=True,
+        std=1.0,
+        void=0,
+        size=(768, 384),
+        reversed_inputs=_first_layers('encoder.'),
+        reference='weights of the AdapNet++ authors (DeepSceneSeg/AdapNet-pp), GPL v3',
+    )
+
+
+def _expert(public: str, ours: str) -> dict[str, str]:
+    """Everything up to the eASPP and the skips."""
+    names = _norm(f'{public}conv0', f'{ours}bn0')
+    names |= {f'{public}conv1/weights': f'{ours}conv1.weight'}
+    names |= _norm(f'{public}conv1', f'{ours}bn1')
+    for block, stage in enumerate(STAGES, 1):
+        for unit in range(len(stage.rates)):
+            theirs = f'{public}block{block}/unit_{unit + 1}/bottleneck_v1'
+            mine = f'{ours}block{block}.{unit}'
+            for i in (1, 2, 3):
+                names[f'{theirs}/conv{i}/weights'] = f'{mine}.conv{i}.weight'
+                names |= _norm(f'{theirs}/conv{i}', f'{mine}.bn{i}')
+            if unit == 0:
+                names[f'{theirs}/shortcut/weights'] = f'{mine}.shortcut.weight'
+    layers = {32: 'skip4', 174: 'skip8', 256: 'easpp.point', 57: 'easpp.pooled'}
+    for i, branch in enumerate(((70, 7, 247, 71), (80, 8, 248, 81), (90, 9, 249, 91))):
+        layers |= {number: f'easpp.atrous.{i}.{j}' for j, number in enumerate(branch)}
+    layers[10] = 'easpp.project'
+    return names | _numbered(layers, public, ours)
+
+
+def _decoder(public: str, ours: str) -> dict[str, str]:
+    layers = {
+        41: 'up8',
+        89: 'refine8.0',
+        96: 'refine8.1',
+        16: 'up4',
+        88: 'refine4.0',
+        95: 'refine4.1',
+        78: 'head',
+        5: 'up_logits',
+    }
+    return _numbered(layers, public, ours)
+
+
+def _numbered(layers: dict[int, str], public: str, ours: str) -> dict[str, str]:
+    """Names of convolutions with a norm: number in the public code -> module of ours."""
+    names: dict[str, str] = {}
+    for number, module in layers.items():
+        names |= _conv_norm(f'{public}conv{number}', f'{ours}{module}')
+    return names
+
+
+def _conv_norm(public: str, ours: str) -> dict[str, str]:
+    return {f'{public}/weights': f'{ours}.conv.weight'} | _norm(public, f'{ours}.bn')
+
+
+def _norm(public: str, ours: str) -> dict[str, str]:
+    parts = {
+        'gamma': 'weight',
+        'beta': 'bias',
+        'moving_mean': 'running_mean',
+        'moving_variance': 'running_var',
+    }
+    return {f'{public}/BatchNorm/{part}': f'{ours}.{name}' for part, name in parts.items()}
+
+
+def _first_layers(*encoders: str) -> frozenset[str]:
+    """Tensors that see the input's channels: the norm on the input and the first kernel."""
+    norm = ('weight', 'bias', 'running_mean', 'running_var')
+    parts = [f'bn0.{part}' for part in norm] + ['conv1.weight']
+    return frozenset(f'{encoder}{part}' for encoder in encoders for part in parts)
+
+
+SYSTEMS: dict[str, Callable[[], System]] = {
+    'erfnet': cache(erfnet),
+    'adapnetpp': cache(adapnetpp),
+}
+"""The published systems by name."""

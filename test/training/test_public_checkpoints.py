@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('torch')
+pytest.importorskip('tensorboard')
+
+import reference_adapnetpp as reference
+import torch
+from goldens import fill
+from safetensors.torch import save_file
+from tf_checkpoints import write_tf_checkpoint
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.checkpoints import load_checkpoint
+from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.public_checkpoints import import_weights
+from rgbd_fusion_seg.training.public_names import SYSTEMS
+from rgbd_fusion_seg.training.public_weights import from_public
+from rgbd_fusion_seg.training.tf_checkpoint import masked_crc32c
+
+NORM = {'gamma': 'weight', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
+
+
+def tf_variable(name: str, shape: list[int]) -> np.ndarray:
+    """The golden fill, which is stated for PyTorch's names and layout."""
+    if len(shape) == 4:
+        return fill(name, (shape[3], shape[2], *shape[:2])).transpose(2, 3, 1, 0)
+    scope, _, leaf = name.rpartition('/')
+    return fill(f'{scope}.{NORM.get(leaf, "bias")}', tuple(shape))
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+@pytest.fixture(scope='module')
+def adapnetpp_variables(goldens_dir):
+    shapes = read_shapes(goldens_dir / 'adap_vars.json')
+    return {name: tf_variable(name, shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope='module')
+def ssma_variables(goldens_dir):
+    shapes = read_shapes(goldens_dir / 'ssma_vars.json')
+    return {name: tf_variable(name, shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope='module')
+def erfnet(goldens_dir):
+    return np.load(goldens_dir / 'erfnet.npz')
+
+
+@pytest.fixture(scope='module')
+def erfnet_weights(erfnet) -> dict[str, torch.Tensor]:
+    shapes = json.loads(str(erfnet['state_keys']))
+    return {k: torch.from_numpy(fill(k, tuple(shape))) for k, shape in shapes.items()}
+
+
+def picture(height: int, width: int, seed: int) -> np.ndarray:
+    """Float (1, H, W, 3), R, G, B from 0 to 255, smooth enough for maxima to differ."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (1, height // 4, width // 4, 3))
+    return coarse.repeat(4, 1).repeat(4, 2).astype(np.float32)
+
+
+def to_torch(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image).permute(0, 3, 1, 2)
+
+
+def assert_same(name: str, ours: torch.Tensor, theirs: np.ndarray) -> None:
+    """Compare (N, C, H, W) with the reference's (N, H, W, C)."""
+    difference = np.abs(ours.permute(0, 2, 3, 1).numpy() - theirs).max()
+    assert difference <= 1e-4 * np.abs(theirs).max(), name
+
+
+def check_total(system: str, weights: dict[str, torch.Tensor], variables) -> None:
+    """Every public variable is used once, and every tensor of ours is filled."""
+    variant = SYSTEMS[system]().variants[0]
+    public = {name.removesuffix('/kernel') for name in variables}
+    assert set(variant.names) == public
+    counters = {name for name in weights if name.endswith('num_batches_tracked')}
+    assert sorted(variant.names.values()) == sorted(set(weights) - counters)
+
+
+# AdapNet++
+
+
+def test_adapnetpp_computes_what_the_public_network_does(adapnetpp_variables):
+    # Not square, and large enough for the widest dilation, 12 at 1/16.
+    image = picture(208, 224, 1)
+    theirs: dict[str, np.ndarray] = {}
+    outputs, used = reference.adapnetpp(adapnetpp_variables, image[..., ::-1], theirs.__setitem__)
+    assert used == set(adapnetpp_variables)
+    weights = from_public('adapnetpp', adapnetpp_variables)
+    check_total('adapnetpp', weights, adapnetpp_variables)
+    network = build_network('adapnetpp', 12).eval()
+    network.load_state_dict(weights)
+    encoder, ours = network.encoder, {}
+    for i, block in enumerate(encoder.blocks, 1):
+        for j, unit in enumerate(block):
+            unit.register_forward_hook(
+                lambda _m, _i, out, key=f'block{i}.{j}': ours.__setitem__(key, out.active)
+            )
+    encoder.easpp.register_forward_hook(lambda _m, _i, out: ours.__setitem__('easpp', out))
+    with torch.no_grad():
+        logits = network({'rgb': to_torch(image)}, auxiliary=True)
+        ours['stem'] = encoder.stem(to_torch(image)).active
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        assert_same(name, ours[name], value)
+    for name, mine, value in zip(('logits', '1/4', '1/8'), logits, outputs, strict=True):
+        assert_same(name, mine, value)
+
+
+def crc(data: bytes) -> int:
+    """The reader's own checksum: test_tf_checkpoint.py has an independent one, for small files."""
+    return masked_crc32c(np.frombuffer(data, np.uint8))
+
+
+def test_a_tensorflow_checkpoint_becomes_one_of_ours(tmp_path, adapnetpp_variables):
+    # As TensorFlow names them, with what training adds; without the auxiliary heads.
+    variables = {
+        name.removesuffix('/kernel'): value
+        for name, value in adapnetpp_variables.items()
+        if '/conv911/' not in name and '/conv912/' not in name
+    }
+    kernel = 'resnet_v2_50/conv1/weights'
+    training = {
+        f'{kernel}/Adam': variables[kernel],
+        f'{kernel}/Adam_1': variables[kernel],
+        'beta1_power': np.float32(0.5),
+        'global_step': np.int64(1500),
+    }
+    prefix, output = tmp_path / 'model.ckpt-1500', tmp_path / 'c.safetensors'
+    write_tf_checkpoint(prefix, variables | training, checksum=crc)
+    options = {'modality': 'hha', 'easpp_rates': [6, 12, 18]}
+    for source in (prefix, tmp_path / 'model.ckpt-1500.index'):
+        import_weights('adapnetpp', source, output, options=options)
+    checkpoint = load_checkpoint(output)
+    network = checkpoint.build()
+    assert network.modalities == ('hha',)
+    assert network.auxiliary_weights == ()
+    assert checkpoint.info['statistics'] == {'hha': [[0.0] * 3, [1.0] * 3]}
+    assert checkpoint.classes.names[:2] == ('void', 'class 1')
+    assert len(checkpoint.classes) == 12
+    blue = torch.from_numpy(variables[kernel][:, :, 0].copy()).permute(2, 0, 1)
+    torch.testing.assert_close(network.encoder.conv1.weight[:, 2], blue)
+
+    data = tmp_path / 'model.ckpt-1500.data-00000-of-00001'
+    with data.open('r+b') as file:
+        file.truncate(data.stat().st_size - 1)
+    with pytest.raises(InputError, match='it ends before the last byte'):
+        import_weights('adapnetpp', prefix, output)
+    name = 'resnet_v2_50/block3/unit_5/bottleneck_v1/conv2/weights'
+    del variables[name]
+    write_tf_checkpoint(prefix, variables, checksum=crc)
+    with pytest.raises(InputError, match=rf'model\.ckpt-1500: 1 of .* missing, first {name}'):
+        import_weights('adapnetpp', prefix, output)
+
+
+# ERFNet
+
+
+def test_erfnet_gives_the_public_outputs(tmp_path, erfnet, erfnet_weights):
+    """A file as its authors save one: wrapped, with the training's state around it."""
+    wrapped = {f'module.{name}': value for name, value in erfnet_weights.items()}
+    content = {'epoch': 150, 'arch': 'ERFNet', 'state_dict': wrapped, 'best_acc': 0.7}
+    torch.save(content, tmp_path / 'model_best.pth.tar')
+    import_weights('erfnet', tmp_path / 'model_best.pth.tar', tmp_path / 'c.safetensors')
+    checkpoint = load_checkpoint(tmp_path / 'c.safetensors')
+    network = checkpoint.build()
+    assert checkpoint.classes.names[-1] == 'void'
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in checkpoint.info['statistics']['rgb'])
+    photo = to_torch(erfnet['img_u8'][None].astype(np.float32))
+    with torch.no_grad():
+        logits, early = network({'rgb': torch.from_numpy(erfnet['x'])}, auxiliary=True)
+        of_photo = network({'rgb': (photo - mean) / std})
+    for ours, theirs in (
+        (logits[..., ::2, ::2], erfnet['out']),
+        (early, erfnet['enc_only_logits']),
+        (of_photo[..., ::8, ::8], erfnet['img_logits_sub8']),
+    ):
+        assert np.abs(ours.numpy() - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    assert (of_photo.argmax(1).numpy() == erfnet['img_argmax']).mean() > 0.9999
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.npz', '.safetensors'])
+def test_erfnets_encoder_alone(tmp_path, erfnet, erfnet_weights, suffix):
+    # Files of old PyTorch lack the counters of batches.
+    encoder = {
+        name: value
+        for name, value in erfnet_weights.items()
+        if name.startswith('encoder.') and value.ndim
+    }
+    source = tmp_path / f'encoder{suffix}'
+    if suffix == '.npz':
+        np.savez(source, **{name: value.numpy() for name, value in encoder.items()})
+    elif suffix == '.pth':
+        torch.save(encoder, source)
+    else:
+        save_file(encoder, source)
+    import_weights('erfnet', source, tmp_path / 'c.safetensors', num_classes=20)
+    network = load_checkpoint(tmp_path / 'c.safetensors').build()
+    with torch.no_grad():
+        logits = network({'rgb': torch.from_numpy(erfnet['x'])}).numpy()
+    theirs = erfnet['enc_only_logits']
+    assert np.abs(logits - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_erfnets_encoder_from_imagenet(tmp_path, erfnet, erfnet_weights):
+    """It has no head, and a classifier of ImageNet instead."""
+    names = [n for n in erfnet_weights if n.startswith('encoder.') and 'output_conv' not in n]
+    encoder = {f'module.features.{name}': erfnet_weights[name] for name in names}
+    encoder['module.classifier.weight'] = torch.zeros(1000, 128)
+    torch.save({'state_dict': encoder}, tmp_path / 'erfnet_encoder_pretrained.pth.tar')
+    source, output = tmp_path / 'erfnet_encoder_pretrained.pth.tar', tmp_path / 'c.safetensors'
+    with pytest.raises(InputError, match='give num_classes'):
+        import_weights('erfnet', source, output)
+    (tmp_path / 'classes.yaml').write_text('names: [wall, floor, door]\n')
+    import_weights('erfnet', source, output, classes=tmp_path / 'classes.yaml')
+    checkpoint = load_checkpoint(output)
+    assert checkpoint.classes.names == ('wall', 'floor', 'door')
+    network = checkpoint.build()
+    with torch.no_grad():
+        features = network.encoder(torch.from_numpy(erfnet['x'])).numpy()
+        assert network({'rgb': torch.from_numpy(erfnet['x'])}).shape[1] == 3
+    assert np.abs(features - erfnet['enc_feat']).max() <= 1e-4 * erfnet['enc_feat'].max()
+
+
+# What is refused
+
+
+def test_an_unknown_system_is_told_the_known_ones():
+    with pytest.raises(InputError, match=f"'segnet'; choose one of {', '.join(sorted(SYSTEMS))}"):
+        from_public('segnet', {})
+
+
+def test_weights_of_another_system_are_told_apart(adapnetpp_variables, erfnet_weights):
+    with pytest.raises(InputError, match='weights of adapnetpp, not of erfnet'):
+        from_public('erfnet', adapnetpp_variables)
+    with pytest.raises(InputError, match='weights of erfnet, not of adapnetpp'):
+        from_public('adapnetpp', erfnet_weights)
+
+
+def test_missing_unknown_and_misshapen_tensors_are_named(erfnet_weights):
+    name = 'decoder.layers.1.conv3x1_2.weight'
+    partial = {k: v for k, v in erfnet_weights.items() if k != name}
+    with pytest.raises(InputError, match=f'1 of the .* missing, first {name}'):
+        from_public('erfnet', partial)
+    with pytest.raises(InputError, match=r'erfnet has no tensor decoder\.extra'):
+        from_public('erfnet', erfnet_weights | {'decoder.extra': torch.zeros(3)})
+    for shape in ((64, 64, 1, 3), (65, 64, 3, 1), (64,)):
+        with pytest.raises(InputError, match=name):
+            from_public('erfnet', erfnet_weights | {name: torch.zeros(shape)})
+
+
+def test_other_class_counts_are_refused(tmp_path, erfnet_weights):
+    source, output = tmp_path / 'a.pth', tmp_path / 'c.safetensors'
+    torch.save(erfnet_weights, source)
+    with pytest.raises(InputError, match=r'a\.pth has 20 classes, but num_classes tells 19'):
+        import_weights('erfnet', source, output, num_classes=19)
+    (tmp_path / 'k.yaml').write_text('names: [a, b]\ncolors: [[1, 2, 3], [4, 5, 6]]\n')
+    with pytest.raises(InputError, match=r'20 classes, but .*k\.yaml tells 2'):
+        import_weights('erfnet', source, output, classes=tmp_path / 'k.yaml')
+    for text in ('names: 3', '[a, b]', 'names: [a\n', 'names: [a]\ncolors: [[1, 2]]'):
+        (tmp_path / 'k.yaml').write_text(text)
+        with pytest.raises(InputError, match=r'k\.yaml'):
+            import_weights('erfnet', source, output, classes=tmp_path / 'k.yaml')
+    with pytest.raises(InputError, match='lidar'):
+        import_weights('erfnet', source, output, options={'modality': 'lidar'})
+    with pytest.raises(InputError, match='do not fit its options'):
+        import_weights('erfnet', source, output, options={'multi_level': True})
+    assert not output.exists()
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'old.pth', 'a.npz', 'a.safetensors'])
+def test_truncated_files_are_refused(tmp_path, erfnet_weights, name):
+    path = tmp_path / name
+    if name == 'a.npz':
+        np.savez(path, **{k: v.numpy() for k, v in erfnet_weights.items()})
+    elif name == 'a.safetensors':
+        save_file(erfnet_weights, path)
+    else:  # the authors' own files are in PyTorch's old form
+        new = name == 'a.pth'
+        torch.save(erfnet_weights, path, _use_new_zipfile_serialization=new)
+    whole = path.read_bytes()
+    output = tmp_path / 'c.safetensors'
+    import_weights('erfnet', path, output)
+    before = output.read_bytes()
+    for share in (0.0, 0.001, 0.5, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(InputError, match=name):
+            import_weights('erfnet', path, output)
+    assert output.read_bytes() == before
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    output = tmp_path / 'c.safetensors'
+    for name in ('absent.pth', 'absent.ckpt', 'absent.index', 'absent.npz'):
+        with pytest.raises(InputError, match='absent'):
+            import_weights('erfnet', tmp_path / name, output)
+    torch.save({'state_dict': Path('code')}, tmp_path / 'code.pth')
+    with pytest.raises(InputError, match=r'code\.pth cannot be read .*save its state dict alone'):
+        import_weights('erfnet', tmp_path / 'code.pth', output)
+    torch.save({'state_dict': 3}, tmp_path / 'number.pth')
+    with pytest.raises(InputError, match='no tensors by name'):
+        import_weights('erfnet', tmp_path / 'number.pth', output)
+    torch.save([1, 2], tmp_path / 'list.pth')
+    with pytest.raises(InputError, match=r'list\.pth'):
+        import_weights('erfnet', tmp_path / 'list.pth', output)
