@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -362,10 +361,8 @@ def _whole_image(
     for level in pyramid:
         if level.shape[1:3] == size:
             return level[index]
-    if name == 'rgb':
-        return preprocess.rgb_image(pyramid[-1][index], width, height)
-    level = next((x for x in pyramid if x.shape[2] >= width), pyramid[-1])
-    return cv2.resize(level[index], (width, height), interpolation=cv2.INTER_NEAREST)
+    larger = next((x for x in pyramid if x.shape[2] >= width), pyramid[-1])
+    return preprocess.rgb_image((pyramid[-1] if name == 'rgb' else larger)[index], width, height)
 
 
 class Normaliser(torch.nn.Module):

@@ -1,81 +1,309 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-pytest.importorskip('torch')
+torch = pytest.importorskip('torch')
+kornia = pytest.importorskip('kornia')
 
-from rgbd_fusion_seg.training.augment import (
-    AugmentConfig,
-    random_view,
-    whole_view,
-)
-from rgbd_fusion_seg.training.datasets.cache import CachedFrames
+from prepared_frames import ramp_frames, ramps  # noqa: E402
 
-SIZE = (320, 240)
-STILL = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, noise=0, hha_shift=0)
+from rgbd_fusion_seg import hha, preprocess  # noqa: E402
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.frame import Intrinsics  # noqa: E402
+from rgbd_fusion_seg.training import augment  # noqa: E402
+from rgbd_fusion_seg.training.augment import AugmentConfig, draw_view  # noqa: E402
+from rgbd_fusion_seg.training.config import DataConfig, TrainConfig  # noqa: E402
+from rgbd_fusion_seg.training.views import TrainingViews, channel_statistics, window  # noqa: E402
 
-
-def gradients() -> CachedFrames:
-    """Frames in which every image says where a pixel comes from: 0..1 along x and y."""
-
-    def ramp(height, width):
-        v, u = np.mgrid[0:height, 0:width]
-        x, y = (u + 0.5) / width, (v + 0.5) / height
-        return np.stack([250 * x, 250 * y, np.full_like(x, 77)], -1).astype(np.uint8)[None]
-
-    v, u = np.mgrid[0:480, 0:640]
-    labels = ((u // 64) + 10 * (v // 120)).astype(np.uint8)[None]
-    return CachedFrames('ramp', ramp(480, 640), labels, (ramp(120, 160), ramp(240, 320)), (0, 1))
+STILL = {
+    'brightness': 0, 'contrast': 0, 'saturation': 0, 'hue': 0, 'noise': 0, 'hha_shift': 0,
+}  # fmt: skip
+WILD = {'min_zoom': 0.6, 'max_zoom': 2.5, 'max_rotation_deg': 30.0, 'whole': 0.1}
+WALL_M = 9.0
+CAMERA = Intrinsics(260.0, 260.0, 159.5, 119.5, 320, 240)
 
 
-def test_colour_hha_and_labels_keep_the_same_geometry():
-    frames = gradients()
-    for seed in range(30):
-        view = random_view(frames, 0, SIZE, STILL, np.random.default_rng(seed))
-        assert view.rgb.shape == (240, 320, 3)
-        assert view.hha.shape == (120, 160, 3)
-        small = view.rgb.astype(float).reshape(120, 2, 160, 2, 3).mean((1, 3))
-        assert np.abs(small - view.hha)[2:-2, 2:-2].max() < 5
-        x, y = view.rgb[..., 0] / 250, view.rgb[..., 1] / 250
-        expected = np.floor(x * 10) + 10 * np.floor(y * 4)
-        assert (expected == view.labels).mean() > 0.93
-
-
-def test_views_zoom_in_shift_and_flip():
-    frames = gradients()
-    views = [
-        random_view(frames, 0, SIZE, STILL, np.random.default_rng(s)).rgb[..., 0].astype(int)
-        for s in range(60)
-    ]
-    flipped = [v[0, -1] < v[0, 0] for v in views]
-    widths = [abs(v[0, -1] - v[0, 0]) / 250 for v in views]
-    assert 15 < sum(flipped) < 45
-    assert min(widths) < 0.6
-    assert max(widths) > 0.97
-    assert min(widths) >= 0.45
-
-
-def test_the_same_seed_gives_the_same_view():
-    frames = gradients()
-    first, second = (
-        random_view(frames, 0, SIZE, AugmentConfig(), np.random.default_rng(9)) for _ in range(2)
+def batch_and_views(count: int = 24, **options) -> tuple[dict[str, torch.Tensor], list]:
+    """A batch of views of `ramp_frames` at 160x120, and the numbers they were drawn with."""
+    config = TrainConfig(
+        batch_size=count,
+        augment=AugmentConfig(**{**STILL, **options}),
+        data=DataConfig(width=160, height=120, workers=0),
     )
-    for name in ('rgb', 'hha', 'labels'):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    views = TrainingViews(ramp_frames(), None, config, (60, 80), 'cpu')
+    drawn = [views.reader.choose(draw)[2] for draw in range(count)]
+    return next(views.batches(0, 1)), drawn
 
 
-def test_colour_jitter_leaves_labels_and_angles_alone():
-    frames = gradients()
-    still = random_view(frames, 0, SIZE, STILL, np.random.default_rng(4))
-    loud = random_view(frames, 0, SIZE, AugmentConfig(), np.random.default_rng(4))
-    np.testing.assert_array_equal(still.labels, loud.labels)
-    np.testing.assert_array_equal(still.hha[..., 2], loud.hha[..., 2])
-    assert np.abs(still.rgb.astype(int) - loud.rgb).mean() > 1
+def warp(image: np.ndarray, view: augment.View) -> np.ndarray:
+    """Show a view of one uint8 (H, W, 3) image at its own size: float (H, W, 3)."""
+    size = image.shape[:2]
+    cut, numbers = window([image[None]], 0, view, size)
+    maps = torch.from_numpy(numbers)[None]
+    images = torch.from_numpy(cut.copy())[None]
+    return (
+        augment.sample_images(images, [cut.shape[:2]], maps, size)[0][0].permute(1, 2, 0).numpy()
+    )
 
 
-def test_whole_views_read_the_hha_of_their_resolution():
-    frames = gradients()
-    np.testing.assert_array_equal(whole_view(frames, 0, (320, 240)).hha, frames.hha[0][0])
-    np.testing.assert_array_equal(whole_view(frames, 0, (640, 480)).hha, frames.hha[1][0])
-    np.testing.assert_array_equal(whole_view(frames, 0, (640, 480)).rgb, frames.rgb[0])
+def test_colour_lies_where_the_view_says():
+    batch, drawn = batch_and_views(**WILD)
+    places = ramps(120, 160)
+    for rgb, view in zip(batch['rgb'], drawn, strict=True):
+        expected = places @ view.to_frame[:, :2].T + view.to_frame[:, 2]
+        # Pixels at the border of the frame have one neighbour only.
+        inner = (np.abs(expected - 0.5) < 0.49).all(-1)
+        assert inner.mean() > 0.2
+        error = (rgb[:2].permute(1, 2, 0).numpy() - 200 * expected)[inner]
+        assert np.abs(error).max() < 1.01  # ramps are rounded at each level of the pyramid
+        assert np.abs(error.mean(0)).max() < 0.08  # an eighth of a pixel of the frame
+
+
+def test_labels_have_exactly_the_geometry_of_colour():
+    batch, drawn = batch_and_views(**WILD)
+    assert any(np.linalg.det(v.to_frame[:, :2]) < 0 for v in drawn), 'none is mirrored'
+    compared = 0
+    for rgb, labels in zip(batch['rgb'].numpy(), batch['labels'].numpy(), strict=True):
+        x, y = rgb[0] / 50, rgb[1] / 50
+        inside = labels != 255
+        # Away from the borders of labels by a pixel of the finest level: 200 / 320 grey levels.
+        sure = inside & (np.abs(x - x.round()) > 0.02) & (np.abs(y - y.round()) > 0.02)
+        assert (labels == 4 * np.floor(y) + np.floor(x))[sure].all()
+        compared += sure.sum()
+    assert compared > 0.5 * batch['labels'].numel()
+
+
+def test_places_outside_the_frame_are_void_in_all_three():
+    batch, drawn = batch_and_views(**WILD)
+    places = ramps(120, 160)
+    mean = torch.tensor(channel_statistics(ramp_frames())['rgb'][0])
+    assert float((mean - torch.tensor([100.0, 100.0, 77.0])).abs().max()) < 2
+    missing = torch.tensor(augment.MISSING_HHA)
+    outside = 0
+    for k, view in enumerate(drawn):
+        expected = places @ view.to_frame[:, :2].T + view.to_frame[:, 2]
+        void = (np.abs(expected - 0.5) > 0.5).any(-1)
+        np.testing.assert_array_equal(batch['labels'][k].numpy() == 255, void)
+        image = batch['rgb'][k].permute(1, 2, 0)
+        assert (image == mean)[torch.from_numpy(void)].all()
+        blocks = torch.from_numpy(void.reshape(60, 2, 80, 2).all((1, 3)))
+        assert (batch['hha'][k].permute(1, 2, 0) == missing)[blocks].all()
+        outside += void.sum()
+    assert outside > 0.1 * batch['labels'].numel()
+
+
+def test_hha_has_the_geometry_of_colour():
+    batch, _ = batch_and_views(**WILD)
+    for rgb, ours, labels in zip(batch['rgb'], batch['hha'], batch['labels'], strict=True):
+        smaller = torch.nn.functional.avg_pool2d(rgb, 2)
+        inside = torch.nn.functional.avg_pool2d((labels != 255).float()[None], 7, 2, 3)[0] == 1
+        assert (smaller - ours).abs().amax(0)[inside].max() < 1.2
+
+
+def test_the_draws_keep_to_the_config():
+    config = AugmentConfig(max_zoom=3.0, whole=0.25, aspect=1.3)
+    views = [draw_view(config, (240, 320), np.random.default_rng(i)) for i in range(400)]
+    shown = np.array([np.abs(np.diag(v.to_frame[:, :2])) for v in views])
+    whole = (shown == 1).all(1)
+    assert 0.17 < whole.mean() < 0.33
+    assert 0.4 < np.mean([v.to_frame[0, 0] < 0 for v in views]) < 0.6
+    assert shown.max() == 1
+    assert 1 / 3.6 < shown.min() < 1 / 2.5
+    ratio = shown[:, 0] / shown[:, 1]
+    assert 1.2 < ratio.max() <= 1.3 + 1e-9
+    corners = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+    reach = np.array([v.to_frame @ corners for v in views])
+    assert reach.min() > -1e-9
+    assert reach.max() < 1 + 1e-9
+    assert np.ptp(reach.mean(2), axis=0).min() > 0.5, 'windows do not move about'
+
+
+def test_a_view_zoomed_out_holds_the_whole_frame():
+    config = AugmentConfig(min_zoom=0.5, max_zoom=0.5, whole=0, aspect=1, flip=0)
+    for seed in range(20):
+        linear, origin = np.split(
+            draw_view(config, (240, 320), np.random.default_rng(seed)).to_frame, [2], axis=1
+        )
+        np.testing.assert_allclose(linear, 2 * np.eye(2), atol=1e-12)
+        assert (origin <= 0).all()
+        assert (origin >= -1).all()
+
+
+def test_rotation_keeps_right_angles_of_pixels():
+    config = AugmentConfig(max_rotation_deg=40, whole=0, aspect=1, flip=0, max_zoom=1)
+    angles = []
+    for seed in range(50):
+        view = draw_view(config, (200, 500), np.random.default_rng(seed))
+        columns = view.to_frame[:, :2] * np.array([[500], [200]]) / np.array([500, 200])
+        np.testing.assert_allclose(columns.T @ columns, np.eye(2), atol=1e-12)
+        angles.append(math.degrees(math.atan2(columns[1, 0], columns[0, 0])))
+    assert -40 <= min(angles) < -25
+    assert 25 < max(angles) <= 40
+
+
+def test_options_leave_the_other_numbers_of_a_view_alone():
+    plain = draw_view(AugmentConfig(), (240, 320), np.random.default_rng(3))
+    options = AugmentConfig(depth_scaling=True, drop_rgb=0.5, drop_hha=0.5, noise=0, hue=0)
+    other = draw_view(options, (240, 320), np.random.default_rng(3))
+    np.testing.assert_array_equal(plain.to_frame, other.to_frame)
+    np.testing.assert_array_equal(plain.hha_shift, other.hha_shift)
+    assert plain.noise_offset == other.noise_offset
+
+
+def test_gain_and_contrast_are_kornias():
+    image = 255 * torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    gain, contrast = torch.tensor([1.0, 0.7, 1.2]), torch.tensor([1.3, 1.0, 0.6])
+    matrix = gain.view(-1, 1, 1) * torch.eye(3)
+    ours = augment.jitter_rgb(image, matrix, contrast, torch.zeros_like(image))
+    bright = gain.view(-1, 1, 1, 1) * image
+    pivot = bright.mean((1, 2, 3), keepdim=True)
+    # Kornia works on 0..1 and takes the mean of a luma; around 0, its contrast is a factor.
+    expected = kornia.enhance.adjust_contrast((bright - pivot) / 255, contrast, clip_output=False)
+    torch.testing.assert_close(ours, (255 * expected + pivot).clamp(0, 255), rtol=0, atol=1e-3)
+
+
+def test_hue_turns_and_saturation_stretches_about_grey():
+    third = augment.chroma_matrix(2 * math.pi / 3, 1.0)
+    np.testing.assert_allclose(third @ [10, 20, 30], [30, 10, 20])  # red goes to green
+    hsv = kornia.color.rgb_to_hsv(torch.tensor([0.6, 0.3, 0.3]).view(1, 3, 1, 1))
+    turned = augment.chroma_matrix(math.radians(60), 1.0) @ [0.6, 0.3, 0.3]
+    other = kornia.color.rgb_to_hsv(torch.tensor(turned).view(1, 3, 1, 1))
+    assert float(other[0, 0] - hsv[0, 0]) == pytest.approx(math.radians(60), abs=1e-5)
+    np.testing.assert_allclose(
+        augment.chroma_matrix(0.0, 1.5) @ [90, 120, 150], [75, 120, 165], atol=1e-9
+    )
+    np.testing.assert_allclose(augment.chroma_matrix(0.7, 0.4) @ [50, 50, 50], [50, 50, 50])
+
+
+def test_noise_is_gaussian_of_the_view_s_strength():
+    batch, drawn = batch_and_views(8, noise=12.0, whole=1.0, flip=0.0)
+    still, _ = batch_and_views(8, whole=1.0, flip=0.0)
+    noise = (batch['rgb'] - still['rgb'])[:, 2]  # the third channel is far from 0 and 255
+    spread = noise.std((1, 2)).numpy()
+    np.testing.assert_allclose(spread, [view.noise for view in drawn], rtol=0.03)
+    assert np.ptp(spread) > 2
+    assert noise.mean((1, 2)).abs().max() < 0.5
+    correlation = np.corrcoef(noise.flatten(1).numpy()) - np.eye(8)
+    assert np.abs(correlation).max() < 0.05
+
+
+def test_jitter_leaves_labels_and_angles_alone():
+    still, _ = batch_and_views(6)
+    config = AugmentConfig()
+    loud, drawn = batch_and_views(6, **{name: getattr(config, name) for name in STILL})
+    torch.testing.assert_close(loud['labels'], still['labels'], rtol=0, atol=0)
+    torch.testing.assert_close(loud['hha'][:, 2], still['hha'][:, 2], rtol=0, atol=0)
+    shift = torch.tensor(np.array([v.hha_shift for v in drawn]), dtype=torch.float)
+    moved = (still['hha'] + shift.view(-1, 3, 1, 1)).clamp(0, 255)
+    torch.testing.assert_close(loud['hha'], moved, rtol=0, atol=1e-4)
+    assert (loud['rgb'] - still['rgb']).abs().mean() > 1
+
+
+def test_small_images_average_what_they_cover():
+    checks = np.zeros((1, 96, 128, 3), np.uint8)
+    checks[:, ::2, ::2] = checks[:, 1::2, 1::2] = 240
+    maps = torch.tensor([[[8.0, 0, 0, 0, 128, 128], [0, 8.0, 0, 0, 96, 96]]])
+    small, inside = augment.sample_images(
+        torch.from_numpy(checks), [(96, 128)], maps, (12, 16), taps=4
+    )
+    assert inside.all()
+    torch.testing.assert_close(small, torch.full_like(small, 120.0))
+
+
+def floor_and_wall(roll_deg: float = 0.0) -> np.ndarray:
+    """Depth in metres of a floor 1.2 m below a camera that is turned about its optical axis, and
+    of a wall `WALL_M` before it."""
+    v, u = np.mgrid[:240, :320]
+    # Where encode_hha sees a pixel's ray, so that its channels are those of true planes.
+    x = (u - CAMERA.cx + hha.FIRST_PIXEL) / CAMERA.fx
+    y = (v - CAMERA.cy + hha.FIRST_PIXEL) / CAMERA.fy
+    roll = math.radians(roll_deg)
+    down = y * math.cos(roll) - x * math.sin(roll)
+    with np.errstate(divide='ignore'):
+        return np.minimum(np.where(down > 0, 1.2 / down, np.inf), WALL_M).astype(np.float32)
+
+
+def view_of(linear: np.ndarray, scale: float = 1.0) -> augment.View:
+    """A view about the principal ray of `encode_hha`."""
+    centre = np.array([(CAMERA.cx - 0.5) / 320, (CAMERA.cy - 0.5) / 240])
+    to_frame = np.column_stack([linear, centre - linear @ centre])
+    return augment.View(to_frame, np.eye(3), 1.0, 0.0, 0, np.array([scale, 1, 1]), np.zeros(3), '')
+
+
+def away_from_edges(expected: np.ndarray) -> np.ndarray:
+    """Where 9x9 pixels hold one surface: neither window of normals mixes floor and wall."""
+    angle = expected[..., 2].astype(float)
+    pad = np.pad(angle, 6, mode='edge')
+    tiles = np.lib.stride_tricks.sliding_window_view(pad, (13, 13))
+    return np.ptp(tiles, axis=(2, 3)) <= 2
+
+
+@pytest.mark.parametrize('zoom', [1.5, 2.0, 0.75])
+def test_depth_scaling_is_hha_of_the_scene_brought_nearer(zoom):
+    depth = floor_and_wall()
+    source = hha.encode_hha(depth, CAMERA)
+    view = view_of(np.eye(2) / zoom, zoom)
+    shown = warp(source, view) * view.hha_scale
+    # The same lens sees the scene at 1/zoom of its depth: what it sees at a pixel is what the
+    # frame shows at the pixel 1/zoom as far from the principal point.
+    v, u = np.mgrid[:240, :320]
+    cx, cy = CAMERA.cx - hha.FIRST_PIXEL, CAMERA.cy - hha.FIRST_PIXEL
+    x, y = (u - cx) / zoom / CAMERA.fx, (v - cy) / zoom / CAMERA.fy
+    with np.errstate(divide='ignore'):
+        nearer = np.minimum(np.where(y > 0, 1.2 / y, np.inf), WALL_M) / zoom
+    expected = hha.encode_hha(nearer.astype(np.float32), CAMERA, gravity=np.array([0, 1.0, 0]))
+    sure = away_from_edges(expected) & away_from_edges(warp(source, view))
+    if zoom < 1:  # places outside the frame are void
+        sure &= (np.abs(x) < 150 / CAMERA.fx) & (np.abs(y) < 110 / CAMERA.fy)
+    assert sure.mean() > 0.3
+    assert (expected[..., 2][sure] < 45).mean() > 0.1, 'no floor'
+    assert (expected[..., 2][sure] > 120).mean() > 0.1, 'no wall'
+    error = np.abs(np.minimum(shown, 255) - expected)[sure]
+    saturated = zoom < 1 and (warp(source, view)[..., 0] >= 254)[sure]
+    assert error[..., 1:].max() <= 2
+    assert error[~saturated if zoom < 1 else slice(None), 0].max() <= 1 + zoom
+
+
+def test_without_depth_scaling_a_zoom_is_a_longer_lens():
+    source = hha.encode_hha(floor_and_wall(), CAMERA)
+    shown = warp(source, view_of(np.eye(2) / 2))
+    wall = away_from_edges(shown) & (shown[..., 2] > 120)
+    assert wall.mean() > 0.1
+    assert np.abs(shown[..., 0][wall] - 310 / WALL_M).max() < 1
+
+
+@pytest.mark.parametrize('roll', [-12.0, 25.0])
+def test_hha_of_a_rolled_camera_is_the_rolled_hha(roll):
+    turn = math.radians(roll)
+    rolled = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    pixels = np.array([320, 240])
+    linear = rolled * pixels / pixels[:, None]
+    shown = warp(hha.encode_hha(floor_and_wall(), CAMERA), view_of(linear))
+    expected = hha.encode_hha(floor_and_wall(roll), CAMERA)
+    v, u = np.mgrid[:240, :320]
+    sure = away_from_edges(expected) & away_from_edges(shown)
+    sure &= np.hypot(u - CAMERA.cx, v - CAMERA.cy) < 105  # within the frame at every roll
+    assert (expected[..., 2][sure] < 45).mean() > 0.1
+    assert (expected[..., 2][sure] > 120).mean() > 0.1
+    # Gravity is estimated, to a quarter of a degree here; at 9 m that is 4 cm of height.
+    assert (np.abs(shown - expected)[sure].max(0) <= [1, 4, 1]).all()
+
+
+def test_missing_hha_is_what_the_runtime_makes_of_no_reading():
+    image = preprocess.hha_image(np.zeros((240, 320), np.float32), CAMERA, 32, 24)
+    assert (image == np.array(augment.MISSING_HHA)).all()
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'min_zoom': 0}, {'min_zoom': 3}, {'aspect': 0.9}, {'whole': 1.5}, {'contrast': 1},
+        {'max_rotation_deg': 60}, {'drop_rgb': 0.6, 'drop_hha': 0.6}, {'noise': -1},
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_named(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        AugmentConfig(**wrong)

@@ -1,69 +1,247 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
+from prepared_frames import HEIGHT, WIDTH, ramp_frames, random_frames  # noqa: E402
+
+from rgbd_fusion_seg import preprocess  # noqa: E402
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.frame import Intrinsics  # noqa: E402
+from rgbd_fusion_seg.training import augment, views  # noqa: E402
+from rgbd_fusion_seg.training.augment import AugmentConfig  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, TrainConfig  # noqa: E402
-from rgbd_fusion_seg.training.datasets.cache import cached_frames  # noqa: E402
-from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2  # noqa: E402
+from rgbd_fusion_seg.training.datasets.cache import CachedFrames  # noqa: E402
 from rgbd_fusion_seg.training.views import (  # noqa: E402
     Normaliser,
-    TrainingBatches,
+    TrainingViews,
     channel_statistics,
+    whole_frames,
 )
 
-
-@pytest.fixture(scope='module')
-def frames(nyu_pack, tmp_path_factory):
-    return cached_frames(NyuDepthV2(nyu_pack, 'train'), tmp_path_factory.mktemp('cache'))
-
-
-def config(**data) -> TrainConfig:
-    return TrainConfig(batch_size=2, data=DataConfig(synthetic_share=0.5, **data))
-
-
-def test_the_cache_holds_the_source(frames, nyu_pack):
-    for i, item in enumerate(NyuDepthV2(nyu_pack, 'train')):
-        np.testing.assert_array_equal(frames.rgb[i], item.frame.rgb)
-        np.testing.assert_array_equal(frames.labels[i], item.labels)
-    floor, wall = frames.labels[0] == 1, frames.labels[0] == 0
-    angle = np.repeat(np.repeat(frames.hha[1][0, ..., 2], 2, 0), 2, 1)
-    assert abs(np.median(angle[floor]) - 38) < 8
-    assert abs(np.median(angle[wall]) - 128) < 8
+WILD = AugmentConfig(
+    min_zoom=0.7, max_rotation_deg=20, depth_scaling=True, drop_rgb=0.1, drop_hha=0.1
+)
+PLAIN = AugmentConfig(
+    whole=1, flip=0, brightness=0, contrast=0, saturation=0, hue=0, noise=0, hha_shift=0
+)
+HHA_SIZE = (HEIGHT // 4, WIDTH // 4)
+Batch = dict[str, torch.Tensor]
 
 
-def test_a_changed_source_is_prepared_anew(frames, nyu_pack, tmp_path):
-    source = NyuDepthV2(nyu_pack, 'train')
-    cached_frames(source, tmp_path)
-    source.ids = source.ids[:3]
-    assert len(cached_frames(source, tmp_path)) == 3
+def make_views(
+    workers: int = 0,
+    resident: str = 'never',
+    rank: int = 0,
+    world_size: int = 1,
+    share: float = 0.25,
+    **options,
+) -> TrainingViews:
+    """Views of 6 frames of noise, and of 5 others for synthetic ones, at half their size."""
+    config = TrainConfig(
+        batch_size=options.pop('batch_size', 4),
+        seed=options.pop('seed', 7),
+        augment=options.pop('augment', WILD),
+        data=DataConfig(
+            width=WIDTH // 2, height=HEIGHT // 2, workers=workers, resident=resident,
+            synthetic_share=share,
+        ),
+    )  # fmt: skip
+    synthetic = random_frames(5, seed=1) if share else None
+    options = {'hha_size': HHA_SIZE, 'device': 'cpu', **options}
+    return TrainingViews(
+        random_frames(6), synthetic, config, rank=rank, world_size=world_size, **options
+    )
 
 
-def test_a_resumed_run_sees_the_batches_it_would_have_seen(frames):
-    whole = TrainingBatches(frames, frames, config(), 0, 8)
-    rest = TrainingBatches(frames, frames, config(), 5, 8)
-    assert len(rest) == 3
-    for i in range(3):
-        for name, value in whole[5 + i].items():
-            torch.testing.assert_close(rest[i][name], value, rtol=0, atol=0)
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            torch.testing.assert_close(value, b[name], rtol=0, atol=0, msg=name)
 
 
-def test_an_epoch_visits_every_real_frame_once(frames):
-    data = TrainingBatches(frames, None, config(), 0, 6)
-    orders = [[data._real_index(draw) for draw in range(e * 6, e * 6 + 6)] for e in range(4)]
-    assert all(sorted(order) == list(range(6)) for order in orders)
-    assert len({tuple(order) for order in orders}) > 1
+def test_batches_are_what_they_promise():
+    for batch in make_views().batches(0, 3):
+        assert list(batch) == ['rgb', 'hha', 'labels']
+        assert batch['rgb'].shape == (4, 3, HEIGHT // 2, WIDTH // 2)
+        assert batch['hha'].shape == (4, 3, *HHA_SIZE)
+        assert batch['labels'].shape == (4, HEIGHT // 2, WIDTH // 2)
+        assert batch['labels'].dtype == torch.uint8
+        for name in ('rgb', 'hha'):
+            assert batch[name].dtype == torch.float32
+            assert batch[name].is_contiguous(memory_format=torch.channels_last)
+            assert batch[name].min() >= 0
+            assert 200 < batch[name].max() <= 255
 
 
-def test_normalised_inputs_have_zero_mean_and_unit_spread(frames):
-    statistics = channel_statistics(frames)
-    batch = {
-        'rgb': torch.from_numpy(np.array(frames.rgb)),
-        'hha': torch.from_numpy(np.array(frames.hha[-1])),
-    }
-    for value in Normaliser(statistics)(batch).values():
-        assert value.shape[1] == 3
-        assert value.mean((0, 2, 3)).abs().max() < 0.1
-        assert (value.std((0, 2, 3)) - 1).abs().max() < 0.1
+@pytest.mark.parametrize('way', [{'workers': 1}, {'workers': 2}, {'resident': 'always'}], ids=str)
+def test_how_frames_are_read_changes_nothing(way):
+    assert_same(list(make_views(**way).batches(3, 5)), list(make_views().batches(3, 5)))
+
+
+def test_processes_make_slices_of_the_same_batch():
+    whole = list(make_views().batches(0, 5))
+    parts = [list(make_views(rank=rank, world_size=2).batches(0, 5)) for rank in (0, 1)]
+    joined = [{k: torch.cat([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
+    assert_same(joined, whole)
+
+
+def test_a_resumed_run_sees_the_batches_it_would_have_seen():
+    assert_same(list(make_views().batches(5, 3)), list(make_views().batches(0, 8))[5:])
+
+
+def test_views_differ_between_steps_and_seeds():
+    batches = [*make_views().batches(0, 3), *make_views(seed=8).batches(0, 3)]
+    for a, b in itertools.combinations(batches, 2):
+        assert (a['rgb'] - b['rgb']).abs().mean() > 5
+
+
+def test_an_epoch_visits_every_real_frame_once_whatever_comes_on_top():
+    for share in (0.0, 0.25, 0.4):
+        reader = make_views(share=share).reader
+        chosen = [reader.choose(draw)[:2] for draw in range(240)]
+        real = [index for source, index in chosen if source == 0]
+        epochs = [real[i : i + 6] for i in range(0, len(real) - 5, 6)]
+        assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+        synthetic = [index for source, index in chosen if source == 1]
+        assert len(synthetic) == round(240 * share)
+        assert not share or set(synthetic) == set(range(5))
+
+
+def test_a_whole_unchanged_view_is_the_prepared_frame():
+    frames = random_frames(6)
+    for size, level in (((HEIGHT, WIDTH), 0), ((HEIGHT // 2, WIDTH // 2), 1)):
+        data = DataConfig(width=size[1], height=size[0], workers=0)
+        config = TrainConfig(batch_size=6, augment=PLAIN, data=data)
+        made = TrainingViews(frames, None, config, (size[0] // 2, size[1] // 2), 'cpu')
+        batch = next(made.batches(0, 1))
+        order = [made.reader.choose(draw)[1] for draw in range(6)]
+        for name, expected in (('rgb', frames.rgb[level]), ('hha', frames.hha[1 - level])):
+            images = torch.from_numpy(expected[order]).permute(0, 3, 1, 2).float()
+            torch.testing.assert_close(batch[name], images, rtol=0, atol=0.01)
+        step = HEIGHT // size[0]  # each pixel's centre is at the corner of step x step labels
+        expected = frames.labels[order][:, step - 1 :: step, step - 1 :: step]
+        np.testing.assert_array_equal(batch['labels'].numpy(), expected)
+
+
+def test_a_sensor_that_fails_is_black_or_without_readings():
+    lost = next(make_views(augment=dataclasses.replace(PLAIN, drop_rgb=1.0)).batches(0, 1))
+    kept = next(make_views(augment=PLAIN).batches(0, 1))
+    assert (lost['rgb'] == 0).all()
+    torch.testing.assert_close(lost['hha'], kept['hha'], rtol=0, atol=0)
+    torch.testing.assert_close(lost['labels'], kept['labels'], rtol=0, atol=0)
+    lost = next(make_views(augment=dataclasses.replace(PLAIN, drop_hha=1.0)).batches(0, 1))
+    assert (lost['hha'] == torch.tensor(augment.MISSING_HHA).view(3, 1, 1)).all()
+    torch.testing.assert_close(lost['rgb'], kept['rgb'], rtol=0, atol=0)
+    both = AugmentConfig(drop_rgb=0.3, drop_hha=0.2)
+    drawn = [augment.draw_view(both, (9, 9), np.random.default_rng(i)).drop for i in range(500)]
+    assert 0.23 < drawn.count('rgb') / 500 < 0.37
+    assert 0.14 < drawn.count('hha') / 500 < 0.26
+
+
+def test_only_what_the_network_reads_is_made():
+    colour = make_views(hha_size=None, modalities=('rgb',))
+    depth = make_views(modalities=('hha',))
+    for a, b, both in zip(
+        colour.batches(0, 2), depth.batches(0, 2), make_views().batches(0, 2), strict=True
+    ):
+        assert list(a) == ['rgb', 'labels']
+        assert list(b) == ['hha', 'labels']
+        assert_same([a, b], [{k: both[k] for k in a}, {k: both[k] for k in b}])
+    assert 'rgb' not in depth.reader[0]
+
+
+@pytest.mark.parametrize('zoom', [1.0, 1.2, 2.0, 4.0])
+def test_a_window_is_no_larger_than_what_is_shown(zoom):
+    config = AugmentConfig(min_zoom=zoom, max_zoom=zoom, whole=0, aspect=1)
+    pyramid = [np.zeros((1, s * 60, s * 80, 3), np.uint8) for s in (1, 2, 4)]
+    size = (120, 160)
+    for seed in range(20):
+        view = augment.draw_view(config, (240, 320), np.random.default_rng(seed))
+        image, numbers = views.window(pyramid, 0, view, size)
+        level = {1.0: 160, 1.2: 160, 2.0: 320, 4.0: 320}[zoom]
+        assert (numbers[0, 4] - numbers[0, 3]) == level
+        np.testing.assert_array_less(image.shape[:2], np.array([60, 80]) * level / 80 / zoom + 4)
+
+
+def test_resident_frames_must_leave_memory_to_train_in(monkeypatch):
+    size = sum(
+        x.nbytes for name in ('rgb', 'labels') for x in views.levels(random_frames(6), name)
+    )
+    sources = [{name: views.levels(random_frames(6), name) for name in ('rgb', 'labels')}]
+    gpu, cpu = torch.device('cuda'), torch.device('cpu')
+    for free, expected in ((2 * size, True), (2 * size - 1, False)):
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda _, free=free: (free, 10 * size))
+        assert views.is_resident('auto', sources, gpu) is expected
+        assert not views.is_resident('never', sources, gpu)
+        assert views.is_resident('always', sources, gpu)
+    assert not views.is_resident('auto', sources, cpu)
+
+
+def test_wishes_that_cannot_be_met_are_named():
+    with pytest.raises(InputError, match='sometimes'):
+        make_views(resident='sometimes')
+    with pytest.raises(InputError, match=r'4 views.*3 processes'):
+        make_views(world_size=3)
+
+
+def test_whole_frames_are_what_the_runtime_feeds():
+    camera = Intrinsics(260.0, 260.0, 159.5, 119.5, 320, 240)
+    frames = ramp_frames()
+    rng = np.random.default_rng(0)
+    depth = np.linspace(1, 4, 240, dtype=np.float32)[:, None] + rng.random((240, 320)) * 0.1
+    depth = depth.astype(np.float32)
+    hha = tuple(preprocess.hha_image(depth, camera, *s)[None] for s in ((80, 60), (160, 120)))
+    frames = dataclasses.replace(frames, hha=hha)
+    for height, width in ((240, 320), (120, 160), (96, 112), (300, 400)):
+        (batch,) = whole_frames(frames, (height, width), (60, 80), 'cpu')
+        expected = preprocess.rgb_image(frames.rgb[0][0], width, height)
+        got = batch['rgb'][0].permute(1, 2, 0).numpy()
+        # The half size is in the cache; rounding may differ from this test's own averages.
+        assert np.abs(got - expected).max() <= (1 if height == 120 else 0)
+        image = preprocess.hha_image(depth, camera, 80, 60)
+        np.testing.assert_array_equal(batch['hha'][0].permute(1, 2, 0).numpy(), image)
+        np.testing.assert_array_equal(batch['labels'], frames.labels)
+
+
+def test_whole_frames_come_in_the_order_asked_for():
+    frames = random_frames(6)
+    batches = list(whole_frames(frames, None, HHA_SIZE, 'cpu', [4, 0, 2], batch_size=2))
+    assert [list(batch) for batch in batches] == [['hha', 'labels']] * 2
+    labels = torch.cat([batch['labels'] for batch in batches])
+    np.testing.assert_array_equal(labels, frames.labels[[4, 0, 2]])
+    hha = torch.cat([batch['hha'] for batch in batches]).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(hha, frames.hha[0][[4, 0, 2]].astype(np.float32))
+    assert len(list(whole_frames(frames, None, None, 'cpu'))) == 6
+
+
+def test_normalised_inputs_have_zero_mean_and_unit_spread():
+    frames = random_frames(40)
+    frames = dataclasses.replace(frames, rgb=tuple(level // 2 + 20 for level in frames.rgb))
+    normalise = Normaliser(channel_statistics(frames))
+    for batch in whole_frames(frames, (HEIGHT, WIDTH), HHA_SIZE[:2], 'cpu', batch_size=40):
+        result = normalise(batch)
+        assert list(result) == ['rgb', 'hha']
+        for value in result.values():
+            assert value.mean((0, 2, 3)).abs().max() < 0.05
+            assert (value.std((0, 2, 3)) - 1).abs().max() < 0.05
+            assert value.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_statistics_are_those_of_each_channel():
+    value = np.zeros((8, 8, 8, 3), np.uint8)
+    value[..., 0], value[:4, ..., 1], value[4:, ..., 1] = 30, 10, 50
+    frames = CachedFrames(
+        'two', random_frames(1).classes, '', (value,), value[..., 0], (value,), (1.0, 2.0)
+    )
+    for mean, std in channel_statistics(frames).values():
+        assert mean == [30, 30, 0]
+        assert std == [0, 20, 0]
