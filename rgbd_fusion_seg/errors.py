@@ -22,3 +22,7 @@ class EngineError(RgbdFusionSegError):
 
 class InputError(RgbdFusionSegError):
     """A file, folder, bag or option given by the user that cannot be used."""
+
+
+class TrainingError(RgbdFusionSegError):
+    """A training run that cannot go on; what it saved before is still there."""

@@ -4,38 +4,92 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.errors import InputError, TrainingError
+from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.networks import build_network
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Weights by parameter name, and the run's description ('network', 'statistics', …)."""
+    """Weights by parameter name, and the run's description.
+
+    Args:
+        weights: the network's state dict.
+        info: 'network' and 'options' as for `build_network`; 'classes' as of `class_entries`;
+            'statistics', input name -> [mean, std]; 'width' and 'height' of the colour input;
+            'step', 'minutes', 'command' and 'data' of the training.
+    """
 
     weights: dict[str, Tensor]
     info: dict[str, Any]
 
-    def network(self, num_classes: int) -> nn.Module:
+    @property
+    def classes(self) -> ClassSet:
+        """The classes that the network tells apart."""
+        entries = self.info['classes']
+        return ClassSet(
+            entries['name'], tuple(entries['names']), np.array(entries['colors'], np.uint8)
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.info['classes']['names'])
+
+    def build(self) -> nn.Module:
         """Build the network with these weights, in evaluation mode."""
-        network = build_network(self.info['network'], num_classes, **self.info['options'])
+        network = build_network(self.info['network'], self.num_classes, **self.info['options'])
         network.load_state_dict(self.weights)
         return network.eval()
 
 
+def class_entries(classes: ClassSet) -> dict[str, Any]:
+    """Return classes in the plain form in which checkpoints hold them."""
+    return {
+        'name': classes.name,
+        'names': list(classes.names),
+        'colors': [[int(c) for c in color] for color in classes.colors],
+    }
+
+
 def save_checkpoint(path: Path, network: nn.Module, info: dict[str, Any]) -> None:
-    """Write a checkpoint; an existing one is replaced only when the new one is whole."""
+    """Write a checkpoint; an existing one is replaced only when the new one is whole.
+
+    Raises:
+        TrainingError: the disk does not take it.
+    """
     weights = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
-    temporary = path.with_suffix('.partial')
-    save_file(weights, temporary, metadata={'info': json.dumps(info)})
-    os.replace(temporary, path)
+    metadata = {'info': json.dumps(info)}
+    write_atomically(path, lambda part: save_file(weights, part, metadata=metadata))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then put it in its place.
+
+    Raises:
+        TrainingError: writing failed; what was at ``path`` before is still there.
+    """
+    part = path.with_name(f'{path.name}.partial')
+    try:
+        write(part)
+        os.replace(part, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors wrap a full disk into errors of their own.
+        part.unlink(missing_ok=True)
+        raise TrainingError(
+            f'{path} could not be written ({error}); free some space and start the same '
+            'command again, it goes on from the last checkpoint'
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -47,9 +101,37 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework='pt') as file:
             info = json.loads((file.metadata() or {})['info'])
-            return Checkpoint({key: file.get_tensor(key) for key in file.keys()}, info)  # noqa: SIM118
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(
             f'{path} is no checkpoint of this package ({error}); give a .safetensors file '
-            'that the train command wrote'
+            'that the train or import-weights command wrote'
+        ) from error
+    missing = {'network', 'options', 'classes', 'statistics'} - set(info)
+    if missing:
+        raise InputError(
+            f'the checkpoint {path} does not tell its {", ".join(sorted(missing))}; '
+            'it is of an older version, train it anew'
+        )
+    return Checkpoint(weights, info)
+
+
+def start_from(network: nn.Module, name: str, num_classes: int, path: Path) -> None:
+    """Give ``network`` the weights of a checkpoint of the same network and class count.
+
+    Raises:
+        InputError: the checkpoint is of another network, other options or other classes.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.info['network'] != name or checkpoint.num_classes != num_classes:
+        raise InputError(
+            f'{path} holds {checkpoint.info["network"]} with {checkpoint.num_classes} classes, '
+            f'but the run trains {name} with {num_classes}; give a checkpoint of that network'
+        )
+    try:
+        network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise InputError(
+            f'the weights in {path} were trained with the options {checkpoint.info["options"]} '
+            'and do not fit the options of this run; give the run the same ones'
         ) from error

@@ -15,27 +15,54 @@ class NetworkConfig:
     Args:
         name: a key of `networks.NETWORKS`.
         options: its own options.
+        init_from: checkpoint of the same network whose weights the run starts from.
+        init_rgb, init_hha: checkpoints of the unimodal networks on the same backbone whose
+            encoders a fusion network starts from, as the RFBNet paper does (§IV-B).
     """
 
     name: str = 'rfbnet_erfnet'
     options: dict[str, Any] = field(default_factory=dict)
+    init_from: str = ''
+    init_rgb: str = ''
+    init_hha: str = ''
+
+
+@dataclass
+class DatasetConfig:
+    """A data set on disk.
+
+    Args:
+        name: a key of `datasets.DATASETS`.
+        folder: where it is; for 'folder', the YAML file that describes it.
+        options: the reader's own options.
+        train_split, test_split: which splits to train and to score on; default: the data
+            set's own.
+    """
+
+    name: str = 'nyudv2'
+    folder: str = '../shared/data/nyudv2'
+    options: dict[str, Any] = field(default_factory=dict)
+    train_split: str = ''
+    test_split: str = ''
 
 
 @dataclass
 class DataConfig:
-    """Where frames come from.
+    """Where frames come from, and at which size the network sees them.
 
     Args:
-        nyudv2: folder of the NYUDv2 pack.
-        synthetic_frames: how many views of synthetic rooms to train on.
+        dataset: what is trained on.
+        synthetic_frames: views of synthetic rooms to train on besides (NYU40 classes only).
         synthetic_share: their share of the drawn training views, 0..1.
         synthetic_test_frames: views of held-out rooms to be scored on.
         cache: folder for prepared frames.
         width, height: size of the network's colour input.
-        workers: loader processes.
+        workers: loader processes, where frames are not kept on the device.
+        resident: keep all frames in the device's memory and augment them there: 'auto' on a
+            GPU whose free memory is at least twice their size, 'always', 'never'.
     """
 
-    nyudv2: str = '../shared/data/nyudv2'
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
     synthetic_frames: int = 600
     synthetic_share: float = 0.2
     synthetic_test_frames: int = 100
@@ -43,27 +70,54 @@ class DataConfig:
     width: int = 320
     height: int = 240
     workers: int = 1
+    resident: str = 'auto'
+
+
+@dataclass
+class GroupConfig:
+    """Parameters that learn at a pace of their own.
+
+    Args:
+        pattern: regular expression, searched in parameter names; the first match of a list wins.
+        lr_scale: factor on the learning rate; 0 freezes.
+        weight_decay: replaces the optimiser's; None keeps it.
+    """
+
+    pattern: str = ''
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
 
 
 @dataclass
 class OptimiserConfig:
-    """AdamW with warm-up and polynomial decay.
+    """Optimiser and schedule.
 
     Args:
+        name: 'adamw', 'adam' (decay as L2, as in the papers) or 'sgd' (Nesterov-free momentum).
         lr: peak learning rate.
         weight_decay: not applied to norms and biases.
-        warmup: share of the run with rising learning rate.
-        power: exponent of the polynomial decay.
-        clip_norm: largest norm of the gradient.
-        ema: decay of the averaged weights that are evaluated and exported.
+        momentum: of 'sgd'.
+        schedule: 'poly' (1 - progress) ** power, 'step' by `gamma` at `milestones`, 'constant'.
+        power: exponent of 'poly'.
+        milestones, gamma: shares of the run at which 'step' multiplies the rate by gamma.
+        warmup: share of the run with linearly rising learning rate.
+        clip_norm: largest norm of the gradient; 0 = no clipping.
+        ema: decay of the averaged weights that are evaluated and exported; 0 = no averaging.
+        groups: parameters with their own learning rate or decay.
     """
 
+    name: str = 'adamw'
     lr: float = 1e-3
     weight_decay: float = 1e-2
-    warmup: float = 0.03
+    momentum: float = 0.9
+    schedule: str = 'poly'
     power: float = 0.9
+    milestones: list[float] = field(default_factory=lambda: [0.6, 0.85])
+    gamma: float = 0.1
+    warmup: float = 0.03
     clip_norm: float = 5.0
     ema: float = 0.999
+    groups: list[GroupConfig] = field(default_factory=list)
 
 
 @dataclass
@@ -74,12 +128,13 @@ class LossConfig:
         class_weight: c of the class weights 1 / ln(c + frequency) of ENet; smaller c gives
             rare classes more weight, 0 turns the weights off.
         stride: the loss is taken at 1/stride of the network's input.
-        auxiliary: weight of each encoder's own prediction.
+        auxiliary: factor on the weights of the network's auxiliary predictions
+            (`auxiliary_weights` of the network); 0 trains without them.
     """
 
     class_weight: float = 1.05
     stride: int = 2
-    auxiliary: float = 0.3
+    auxiliary: float = 1.0
 
 
 @dataclass
@@ -87,16 +142,16 @@ class TrainConfig:
     """One training run.
 
     Args:
-        output: folder for checkpoints and reports.
-        batch_size: views a step.
-        epochs: passes over the NYUDv2 training frames; synthetic views come on top.
+        output: folder for checkpoints, TensorBoard events and reports.
+        batch_size: views a step, over all processes.
+        epochs: passes over the training frames; synthetic views come on top.
         max_minutes: end by then, with the whole schedule run through; 0 = no limit.
         evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
         save_every: epochs between checkpoints.
-        precision: of lightning-fabric, e.g. 'bf16-mixed', '32-true'.
-        accelerator: of lightning-fabric, e.g. 'auto', 'cpu', 'cuda'.
+        save_minutes: minutes between checkpoints, whichever comes first; 0 = by epochs only.
+        precision: of lightning-fabric: 'bf16-mixed', '16-mixed', '32-true'.
+        accelerator: of lightning-fabric: 'auto', 'cpu', 'cuda'.
         seed: of weights, order and augmentation.
-        init_from: checkpoint whose weights the run starts from.
     """
 
     output: str = 'runs/rfbnet_erfnet_nyu40'
@@ -105,10 +160,10 @@ class TrainConfig:
     max_minutes: float = 0.0
     evaluate_every: int = 0
     save_every: int = 1
+    save_minutes: float = 10.0
     precision: str = 'bf16-mixed'
     accelerator: str = 'auto'
     seed: int = 0
-    init_from: str = ''
     network: NetworkConfig = field(default_factory=NetworkConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,41 +12,43 @@ from torch.nn import functional as F
 from rgbd_fusion_seg.frame import UNLABELLED
 
 
-def class_weights(labels: np.ndarray, num_classes: int, c: float) -> Tensor | None:
+def class_weights(pixels: Sequence[int], c: float) -> Tensor | None:
     """Return ENet's class weights 1 / ln(c + frequency), scaled to a mean of 1.
 
     Args:
-        labels: uint8, any shape; 255 is not counted.
-        num_classes: K.
+        pixels: labelled pixels of each of the K classes.
         c: offset, greater than 1; 0 returns None.
     """
     if c == 0:
         return None
-    counts = np.zeros(256, dtype=np.int64)
-    for part in labels:
-        counts += np.bincount(part.ravel(), minlength=256)
-    frequency = counts[:num_classes] / max(counts[:num_classes].sum(), 1)
-    weights = 1.0 / np.log(c + frequency)
+    counts = np.asarray(pixels, dtype=np.float64)
+    weights = 1.0 / np.log(c + counts / max(counts.sum(), 1.0))
     return torch.tensor(weights / weights.mean(), dtype=torch.float32)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, size: tuple[int, int]):
+def cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of logits brought to ``size`` against labels brought there too.
 
     Args:
         logits: (N, K, h, w), any float type.
-        labels: int64 (N, H, W), 255 ignored.
+        labels: integer (N, H, W), 255 ignored.
         weights: (K,) or None.
         size: height and width of the comparison.
 
     Returns:
-        scalar; 0 where no pixel is labelled.
+        two scalars, the weighted sum over labelled pixels and the sum of their weights. Apart,
+        so that a batch spread over processes is divided by the weights of all of it.
     """
-    logits = logits.float()
+    logits, size = logits.float(), tuple(size)
     if logits.shape[2:] != size:
         logits = F.interpolate(logits, size, mode='bilinear', align_corners=False)
     if labels.shape[1:] != size:
-        labels = F.interpolate(labels[:, None].float(), size, mode='nearest-exact')[:, 0].long()
-    if not bool((labels != UNLABELLED).any()):
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits, labels, weights, ignore_index=UNLABELLED)
+        labels = F.interpolate(labels[:, None].float(), size, mode='nearest-exact')[:, 0]
+    labels = labels.long()
+    total = F.cross_entropy(logits, labels, weights, ignore_index=UNLABELLED, reduction='sum')
+    labelled = labels != UNLABELLED
+    if weights is None:
+        return total, labelled.sum().float()
+    return total, (weights[torch.where(labelled, labels, 0)] * labelled).sum()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 import math
+import os
+import shlex
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,87 +16,107 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
-from rgbd_fusion_seg.palette import NYU40_CLASSES
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint, save_checkpoint
-from rgbd_fusion_seg.training.config import DataConfig, OptimiserConfig, TrainConfig
-from rgbd_fusion_seg.training.datasets.cache import CachedFrames, cached_frames
-from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2
-from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
-from rgbd_fusion_seg.training.evaluation import evaluate_network
-from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
-from rgbd_fusion_seg.training.networks import build_network
-from rgbd_fusion_seg.training.views import (
-    Normaliser,
-    TrainingBatches,
-    batches,
-    channel_statistics,
+from rgbd_fusion_seg.errors import InputError, TrainingError
+from rgbd_fusion_seg.training.checkpoints import (
+    class_entries,
+    load_checkpoint,
+    save_checkpoint,
+    start_from,
+    write_atomically,
 )
+from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
+from rgbd_fusion_seg.training.datasets import open_dataset
+from rgbd_fusion_seg.training.datasets.cache import CachedFrames
+from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
+from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
+from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
+from rgbd_fusion_seg.training.monitor import Monitor
+from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.optimiser import (
+    WeightAverage,
+    build_optimiser,
+    learning_rate,
+    set_learning_rate,
+)
+from rgbd_fusion_seg.training.views import Normaliser, TrainingViews, channel_statistics
 
-NUM_CLASSES = len(NYU40_CLASSES)
 LOG_EVERY = 10
+"""Steps between looks at the loss and the clock, which make a GPU wait."""
+TEST_SETS = ('test', 'synthetic_test')
+FREE_TO_CHANGE = {
+    'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_every', 'save_minutes',
+    'precision', 'accelerator', 'data.cache', 'data.workers', 'data.resident',
+    'data.dataset.folder',
+}  # fmt: skip
+"""Settings that a run may be continued with other values of."""
 
 
-def prepare(config: DataConfig) -> dict[str, CachedFrames]:
-    """Make or open the caches: 'train', 'test', and the synthetic ones where wanted."""
-    folder = Path(config.cache)
-    frames = {
-        split: cached_frames(NyuDepthV2(Path(config.nyudv2), split), folder)
-        for split in ('train', 'test')
-    }
-    if config.synthetic_frames:
-        frames['synthetic'] = cached_frames(SyntheticRooms(config.synthetic_frames), folder)
-    if config.synthetic_test_frames:
-        rooms = SyntheticRooms(config.synthetic_test_frames, HELD_OUT_SEED)
-        frames['synthetic_test'] = cached_frames(rooms, folder)
-    return frames
+def train(run: TrainConfig) -> None:
+    """Train a network; a run that was stopped goes on where it was.
 
-
-def learning_rate(progress: float, config: OptimiserConfig) -> float:
-    """Linear warm-up, then (1 - progress) ** power, for progress in 0..1."""
-    if progress < config.warmup:
-        return config.lr * max(progress / config.warmup, 1e-3)
-    rest = (progress - config.warmup) / (1 - config.warmup)
-    return config.lr * max(0.0, 1 - rest) ** config.power
-
-
-def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """Weight decay on weights of convolutions only, not on norms and biases."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    return [
-        {'params': decayed, 'weight_decay': config.weight_decay},
-        {'params': others, 'weight_decay': 0.0},
-    ]
-
-
-def ema_average(decay: float) -> Any:
-    """Averaging rule that trusts the average more as it grows older."""
-
-    def average(averaged: Tensor, current: Tensor, count: Tensor) -> Tensor:
-        d = min(decay, (1 + int(count)) / (10 + int(count)))
-        return averaged * d + current * (1 - d)
-
-    return average
-
-
-def train(config: TrainConfig) -> Path:
-    """Train, score and save; continues the run whose folder holds a checkpoint.
-
-    Returns:
-        path of the last checkpoint (the averaged weights).
+    Writes into the run's folder: last.safetensors (averaged weights, what is exported),
+    best.safetensors (of the evaluations on the way), resume.ckpt, scores.json, log.jsonl and
+    TensorBoard events. Under `torchrun` the batch is spread over its processes.
 
     Raises:
-        InputError: data or checkpoint that cannot be used.
-        FloatingPointError: the loss is not finite any more.
+        InputError: data, settings or a checkpoint that cannot be used.
+        TrainingError: the loss is not finite any more, or the disk is full.
     """
-    trainer = Trainer(config)
-    trainer.fit()
-    trainer.save()
-    trainer.report('the end', 'scores.json')
-    return trainer.checkpoint
+    trainer = Trainer(run)
+    if trainer.fit():
+        trainer.save()
+        trainer.evaluate('scores.json')
+    if torch.distributed.is_initialized():
+        # A process that leaves while others still talk to it takes them down.
+        trainer.fabric.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Return the device and process group: one process, or those that torchrun started."""
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    # Auxiliary heads take no part in runs without their loss.
+    strategy = 'ddp_find_unused_parameters_true' if world > 1 else 'auto'
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        strategy=strategy,
+        devices=local,
+        num_nodes=world // local,
+        precision=config.precision,
+    )
+    fabric.launch()
+    if config.batch_size % fabric.world_size:
+        raise InputError(
+            f'a batch of {config.batch_size} views cannot be shared by {fabric.world_size} '
+            'processes; make batch_size a multiple of their number'
+        )
+    return fabric
+
+
+def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
+    """Build the network, with the weights of the checkpoints that the configuration names.
+
+    Raises:
+        InputError: an unknown network or option, or a checkpoint that does not fit.
+    """
+    try:
+        network = build_network(config.name, num_classes, **config.options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f'the network cannot be built: {error}') from error
+    for modality, path in (('rgb', config.init_rgb), ('hha', config.init_hha)):
+        if not path:
+            continue
+        if not hasattr(network, 'initialise_encoder'):
+            raise InputError(
+                f'{config.name} has no encoder for {modality} alone to start from {path}; '
+                'use init_from, or a fusion network'
+            )
+        network.initialise_encoder(modality, load_checkpoint(Path(path)).weights)
+    if config.init_from:
+        start_from(network, config.name, num_classes, Path(config.init_from))
+    return network
 
 
 class Trainer:
@@ -101,43 +125,71 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = Path(config.output)
+        self.fabric = make_fabric(config)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = self.folder / 'last.safetensors'
-        self.fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-        self.frames = prepare(config.data)
+        source = open_dataset(config.data.dataset, 'train')
+        self.classes = source.classes
+        torch.manual_seed(config.seed)
+        network = make_network(config.network, len(self.classes))
+        self.modalities = network.modalities
+        size = network.hha_size(config.data.height, config.data.width)
+        self.hha_size = size if 'hha' in self.modalities else None
+        self.frames = self._prepare(source.size)
         self.steps_per_epoch = max(1, len(self.frames['train']) // config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
 
-        torch.manual_seed(config.seed)
-        network = build_network(config.network.name, NUM_CLASSES, **config.network.options)
-        if config.init_from:
-            network.load_state_dict(load_checkpoint(Path(config.init_from)).weights)
+        if self.fabric.world_size > 1 and self.fabric.device.type == 'cuda':
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         # Channels last is the layout in which CPUs and tensor cores convolve fastest.
         network = network.to(memory_format=torch.channels_last)
-        optimiser = torch.optim.AdamW(parameter_groups(network, config.optimiser))
+        optimiser = build_optimiser(network, config.optimiser)
         self.network, self.optimiser = self.fabric.setup(network, optimiser)
-        self.averaged = AveragedModel(
-            self.network.module, avg_fn=ema_average(config.optimiser.ema), use_buffers=False
-        )
+        self.average = WeightAverage(self.network.module, config.optimiser.ema)
         device = self.fabric.device
-        self.normalise = Normaliser(channel_statistics(self.frames['train'])).to(device)
-        c = config.loss.class_weight
-        weights = class_weights(self.frames['train'].labels, NUM_CLASSES, c)
+        statistics = channel_statistics(self.frames['train'])
+        statistics = {name: statistics[name] for name in self.modalities}
+        self.normalise = Normaliser(statistics).to(device)
+        weights = class_weights(self.frames['train'].class_pixels, config.loss.class_weight)
         self.class_weights = None if weights is None else weights.to(device)
-
         self.state: dict[str, Any] = {
             'network': self.network,
             'optimiser': self.optimiser,
-            'averaged': self.averaged,
+            'average': self.average,
+            'precision': self.fabric.strategy.precision,
             'step': 0,
             'seconds': 0.0,
+            'best': 0.0,
         }
-        if self._resume.is_file():
-            self.fabric.load(self._resume, self.state)
+        self._resume()
 
-    @property
-    def _resume(self) -> Path:
-        return self.folder / 'resume.ckpt'
+    def _prepare(self, frame_size: tuple[int, int]) -> dict[str, CachedFrames]:
+        """Open the frames with HHA at the network's size and, for views that zoom in, twice it."""
+        sizes = []
+        if self.hha_size:
+            height, width = self.hha_size
+            sizes = [(width * k, height * k) for k in (1, 2) if width * k <= frame_size[0]]
+        # The first process builds what is missing, the others find it ready.
+        with self.fabric.rank_zero_first():
+            return prepare_frames(self.config.data, sizes)
+
+    def _resume(self) -> None:
+        settings, saved = flatten(dataclasses.asdict(self.config)), self.folder / 'run.json'
+        path = self.folder / 'resume.ckpt'
+        if path.is_file() and saved.is_file():
+            before = flatten(json.loads(saved.read_text()))
+            settings = json.loads(json.dumps(settings))  # tuples compare as the file has them
+            changed = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
+            changed = sorted(set(changed) - FREE_TO_CHANGE)
+            if changed:
+                raise InputError(
+                    f'{self.folder} holds a run with another {", ".join(changed)}; choose another '
+                    'output folder, or the same settings to continue it'
+                )
+            self.fabric.load(path, self.state)
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            text = json.dumps(dataclasses.asdict(self.config), indent=1)
+            write_atomically(saved, lambda part: part.write_text(text, encoding='utf-8'))
 
     @property
     def progress(self) -> float:
@@ -147,122 +199,229 @@ class Trainer:
             done = max(done, self.state['seconds'] / (60 * self.config.max_minutes))
         return min(done, 1.0)
 
-    def fit(self) -> None:
-        """Take the steps that are left."""
-        first, config = self.state['step'], self.config
-        data = TrainingBatches(
-            self.frames['train'], self.frames.get('synthetic'), config, first, self.num_steps
-        )
-        loader = self.fabric.setup_dataloaders(batches(data, config.data.workers))
-        started, before, recent = time.monotonic(), self.state['seconds'], None
-        with (
-            (self.folder / 'log.jsonl').open('a') as log,
-            tqdm(total=self.num_steps, initial=first, desc='train', unit='step') as bar,
-        ):
-            for batch in loader:
+    def fit(self) -> bool:
+        """Take the steps that are left.
+
+        Returns:
+            False when a signal ended the run early; the state was saved then.
+        """
+        fabric, first = self.fabric, self.state['step']
+        clock = Clock(self.state['seconds'])
+        speaks = fabric.is_global_zero
+        monitor = Monitor(self.folder, first, self.num_steps, speaks)
+        losses = torch.zeros((), device=fabric.device)
+        with monitor, StopSignal() as stop:
+            for batch in self.views().batches(first, self.num_steps - first):
                 if self.progress >= 1:
                     break
-                lr = learning_rate(self.progress, config.optimiser)
-                loss = self.step(batch, lr)
-                recent = loss if recent is None else 0.98 * recent + 0.02 * loss
-                self.state['seconds'] = before + time.monotonic() - started
-                bar.update()
+                losses += self.step(batch)
+                monitor.step()
                 if self.state['step'] % LOG_EVERY == 0:
-                    bar.set_postfix(loss=f'{recent:.3f}', done=f'{self.progress:.0%}')
-                    entry = {'step': self.state['step'], 'loss': round(recent, 5), 'lr': lr}
-                    log.write(json.dumps(entry) + '\n')
-                self._after_step()
+                    self._look(losses, clock, monitor)
+                    losses.zero_()
+                    if self._agree(stop.received):
+                        self.save()
+                        return False
+                self._after_step(monitor, clock)
+        return True
 
-    def step(self, batch: dict[str, Tensor], lr: float) -> float:
-        """Take one optimisation step; returns its loss."""
+    def views(self) -> TrainingViews:
+        """Return this process's share of the training views."""
+        fabric = self.fabric
+        return TrainingViews(
+            self.frames['train'], self.frames.get('synthetic'), self.config, self.hha_size,
+            fabric.device, self.modalities, fabric.global_rank, fabric.world_size,
+        )  # fmt: skip
+
+    def step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Take one optimisation step; returns its loss, a scalar on the device."""
         # Dropout then depends on the step alone, so a resumed run continues identically.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.state['step'])
-        for group in self.optimiser.param_groups:
-            group['lr'] = lr
+        seed = self.config.seed * 1_000_003 + self.state['step']
+        torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
+        set_learning_rate(self.optimiser, learning_rate(self.progress, self.config.optimiser))
         self.network.train()
-        loss = training_loss(self.network, self.normalise, batch, self.class_weights, self.config)
+        loss = self.loss(batch)
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(
-            self.network, self.optimiser, max_norm=self.config.optimiser.clip_norm
-        )
+        if self.config.optimiser.clip_norm:
+            self.fabric.clip_gradients(
+                self.network, self.optimiser, max_norm=self.config.optimiser.clip_norm,
+                error_if_nonfinite=False,
+            )  # fmt: skip
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.averaged.update_parameters(self.network.module)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f'the loss is {value} at step {self.state["step"]}; continue with a lower lr'
-            )
+        self.average.update(self.network.module, self.state['step'])
         self.state['step'] += 1
-        return value
+        return loss.detach()
 
-    def _after_step(self) -> None:
-        epoch, within = divmod(self.state['step'], self.steps_per_epoch)
-        if within:
-            return
-        if self.config.save_every and epoch % self.config.save_every == 0:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, a scalar: the prediction's and the auxiliary ones."""
+        inputs, labels = self.normalise(batch), batch['labels']
+        config, network = self.config.loss, self.network
+        height, width = labels.shape[1:]
+        size = (height // config.stride, width // config.stride)
+        weights = [w * config.auxiliary for w in network.module.auxiliary_weights]
+        if not any(weights):
+            parts = [cross_entropy(network(inputs), labels, self.class_weights, size)]
+        else:
+            main, *others = network(inputs, auxiliary=True)
+            parts = [cross_entropy(main, labels, self.class_weights, size)]
+            for logits in others:
+                # Their own resolution is enough for a hint, and costs little.
+                own = [min(a, b) for a, b in zip(size, logits.shape[2:], strict=True)]
+                parts.append(cross_entropy(logits, labels, self.class_weights, own))
+        sums = torch.stack([s for s, _ in parts])
+        counts = torch.stack([c for _, c in parts])
+        if self.fabric.world_size > 1:
+            # The processes' gradients are averaged, so each divides by the mean count.
+            counts = self.fabric.all_reduce(counts, reduce_op='mean')
+        means = sums / counts.clamp(min=1e-12)
+        return (means * means.new_tensor([1.0, *weights][: len(parts)])).sum()
+
+    def _look(self, losses: Tensor, clock: Clock, monitor: Monitor) -> None:
+        """Read loss and clock, the same ones on every process."""
+        values = torch.stack([losses / LOG_EVERY, losses.new_tensor(clock.seconds)]).double()
+        loss, seconds = self.fabric.all_reduce(values, reduce_op='mean').tolist()
+        step, rate = self.state['step'], self.optimiser.param_groups[0]['lr']
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f'the loss is {loss} near step {step}; start the same command again with a '
+                f'lower optimiser.lr in a new output folder and network.init_from '
+                f'{self.folder / "last.safetensors"}'
+            )
+        speed = LOG_EVERY / max(seconds - self.state['seconds'], 1e-9)
+        self.state['seconds'] = seconds
+        monitor.numbers(step, self.progress, loss=loss, lr=rate, steps_per_second=speed)
+
+    def _agree(self, here: bool) -> bool:
+        if self.fabric.world_size == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(flag, reduce_op='sum') > 0)
+
+    def _after_step(self, monitor: Monitor, clock: Clock) -> None:
+        step, config = self.state['step'], self.config
+        epoch, within = divmod(step, self.steps_per_epoch)
+        due = not within and config.save_every and epoch % config.save_every == 0
+        late = step % LOG_EVERY == 0 and clock.minutes_since_save(self.state['seconds']) >= (
+            config.save_minutes or math.inf
+        )
+        if due or late:
             self.save()
-        if self.config.evaluate_every and epoch % self.config.evaluate_every == 0:
-            self.report(f'epoch {epoch}', f'scores-{epoch:04d}.json')
+            clock.saved(self.state['seconds'])
+        if not within and config.evaluate_every and epoch % config.evaluate_every == 0:
+            self.evaluate(f'scores-{epoch:04d}.json', monitor)
 
     def save(self) -> None:
-        """Write the state to resume from, and the averaged weights."""
-        self.fabric.save(self._resume, self.state)
+        """Write the state to resume from, and the averaged weights.
+
+        Raises:
+            TrainingError: weights that are not finite, or a full disk; older files stay.
+        """
+        network = self.average.network(self.network.module)
+        if not all(bool(x.isfinite().all()) for x in network.state_dict().values()):
+            raise TrainingError(
+                f'weights are not finite any more at step {self.state["step"]}; nothing was '
+                'written, start again with a lower optimiser.lr'
+            )
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.folder / 'last.safetensors', network, self.info())
+            write_atomically(
+                self.folder / 'resume.ckpt', lambda part: self.fabric.save(part, self.state)
+            )
+        else:  # saving is a collective act in which only the first process writes
+            self.fabric.save(self.folder / 'resume.ckpt', self.state)
+
+    def info(self) -> dict[str, Any]:
+        """Return what a checkpoint tells of the run."""
         config = self.config
-        info = {
+        used = [frames for name, frames in self.frames.items() if name not in TEST_SETS]
+        return {
             'network': config.network.name,
             'options': config.network.options,
+            'classes': class_entries(self.classes),
             'statistics': self.normalise.statistics,
             'width': config.data.width,
             'height': config.data.height,
             'step': self.state['step'],
             'minutes': round(self.state['seconds'] / 60, 1),
+            'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
+            'data': [{'name': f.name, 'frames': len(f), 'terms': f.terms} for f in used],
+            'depth_range_m': list(self.frames['train'].depth_range_m),
         }
-        save_checkpoint(self.checkpoint, averaged_network(self.averaged, self.network), info)
 
-    def report(self, when: str, file_name: str) -> None:
-        """Score the averaged weights on every test set: a line each, and a JSON file."""
-        network, data = averaged_network(self.averaged, self.network), self.config.data
-        results = {}
-        for name in ('test', 'synthetic_test'):
+    def evaluate(self, file_name: str, monitor: Monitor | None = None) -> None:
+        """Score the averaged weights on every test set, and keep them if they are the best."""
+        network, data = self.average.network(self.network.module), self.config.data
+        step, results = self.state['step'], {}
+        for name in TEST_SETS:
             if name not in self.frames:
                 continue
-            results[name] = evaluate_network(
-                network, self.normalise, self.frames[name], (data.width, data.height)
-            )
-            miou, accuracy = results[name]['mIoU'], results[name]['pixel_accuracy']
-            tqdm.write(f'{name} at {when}: mIoU {miou:.4f}, pixel accuracy {accuracy:.4f}')
-        (self.folder / file_name).write_text(json.dumps(results, indent=1))
+            frames, size = self.frames[name], (data.width, data.height)
+            results[name] = evaluate_network(network, self.normalise, frames, size, self.fabric)
+            if monitor:
+                monitor.scores(step, name, results[name])
+                pictures = predicted_labels(network, self.normalise, frames, size, range(3))
+                monitor.overlays(step, name, pictures, self.classes.colors)
+        if self.fabric.is_global_zero:
+            text = json.dumps({'step': step, **results}, indent=1)
+            (self.folder / file_name).write_text(text, encoding='utf-8')
+        score = results['test']['mIoU']
+        if score > self.state['best']:
+            self.state['best'] = score
+            if self.fabric.is_global_zero:
+                save_checkpoint(self.folder / 'best.safetensors', network, self.info())
 
 
-def training_loss(
-    network: nn.Module,
-    normalise: Normaliser,
-    batch: dict[str, Tensor],
-    weights: Tensor | None,
-    config: TrainConfig,
-) -> Tensor:
-    """Loss of the fused prediction, plus those of the encoders' own where there are any."""
-    inputs = normalise(batch)
-    labels = batch['labels'].long()
-    height, width = labels.shape[1:]
-    s = config.loss.stride
-    if not config.loss.auxiliary:
-        return cross_entropy(network(inputs), labels, weights, (height // s, width // s))
-    fused, *others = network(inputs, auxiliary=True)
-    loss = cross_entropy(fused, labels, weights, (height // s, width // s))
-    for logits in others:
-        # Their own resolution is enough for a hint to the encoders, and costs little.
-        loss = loss + config.loss.auxiliary * cross_entropy(
-            logits, labels, weights, tuple(logits.shape[2:])
-        )
-    return loss
+class Clock:
+    """Seconds of training, over all the times that a run was continued."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._start, self._saved = before, time.monotonic(), before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in the training loop."""
+        return self._before + time.monotonic() - self._start
+
+    def saved(self, seconds: float) -> None:
+        """Remember when the last checkpoint was written."""
+        self._saved = seconds
+
+    def minutes_since_save(self, seconds: float) -> float:
+        """Minutes of training that would be lost if the process died."""
+        return (seconds - self._saved) / 60
 
 
-def averaged_network(averaged: AveragedModel, network: Any) -> nn.Module:
-    """Return a copy with the averaged weights and the running statistics of training."""
-    result = copy.deepcopy(averaged.module)
-    current = dict(network.module.named_buffers())
-    for name, buffer in result.named_buffers():
-        buffer.copy_(current[name])
-    return result.eval()
+class StopSignal:
+    """Notes the first SIGINT or SIGTERM, so that the run can save and end; a second one kills."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> StopSignal:
+        self._before = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, *_: object) -> None:
+        self.received = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def flatten(settings: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return nested settings as {'data.width': 320, …}."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,25 +1,28 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
+import math
+import os
+import signal
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
-from rgbd_fusion_seg.training import trainer  # noqa: E402
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
+from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
+from rgbd_fusion_seg.training import checkpoints, trainer  # noqa: E402
+from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
     DataConfig,
+    DatasetConfig,
     LossConfig,
     NetworkConfig,
     OptimiserConfig,
     TrainConfig,
 )
-from rgbd_fusion_seg.training.evaluation import evaluate_network  # noqa: E402
-from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.trainer import Trainer  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -27,142 +30,250 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp('cache')
 
 
-def run_config(nyu_pack, cache, output, **changes) -> TrainConfig:
-    data = DataConfig(
-        nyudv2=str(nyu_pack), synthetic_frames=0, synthetic_test_frames=0, cache=str(cache),
-        width=64, height=48, workers=0,
-    )  # fmt: skip
-    options = {
-        'output': str(output), 'batch_size': 2, 'epochs': 2, 'precision': '32-true',
-        'accelerator': 'cpu', 'data': data, 'network': NetworkConfig(options={'dropout': (0, 0)}),
-        'optimiser': OptimiserConfig(lr=3e-3, warmup=0.1, ema=0.9),
-    }  # fmt: skip
-    return TrainConfig(**{**options, **changes})
+@pytest.fixture
+def run_config(nyu_pack, cache, tmp_path):
+    """Make the configuration of a run of 3 steps an epoch in tmp_path / name."""
+
+    def make(name: str = 'run', **changes) -> TrainConfig:
+        data = DataConfig(
+            dataset=DatasetConfig(folder=str(nyu_pack)), synthetic_frames=0,
+            synthetic_test_frames=0, cache=str(cache), width=64, height=48, workers=0,
+        )  # fmt: skip
+        options = {
+            'output': str(tmp_path / name), 'batch_size': 2, 'epochs': 2,
+            'precision': '32-true', 'accelerator': 'cpu', 'data': data,
+            'network': NetworkConfig(options={'dropout': (0.1, 0.3)}),
+            'optimiser': OptimiserConfig(lr=3e-3, warmup=0.1, ema=0.9),
+        }  # fmt: skip
+        return TrainConfig(**{**options, **changes})
+
+    return make
 
 
-def test_the_schedule_warms_up_and_decays_polynomially():
-    config = OptimiserConfig(lr=0.1, warmup=0.2, power=0.9)
-    rates = [trainer.learning_rate(p, config) for p in np.linspace(0, 1, 101)]
-    assert max(rates) == pytest.approx(0.1)
-    assert rates[10] == pytest.approx(0.05)
-    assert rates[60] == pytest.approx(0.1 * 0.5**0.9)
-    assert rates[100] == 0.0
-    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+def log_of(config: TrainConfig) -> list[dict]:
+    path = os.path.join(config.output, 'log.jsonl')
+    return [json.loads(line) for line in open(path, encoding='utf-8')]
 
 
-def test_weight_decay_spares_norms_and_biases():
-    network = build_network('erfnet_encoder', 5)
-    decayed, spared = trainer.parameter_groups(network, OptimiserConfig(weight_decay=0.5))
-    assert decayed['weight_decay'] == 0.5
-    assert spared['weight_decay'] == 0.0
-    assert all(p.ndim == 4 for p in decayed['params'])
-    total = len(decayed['params']) + len(spared['params'])
-    assert total == len(list(network.parameters()))
-
-
-def test_training_lowers_the_loss_and_writes_a_checkpoint(nyu_pack, cache, tmp_path):
-    config = run_config(nyu_pack, cache, tmp_path / 'run', epochs=8)
-    path = trainer.train(config)
-    losses = [json.loads(x)['loss'] for x in (tmp_path / 'run' / 'log.jsonl').open()]
-    assert losses[-1] < 0.9 * losses[0]
-    checkpoint = load_checkpoint(path)
-    assert checkpoint.info['network'] == 'rfbnet_erfnet'
-    assert checkpoint.info['step'] == 24
-    scores = json.loads((tmp_path / 'run' / 'scores.json').read_text())['test']
-    assert scores['pixel_accuracy'] > 0.4
-
-
-def test_a_run_that_was_killed_continues_identically(nyu_pack, cache, tmp_path, monkeypatch):
-    options = {'epochs': 2, 'network': NetworkConfig(options={'dropout': (0.1, 0.3)})}
-    whole = trainer.train(run_config(nyu_pack, cache, tmp_path / 'whole', **options))
-    killed = run_config(nyu_pack, cache, tmp_path / 'killed', **options)
-    calls = 0
-    real_loss = trainer.training_loss
-
-    def dies(*args):
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return real_loss(*args)
-
-    monkeypatch.setattr(trainer, 'training_loss', dies)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(killed)
-    monkeypatch.setattr(trainer, 'training_loss', real_loss)
-    resumed = trainer.train(killed)
-    ours, theirs = load_checkpoint(resumed).weights, load_checkpoint(whole).weights
+def assert_equal_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, msg=name)
 
 
-def test_auxiliary_losses_add_to_the_main_one(nyu_pack, cache, tmp_path):
-    config = run_config(nyu_pack, cache, tmp_path)
-    frames = trainer.prepare(config.data)
-    torch.manual_seed(0)
-    network = build_network('rfbnet_erfnet', 40, dropout=(0, 0)).eval()
-    normalise = trainer.Normaliser(trainer.channel_statistics(frames['train']))
-    batch = trainer.TrainingBatches(frames['train'], None, config, 0, 1)[0]
+def test_training_lowers_the_loss_and_leaves_what_a_user_needs(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 3)
+    no_dropout = NetworkConfig(options={'dropout': (0, 0)})
+    config = run_config(epochs=8, evaluate_every=4, network=no_dropout)
+    trainer.train(config)
+    losses = [entry['loss'] for entry in log_of(config)]
+    assert losses[-1] < 0.9 * losses[0]
+    run = {name.name for name in trainer.Path(config.output).iterdir()}
+    assert {'last.safetensors', 'best.safetensors', 'resume.ckpt', 'scores.json'} <= run
+    assert list((trainer.Path(config.output) / 'tensorboard').iterdir())
+    checkpoint = load_checkpoint(trainer.Path(config.output) / 'last.safetensors')
+    assert checkpoint.info['network'] == 'rfbnet_erfnet'
+    assert checkpoint.info['step'] == 24
+    assert checkpoint.num_classes == 40
+    assert checkpoint.info['data'][0]['frames'] == 6
+    scores = json.loads((trainer.Path(config.output) / 'scores.json').read_text())['test']
+    assert scores['pixel_accuracy'] > 0.4
+
+
+def test_one_batch_can_be_learnt_by_heart(run_config):
+    config = run_config(
+        epochs=1, optimiser=OptimiserConfig(lr=1e-2, warmup=0, schedule='constant', ema=0),
+        network=NetworkConfig(options={'dropout': (0, 0)}),
+    )  # fmt: skip
+    run = Trainer(config)
+    batch = next(iter(run.views().batches(0, 1)))
+    losses = [float(run.step(batch)) for _ in range(60)]
+    assert losses[-1] < 0.15 * losses[0]
+
+
+@pytest.mark.parametrize('steps', [1, 4, 5])
+def test_a_run_that_was_killed_continues_identically(run_config, monkeypatch, steps):
+    whole = run_config('whole')
+    trainer.train(whole)
+    killed = run_config('killed')
+    real, calls = Trainer.loss, []
+
+    def dies(self, batch):
+        calls.append(1)
+        if len(calls) > steps:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, 'loss', dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(killed)
+    monkeypatch.setattr(Trainer, 'loss', real)
+    trainer.train(killed)
+    for name in ('last.safetensors',):
+        ours = load_checkpoint(trainer.Path(killed.output) / name).weights
+        assert_equal_weights(ours, load_checkpoint(trainer.Path(whole.output) / name).weights)
+
+
+def test_a_signal_saves_and_the_run_goes_on_identically(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    whole, stopped = run_config('whole'), run_config('stopped')
+    trainer.train(whole)
+    real = Trainer.loss
+
+    def interrupted(self, batch):
+        if self.state['step'] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, 'loss', interrupted)
+    assert Trainer(stopped).fit() is False
+    path = trainer.Path(stopped.output) / 'last.safetensors'
+    assert load_checkpoint(path).info['step'] == 2
+    monkeypatch.setattr(Trainer, 'loss', real)
+    trainer.train(stopped)
+    theirs = load_checkpoint(trainer.Path(whole.output) / 'last.safetensors').weights
+    assert_equal_weights(load_checkpoint(path).weights, theirs)
+
+
+def test_a_run_is_not_continued_with_other_settings(run_config):
+    trainer.train(run_config(epochs=1))
+    longer = run_config(epochs=2)
+    trainer.train(longer)
+    path = trainer.Path(longer.output) / 'last.safetensors'
+    assert load_checkpoint(path).info['step'] == 6
+    other = run_config(epochs=2, seed=1, optimiser=OptimiserConfig(lr=1.0))
+    with pytest.raises(InputError, match=r'optimiser\.ema, optimiser\.lr.*seed'):
+        Trainer(other)
+
+
+def test_a_time_limit_runs_the_whole_schedule(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    config = run_config(epochs=1000, max_minutes=0.02)
+    trainer.train(config)
+    rates = [entry['lr'] for entry in log_of(config)]
+    assert len(rates) < 3000
+    assert rates[-1] < 0.5 * max(rates)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoint(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    config = run_config()
+    real = Trainer.loss
+
+    def explodes(self, batch):
+        loss = real(self, batch)
+        return loss * math.nan if self.state['step'] == 4 else loss
+
+    monkeypatch.setattr(Trainer, 'loss', explodes)
+    with pytest.raises(TrainingError, match=r'optimiser\.lr'):
+        trainer.train(config)
+    checkpoint = load_checkpoint(trainer.Path(config.output) / 'last.safetensors')
+    assert checkpoint.info['step'] == 3
+    assert all(bool(x.isfinite().all()) for x in checkpoint.weights.values())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(run_config):
+    run = Trainer(run_config())
+    run.save()
+    with torch.no_grad():
+        run.average.parameters[0].fill_(math.nan)
+    with pytest.raises(TrainingError, match='not finite'):
+        run.save()
+    path = run.folder / 'last.safetensors'
+    assert all(bool(x.isfinite().all()) for x in load_checkpoint(path).weights.values())
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(run_config, monkeypatch):
+    run = Trainer(run_config())
+    run.save()
+    before = (run.folder / 'last.safetensors').read_bytes()
+    run.state['step'] = 99
+
+    def full(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(checkpoints, 'save_file', full)
+    with pytest.raises(TrainingError, match='No space left'):
+        run.save()
+    assert (run.folder / 'last.safetensors').read_bytes() == before
+    assert not list(run.folder.glob('*.partial'))
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_torch(run_config):
+    config = run_config(loss=LossConfig(stride=1, auxiliary=0))
+    run = Trainer(config)
+    batch = next(iter(run.views().batches(0, 1)))
+    run.network.eval()
+    logits = run.network(run.normalise(batch))
+    logits = torch.nn.functional.interpolate(logits, (48, 64), mode='bilinear')
+    labels = batch['labels'].long()
+    theirs = torch.nn.functional.cross_entropy(logits, labels, run.class_weights, ignore_index=255)
+    assert float(run.loss(batch).detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+
+
+def test_auxiliary_losses_add_to_the_main_one(run_config):
+    run = Trainer(run_config())
+    run.network.eval()
+    batch = next(iter(run.views().batches(0, 1)))
     values = {}
-    for weight in (0.0, 0.5, 1.0):
-        changed = copy.deepcopy(config)
-        changed.loss = LossConfig(auxiliary=weight)
-        values[weight] = float(
-            trainer.training_loss(network, normalise, batch, None, changed).detach()
-        )
-    assert values[0.5] - values[0.0] == pytest.approx(values[1.0] - values[0.5], rel=1e-4)
+    for factor in (0.0, 0.5, 1.0):
+        run.config = copy.deepcopy(run.config)
+        run.config.loss = LossConfig(auxiliary=factor)
+        values[factor] = float(run.loss(batch).detach())
+    assert values[0.5] - values[0.0] == pytest.approx(values[1.0] - values[0.5], rel=1e-3)
     assert values[1.0] - values[0.0] > 1.0
 
 
-def test_the_average_follows_the_weights():
-    average = trainer.ema_average(0.5)
-    value = torch.tensor(0.0)
-    for count in range(20):
-        value = average(value, torch.tensor(1.0), torch.tensor(count))
-    assert float(value) == pytest.approx(1.0, abs=1e-4)
-    late = trainer.ema_average(0.999)(torch.tensor(0.0), torch.tensor(1.0), torch.tensor(10**6))
-    assert float(late) == pytest.approx(0.001, rel=1e-3)
+def test_a_fusion_network_starts_from_unimodal_ones(run_config):
+    for modality in ('rgb', 'hha'):
+        network = NetworkConfig('erfnet_encoder', {'modality': modality})
+        trainer.train(run_config(modality, epochs=1, network=network))
+    folder = trainer.Path(run_config().output).parent
+    network = NetworkConfig(
+        init_rgb=str(folder / 'rgb' / 'last.safetensors'),
+        init_hha=str(folder / 'hha' / 'last.safetensors'),
+    )
+    fused = Trainer(run_config('fused', network=network)).network.module
+    for modality, encoder in (('rgb', fused.rgb_encoder), ('hha', fused.hha_encoder)):
+        weights = load_checkpoint(folder / modality / 'last.safetensors').weights
+        theirs = weights['encoder.initial_block.conv.weight']
+        torch.testing.assert_close(encoder.initial_block.conv.weight, theirs)
+    swapped = NetworkConfig(init_rgb=str(folder / 'absent.safetensors'))
+    with pytest.raises(InputError, match=r'absent\.safetensors'):
+        Trainer(run_config('swapped', network=swapped))
 
 
-def test_evaluation_of_a_perfect_and_a_constant_network(nyu_pack, cache, tmp_path):
-    frames = trainer.prepare(run_config(nyu_pack, cache, tmp_path).data)['test']
-    normalise = trainer.Normaliser(trainer.channel_statistics(frames))
-
-    class Constant(torch.nn.Module):
-        stride = 8
-
-        def __init__(self):
-            super().__init__()
-            self.logits = torch.nn.Parameter(torch.zeros(1, 40, 30, 40))
-
-        def forward(self, inputs):
-            return self.logits
-
-    network = Constant()
-    with torch.no_grad():
-        network.logits[:, 1] = 1.0
-    result = evaluate_network(network, normalise, frames, (320, 240))
-    truth = np.asarray(frames.labels)
-    counted = truth[truth != 255]
-    assert result['pixel_accuracy'] == pytest.approx((counted == 1).mean(), abs=1e-4)
-    present = len(np.unique(counted))
-    assert result['mIoU'] == pytest.approx((counted == 1).mean() / present, abs=1e-4)
+@pytest.mark.parametrize(
+    ('network', 'words'),
+    [
+        (NetworkConfig('rfbnet_of_tomorrow'), 'choose one of'),
+        (NetworkConfig('rfbnet_erfnet', {'gate': True}), 'gate'),
+        (NetworkConfig('rfbnet_erfnet', {'combination': 'product'}), 'combination'),
+    ],
+)
+def test_networks_that_cannot_be_built_are_named(run_config, network, words):
+    with pytest.raises(InputError, match=words):
+        Trainer(run_config(network=network))
 
 
-def test_files_that_are_no_checkpoints_are_named(tmp_path):
-    from rgbd_fusion_seg.errors import InputError
+def test_a_checkpoint_of_another_network_is_refused(run_config, tmp_path):
+    trainer.train(run_config(epochs=1))
+    path = str(tmp_path / 'run' / 'last.safetensors')
+    unimodal = NetworkConfig('erfnet_encoder', init_from=path)
+    with pytest.raises(InputError, match='holds rfbnet_erfnet with 40 classes'):
+        Trainer(run_config('other', network=unimodal))
+    gateless = NetworkConfig(options={'gates': False}, init_from=path)
+    with pytest.raises(InputError, match='do not fit the options'):
+        Trainer(run_config('other', network=gateless))
 
-    (tmp_path / 'x.safetensors').write_bytes(b'nonsense')
-    for name in ('x.safetensors', 'absent.safetensors'):
-        with pytest.raises(InputError, match=name):
-            load_checkpoint(tmp_path / name)
 
-
-def test_checkpoints_rebuild_the_network(tmp_path):
-    network = build_network('rfbnet_erfnet', 40, gates=False).eval()
-    info = {'network': 'rfbnet_erfnet', 'options': {'gates': False}}
-    save_checkpoint(tmp_path / 'c.safetensors', network, info)
-    again = load_checkpoint(tmp_path / 'c.safetensors').network(40)
-    x = {'rgb': torch.rand(1, 3, 32, 32), 'hha': torch.rand(1, 3, 16, 16)}
-    with torch.no_grad():
-        torch.testing.assert_close(network(x), again(x))
+def test_scores_of_the_report_are_those_of_the_checkpoint(run_config):
+    config = run_config(epochs=1)
+    trainer.train(config)
+    run = Trainer(config)
+    network = load_checkpoint(run.folder / 'last.safetensors').build()
+    again = trainer.evaluate_network(
+        network, run.normalise, run.frames['test'], (64, 48), run.fabric
+    )
+    scores = json.loads((run.folder / 'scores.json').read_text())['test']
+    assert np.isclose(scores['mIoU'], again['mIoU'])

@@ -1,0 +1,97 @@
+"""What a run tells while it goes: progress bar, log file, TensorBoard curves and overlays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from rgbd_fusion_seg import palette
+
+
+class Monitor:
+    """Progress of one run; on every process but the first it keeps silent.
+
+    Args:
+        folder: the run's folder; gets log.jsonl and TensorBoard's event files.
+        step: where the run stands.
+        num_steps: steps of the whole run.
+        speaks: False makes a monitor that does nothing.
+    """
+
+    def __init__(self, folder: Path, step: int, num_steps: int, speaks: bool = True) -> None:
+        self.speaks = speaks
+        if not speaks:
+            return
+        self.log = (folder / 'log.jsonl').open('a', encoding='utf-8')
+        # A run that was killed has told more than it saved; those events are taken back.
+        self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
+        self.bar = tqdm(total=num_steps, initial=step, desc='train', unit='step', smoothing=0.05)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.speaks:
+            self.bar.close()
+            self.board.close()
+            self.log.close()
+
+    def step(self) -> None:
+        """Count one step."""
+        if self.speaks:
+            self.bar.update()
+
+    def numbers(self, step: int, progress: float, **values: float) -> None:
+        """Record scalars at ``step``, when a share ``progress`` of the run is done."""
+        if not self.speaks:
+            return
+        if progress > 0:  # a run with a time limit has its real length only now
+            self.bar.total = max(step, round(step / progress))
+        self.bar.set_postfix({key: f'{value:.4g}' for key, value in values.items()})
+        entry = {'step': step, **{key: float(f'{v:.6g}') for key, v in values.items()}}
+        self.log.write(json.dumps(entry) + '\n')
+        for key, value in values.items():
+            self.board.add_scalar(f'train/{key}', value, step)
+
+    def scores(self, step: int, name: str, result: dict[str, Any]) -> None:
+        """Record the scores of one test set: a line of text, and curves."""
+        if not self.speaks:
+            return
+        miou, accuracy = result['mIoU'], result['pixel_accuracy']
+        tqdm.write(f'{name} at step {step}: mIoU {miou:.4f}, pixel accuracy {accuracy:.4f}')
+        for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy'):
+            self.board.add_scalar(f'{name}/{key}', result[key], step)
+        self.log.flush()
+
+    def overlays(
+        self,
+        step: int,
+        name: str,
+        pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        colors: np.ndarray,
+    ) -> None:
+        """Show frames as colour | truth | prediction.
+
+        Args:
+            step: where the run stands.
+            name: of the set.
+            pictures: uint8 colour (H, W, 3), truth (H, W) and predicted labels (H, W).
+            colors: uint8 (K, 3) RGB of the classes.
+        """
+        if not self.speaks:
+            return
+        for number, (rgb, truth, labels) in enumerate(pictures):
+            row = [rgb, *(palette.overlay(rgb, x, colors) for x in (truth, labels))]
+            image = np.concatenate(row, axis=1)
+            self.board.add_image(f'{name}/{number}', image, step, dataformats='HWC')

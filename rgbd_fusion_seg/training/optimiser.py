@@ -1,0 +1,142 @@
+"""Optimiser, learning-rate schedules, parameter groups and averaged weights."""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig
+
+OPTIMISERS = ('adamw', 'adam', 'sgd')
+SCHEDULES = ('poly', 'step', 'constant')
+
+
+def learning_rate(progress: float, config: OptimiserConfig) -> float:
+    """Return the learning rate when a share ``progress`` (0..1) of the run is done.
+
+    After the linear warm-up, 'poly' decays over the whole rest of the run, which is how ERFNet,
+    AdapNet++ and RFBNet train (power 0.9); 'step' and 'constant' count from the run's start.
+    """
+    if progress < config.warmup:
+        return config.lr * max(progress / config.warmup, 1e-3)
+    if config.schedule == 'poly':
+        left = (1 - progress) / (1 - config.warmup)
+        return config.lr * max(0.0, left) ** config.power
+    if config.schedule == 'step':
+        return config.lr * config.gamma ** bisect.bisect_right(config.milestones, progress)
+    return config.lr
+
+
+def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:
+    """Return optimiser groups: decay on convolutions only, and the paces of ``config.groups``.
+
+    Norms and biases (one-dimensional parameters) are not decayed. Each group has an 'lr_scale'.
+
+    Raises:
+        InputError: a pattern that is no regular expression or matches no parameter.
+    """
+    rules = [*config.groups, GroupConfig()]
+    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        number = next(i for i, rule in enumerate(rules) if _search(rule.pattern, name))
+        members.setdefault((number, parameter.ndim > 1), []).append(parameter)
+    for number, rule in enumerate(config.groups):
+        if not any(n == number for n, _ in members):
+            raise InputError(
+                f'the pattern {rule.pattern!r} of optimiser.groups matches none of the '
+                "network's parameters that are left for it; correct or remove it"
+            )
+    groups = []
+    for (number, decayed), parameters in sorted(members.items(), key=lambda item: item[0]):
+        rule = rules[number]
+        decay = config.weight_decay if rule.weight_decay is None else rule.weight_decay
+        groups.append(
+            {
+                'params': parameters,
+                'weight_decay': decay if decayed else 0.0,
+                'lr_scale': rule.lr_scale,
+            }
+        )
+    return groups
+
+
+def _search(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise InputError(
+            f'the pattern {pattern!r} of optimiser.groups is no regular expression: {error}'
+        ) from error
+
+
+def build_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """Return the optimiser over the groups of `parameter_groups`.
+
+    Raises:
+        InputError: an unknown optimiser or schedule, or a bad group.
+    """
+    if config.schedule not in SCHEDULES:
+        raise InputError(f'schedule must be one of {", ".join(SCHEDULES)}, not {config.schedule}')
+    groups = parameter_groups(network, config)
+    if config.name == 'adamw':
+        return torch.optim.AdamW(groups, lr=config.lr)
+    if config.name == 'adam':
+        return torch.optim.Adam(groups, lr=config.lr)
+    if config.name == 'sgd':
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    raise InputError(f'optimiser must be one of {", ".join(OPTIMISERS)}, not {config.name}')
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate to ``rate`` times the group's own scale."""
+    for group in optimiser.param_groups:
+        group['lr'] = rate * group['lr_scale']
+
+
+class WeightAverage:
+    """Exponential moving average of a network's parameters.
+
+    The average trusts itself more as it grows older: its decay at step t is at most
+    (1 + t) / (10 + t). The step is counted by the caller, so that no device is waited for.
+
+    Args:
+        network: what is averaged.
+        decay: of the average; 0 always returns the newest parameters.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = [p.detach().clone() for p in network.parameters()]
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the parameters after step ``step``, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [p.detach() for p in network.parameters()]
+        torch._foreach_lerp_(self.parameters, current, 1 - decay)
+
+    @torch.no_grad()
+    def network(self, network: nn.Module) -> nn.Module:
+        """Return a copy of ``network`` with the averaged parameters, in evaluation mode.
+
+        Running statistics of norms are those of training: they are averages already.
+        """
+        result = copy.deepcopy(network)
+        for parameter, averaged in zip(result.parameters(), self.parameters, strict=True):
+            parameter.copy_(averaged)
+        return result.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages, for saving."""
+        return {'parameters': self.parameters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over saved averages."""
+        for parameter, saved in zip(self.parameters, state['parameters'], strict=True):
+            parameter.copy_(saved)

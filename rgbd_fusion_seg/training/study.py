@@ -1,0 +1,225 @@
+"""A study: many networks trained alike, one after the other, and the table that compares them.
+
+Rows are trained in the order of the configuration; a fusion network may start from the encoders
+of unimodal rows before it, as the RFBNet paper trains. What is done is never done again: start
+the same command once more and it goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
+from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
+from rgbd_fusion_seg.training.cost import empty_network, gflops
+from rgbd_fusion_seg.training.networks import parameter_count
+from rgbd_fusion_seg.training.study_report import write_report
+from rgbd_fusion_seg.training.trainer import Trainer
+
+MEASURED_STEPS = 6
+"""Steps of which the first third is left out when a row's speed is measured."""
+
+
+@dataclass
+class RowConfig:
+    """A network of the study.
+
+    Args:
+        name: short and unique; names its folder.
+        title: as the table shows it.
+        network: what is trained.
+        epochs: how many, before the budget scales all rows alike.
+        encoders: modality -> name of the unimodal row whose encoder it starts from.
+        continues: name of a row whose weights it goes on with.
+        shown: whether the table has it; rows that others only start from need not be.
+        paper_parameters, paper_miou: the paper's figures, as text.
+    """
+
+    name: str
+    title: str = ''
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    epochs: float = 10
+    encoders: dict[str, str] = field(default_factory=dict)
+    continues: str = ''
+    shown: bool = True
+    paper_parameters: str = ''
+    paper_miou: str = ''
+
+
+@dataclass
+class ClaimConfig:
+    """A claim of a paper that the study tests.
+
+    Args:
+        text: the claim.
+        better, worse: names of the rows it compares.
+        paper: by how many points of mIoU, as text.
+    """
+
+    text: str
+    better: str
+    worse: str
+    paper: str = ''
+
+
+@dataclass
+class StudyConfig:
+    """A study.
+
+    Args:
+        name: of the study; names its section in the document.
+        output: folder for its runs and results.
+        minutes: time for everything; every row's epochs are scaled by one factor, from
+            measured speeds, to fit into it. 0 trains the epochs as they stand.
+        seeds: every row is trained with each.
+        run: what all rows share.
+        rows: the networks.
+        claims: what is to be tested.
+        document: Markdown file that gets table, claims and picture between the markers
+            `<!-- study NAME -->` and `<!-- end of study NAME -->`.
+    """
+
+    name: str = 'study'
+    output: str = 'runs/study'
+    minutes: float = 0.0
+    seeds: list[int] = field(default_factory=lambda: [0])
+    run: TrainConfig = field(default_factory=TrainConfig)
+    rows: list[RowConfig] = field(default_factory=list)
+    claims: list[ClaimConfig] = field(default_factory=list)
+    document: str = ''
+
+
+def study(study: StudyConfig, report_only: bool = False) -> None:
+    """Train every row of a study with every seed and compare them; goes on where it stopped.
+
+    Args:
+        study: what is compared, and how it is trained.
+        report_only: write the results of what is done so far, train nothing.
+
+    Raises:
+        InputError: rows that name unknown rows or options.
+    """
+    _check(study)
+    output = Path(study.output)
+    output.mkdir(parents=True, exist_ok=True)
+    if not report_only:
+        plan = _plan(study, output)
+        for seed in study.seeds:
+            for row in study.rows:
+                _train_row(study, row, seed, plan[row.name], output)
+    write_report(study, collect(study, output), output)
+
+
+def _check(study: StudyConfig) -> None:
+    known: set[str] = set()
+    for row in study.rows:
+        wanted = {*row.encoders.values(), *([row.continues] if row.continues else [])}
+        if row.name in known or wanted - known:
+            raise InputError(
+                f'the study row {row.name!r} appears twice or starts from '
+                f'{", ".join(sorted(wanted - known)) or "nothing"}, which no earlier row is; '
+                'correct the names or the order of rows'
+            )
+        known.add(row.name)
+    for claim in study.claims:
+        if {claim.better, claim.worse} - known:
+            raise InputError(f'the claim {claim.text!r} compares rows that the study lacks')
+
+
+def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> TrainConfig:
+    """Return the training run of a row."""
+    config = copy.deepcopy(study.run)
+    output = Path(study.output)
+    config.output = str(output / f'{row.name}-{seed}')
+    config.network, config.epochs, config.seed = copy.deepcopy(row.network), epochs, seed
+
+    def last(name: str) -> str:
+        return str(output / f'{name}-{seed}' / 'last.safetensors')
+
+    if row.continues:
+        config.network.init_from = last(row.continues)
+    config.network.init_rgb = last(row.encoders['rgb']) if 'rgb' in row.encoders else ''
+    config.network.init_hha = last(row.encoders['hha']) if 'hha' in row.encoders else ''
+    return config
+
+
+def _plan(study: StudyConfig, output: Path) -> dict[str, int]:
+    """Return each row's epochs; decided once, so that a continued study keeps to them."""
+    path = output / 'plan.json'
+    if path.is_file():
+        plan = json.loads(path.read_text())
+        if set(plan) >= {row.name for row in study.rows}:
+            return plan
+    factor = 1.0
+    if study.minutes:
+        seconds = sum(row.epochs * _seconds_per_epoch(study, row, output) for row in study.rows)
+        factor = 60 * study.minutes / (seconds * len(study.seeds))
+    plan = {row.name: max(1, round(row.epochs * factor)) for row in study.rows}
+    write_atomically(path, lambda part: part.write_text(json.dumps(plan, indent=1)))
+    return plan
+
+
+def _seconds_per_epoch(study: StudyConfig, row: RowConfig, output: Path) -> float:
+    bare = RowConfig(row.name, network=row.network)
+    config = row_config(study, bare, 0, 1)
+    config.output = str(output / 'speed' / row.name)
+    trainer = Trainer(config)
+    batches = trainer.views().batches(0, MEASURED_STEPS)
+    times = []
+    for batch in batches:
+        start = time.perf_counter()
+        float(trainer.step(batch))
+        times.append(time.perf_counter() - start)
+    return trainer.steps_per_epoch * statistics.median(times[MEASURED_STEPS // 3 :])
+
+
+def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, output: Path) -> None:
+    folder = output / f'{row.name}-{seed}'
+    if (folder / 'scores.json').is_file():
+        return
+    trainer = Trainer(row_config(study, row, seed, epochs))
+    if not trainer.fit():
+        raise KeyboardInterrupt
+    trainer.save()
+    trainer.evaluate('scores.json')
+    # A finished row is not continued; its optimiser's state is the largest file of all.
+    os.unlink(folder / 'resume.ckpt')
+
+
+def collect(study: StudyConfig, output: Path) -> list[dict[str, Any]]:
+    """Return one entry for each finished run: row, seed, scores, cost, what it took."""
+    entries = []
+    for row in study.rows:
+        size = study.run.data.width, study.run.data.height
+        for seed in study.seeds:
+            folder = output / f'{row.name}-{seed}'
+            if not (folder / 'scores.json').is_file():
+                continue
+            scores = json.loads((folder / 'scores.json').read_text())
+            info = load_checkpoint(folder / 'last.safetensors').info
+            network = empty_network(
+                row.network.name, len(info['classes']['names']), **row.network.options
+            )
+            entries.append(
+                {
+                    'row': row.name,
+                    'title': row.title,
+                    'seed': seed,
+                    'epochs': json.loads((folder / 'run.json').read_text())['epochs'],
+                    'steps': info['step'],
+                    'minutes': info['minutes'],
+                    'parameters': parameter_count(network)[0],
+                    'gflops': round(gflops(network, *size), 2),
+                    'size': list(size),
+                    'scores': {k: v for k, v in scores.items() if k != 'step'},
+                }
+            )
+    return entries

@@ -1,0 +1,138 @@
+"""Results of a study as JSON, as a Markdown section and as a picture."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.checkpoints import write_atomically
+
+if TYPE_CHECKING:
+    from rgbd_fusion_seg.training.study import StudyConfig
+
+Entry = dict[str, Any]
+
+
+def write_report(study: StudyConfig, entries: list[Entry], output: Path) -> None:
+    """Write results.json, report.md and miou.png, and the section of the study's document.
+
+    Raises:
+        InputError: the document lacks the study's markers.
+    """
+    text = report(study, entries)
+    payload = json.dumps({'study': study.name, 'runs': entries}, indent=1)
+    write_atomically(output / 'results.json', lambda part: part.write_text(payload))
+    write_atomically(output / 'report.md', lambda part: part.write_text(text, encoding='utf-8'))
+    if entries:
+        picture(study, entries).savefig(output / 'miou.png', dpi=110)
+    if study.document:
+        insert(Path(study.document), study.name, text)
+
+
+def report(study: StudyConfig, entries: list[Entry]) -> str:
+    """Return the study's table and what became of its claims, as Markdown."""
+    lines = [
+        '| network | parameters (paper) | GFLOP | epochs | mIoU | pixel acc. | mean acc. '
+        '| mIoU in the paper |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for row in study.rows:
+        runs = [e for e in entries if e['row'] == row.name]
+        if not row.shown:
+            continue
+        if not runs:
+            lines.append(f'| {row.title} | | | | not trained yet | | | {row.paper_miou} |')
+            continue
+        first = runs[0]
+        parameters = f'{first["parameters"] / 1e6:.2f} M'
+        if row.paper_parameters:
+            parameters += f' ({row.paper_parameters})'
+        cells = [row.title, parameters, f'{first["gflops"]:.1f}', str(epochs(study, entries, row))]
+        cells += [spread(values(runs, key)) for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy')]
+        lines.append('| ' + ' | '.join([*cells, row.paper_miou]) + ' |')
+    if study.claims:
+        lines += ['', '| claim | here | in the paper | verdict |', '|---|---|---|---|']
+        lines += [_claim(claim, entries) for claim in study.claims]
+    return '\n'.join(lines) + '\n'
+
+
+def epochs(study: StudyConfig, entries: list[Entry], row: Any) -> str:
+    """Return the epochs of a row, those of the rows it starts from before a plus sign."""
+    own = next(e['epochs'] for e in entries if e['row'] == row.name)
+    origins = {row.continues, *row.encoders.values()} - {''}
+    before = {e['epochs'] for e in entries if e['row'] in origins}
+    for origin in (r for r in study.rows if r.name in origins and (r.continues or r.encoders)):
+        return f'{epochs(study, entries, origin)} + {own}'
+    return f'{max(before)} + {own}' if before else str(own)
+
+
+def values(runs: list[Entry], key: str) -> list[float]:
+    """Return a score of the test split over seeds, in percent."""
+    return [100 * run['scores']['test'][key] for run in runs]
+
+
+def spread(numbers: list[float]) -> str:
+    """Return 'mean ± sample standard deviation', or the one number there is."""
+    if len(numbers) < 2:
+        return f'{numbers[0]:.1f}'
+    return f'{mean(numbers):.1f} ± {stdev(numbers):.1f}'
+
+
+def _claim(claim: Any, entries: list[Entry]) -> str:
+    runs = {
+        name: {e['seed']: 100 * e['scores']['test']['mIoU'] for e in entries if e['row'] == name}
+        for name in (claim.better, claim.worse)
+    }
+    both = sorted(set(runs[claim.better]) & set(runs[claim.worse]))
+    if not both:
+        return f'| {claim.text} | not trained yet | {claim.paper} | open |'
+    differences = [runs[claim.better][s] - runs[claim.worse][s] for s in both]
+    if all(d > 0 for d in differences):
+        verdict = 'holds' if len(both) > 1 else 'holds (one seed)'
+    elif mean(differences) > 0:
+        verdict = 'holds on average, not for every seed'
+    else:
+        verdict = 'does not reproduce'
+    here = ', '.join(f'{d:+.1f}' for d in differences)
+    return f'| {claim.text} | {here} | {claim.paper} | {verdict} |'
+
+
+def picture(study: StudyConfig, entries: list[Entry]) -> Figure:
+    """Return bars of the rows' mIoU, a dot for each seed."""
+    rows = [r for r in study.rows if r.shown and any(e['row'] == r.name for e in entries)]
+    figure = Figure(figsize=(8, 0.6 + 0.38 * len(rows)), layout='constrained')
+    axes = figure.subplots()
+    for y, row in enumerate(rows):
+        numbers = values([e for e in entries if e['row'] == row.name], 'mIoU')
+        axes.barh(y, mean(numbers), color='#4878a8' if row.encoders else '#b0b8c0')
+        axes.plot(numbers, [y] * len(numbers), 'k.')
+        axes.text(max(numbers), y, f'  {mean(numbers):.1f}', va='center', fontsize=9)
+    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel('mIoU on the test split, percent (blue: fusion networks)')
+    axes.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
+def insert(document: Path, name: str, text: str) -> None:
+    """Replace what stands between a study's markers in a Markdown file.
+
+    Raises:
+        InputError: the markers are not there.
+    """
+    start, end = f'<!-- study {name} -->', f'<!-- end of study {name} -->'
+    before = document.read_text(encoding='utf-8') if document.is_file() else ''
+    pattern = re.compile(f'{re.escape(start)}.*?{re.escape(end)}', re.DOTALL)
+    if not pattern.search(before):
+        raise InputError(
+            f'{document} has no section for the study; write {start} and {end} on lines of '
+            'their own where its table is to be'
+        )
+    after = pattern.sub(lambda _: f'{start}\n{text}{end}', before)
+    write_atomically(document, lambda part: part.write_text(after, encoding='utf-8'))

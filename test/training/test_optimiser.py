@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig  # noqa: E402
+from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
+    WeightAverage,
+    build_optimiser,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+def test_poly_warms_up_and_decays():
+    config = OptimiserConfig(lr=0.1, warmup=0.2, power=0.9)
+    rates = [learning_rate(p, config) for p in np.linspace(0, 1, 101)]
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0.05)
+    assert rates[60] == pytest.approx(0.1 * 0.5**0.9)
+    assert rates[100] == 0.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+
+
+def test_steps_equal_those_of_torch():
+    config = OptimiserConfig(lr=0.2, schedule='step', milestones=[0.3, 0.8], gamma=0.5, warmup=0)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=[3, 8], gamma=0.5)
+    for step in range(10):
+        assert learning_rate(step / 10, config) == pytest.approx(theirs.get_last_lr()[0])
+        optimiser.step()
+        theirs.step()
+
+
+def test_a_constant_rate_stays():
+    config = OptimiserConfig(lr=0.3, schedule='constant', warmup=0.1)
+    assert {learning_rate(p, config) for p in (0.1, 0.5, 1.0)} == {0.3}
+    assert learning_rate(0.05, config) == pytest.approx(0.15)
+
+
+def test_weight_decay_spares_norms_and_biases():
+    network = build_network('erfnet_encoder', 5)
+    groups = parameter_groups(network, OptimiserConfig(weight_decay=0.5))
+    for group in groups:
+        expected = 0.5 if group['params'][0].ndim > 1 else 0.0
+        assert group['weight_decay'] == expected
+        assert len({p.ndim > 1 for p in group['params']}) == 1
+    assert sum(len(g['params']) for g in groups) == len(list(network.parameters()))
+
+
+def test_groups_learn_at_their_own_pace():
+    network = build_network('erfnet_encoder', 5)
+    config = OptimiserConfig(
+        weight_decay=0.5, groups=[GroupConfig(r'^head\.', 10.0, 0.1), GroupConfig(r'\.bn', 0.0)]
+    )
+    optimiser = build_optimiser(network, config)
+    set_learning_rate(optimiser, 0.01)
+    rate = {
+        id(p): (g['lr'], g['weight_decay']) for g in optimiser.param_groups for p in g['params']
+    }
+    for name, parameter in network.named_parameters():
+        lr, decay = rate[id(parameter)]
+        if name == 'head.weight':
+            assert (lr, decay) == (pytest.approx(0.1), 0.1)
+        elif '.bn' in name:
+            assert (lr, decay) == (0.0, 0.0)
+        elif parameter.ndim > 1:
+            assert (lr, decay) == (pytest.approx(0.01), 0.5)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'groups': [GroupConfig('nothing_like_this')]}, 'matches none'),
+        ({'groups': [GroupConfig('(')]}, 'no regular expression'),
+        ({'name': 'adadelta'}, 'adamw, adam, sgd'),
+        ({'schedule': 'cosine'}, 'poly, step, constant'),
+    ],
+)
+def test_settings_that_cannot_be_are_named(changes, words):
+    with pytest.raises(InputError, match=words):
+        build_optimiser(build_network('erfnet_encoder', 5), OptimiserConfig(**changes))
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('adamw', 'AdamW'), ('adam', 'Adam'), ('sgd', 'SGD')])
+def test_the_named_optimiser_steps(name, kind):
+    layer = torch.nn.Conv2d(1, 1, 1)
+    optimiser = build_optimiser(layer, OptimiserConfig(name=name, lr=0.1))
+    assert type(optimiser).__name__ == kind
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 1, 1, 1)).sum().backward()
+    optimiser.step()
+    assert float((layer.weight - before).abs().max()) > 0.01
+
+
+def test_the_average_equals_torchs_once_it_is_old():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    network = torch.nn.Linear(3, 2)
+    ours = WeightAverage(network, 0.9)
+    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    theirs.update_parameters(network)  # its first update copies
+    for step in range(200, 220):
+        with torch.no_grad():
+            network.weight.add_(torch.randn(2, 3))
+        ours.update(network, step)
+        theirs.update_parameters(network)
+    torch.testing.assert_close(ours.network(network).weight, theirs.module.weight)
+
+
+def test_a_young_average_follows_the_weights():
+    network = torch.nn.Linear(1, 1)
+    average = WeightAverage(network, 0.999)
+    with torch.no_grad():
+        network.weight.fill_(5.0)
+    for step in range(20):
+        average.update(network, step)
+    assert float(average.network(network).weight) == pytest.approx(5.0, abs=0.01)
+
+
+def test_the_averaged_network_has_the_statistics_of_training():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    average = WeightAverage(network, 0.9)
+    network(5 + torch.randn(4, 1, 8, 8))
+    result = average.network(network)
+    assert not result.training
+    torch.testing.assert_close(result[1].running_mean, network[1].running_mean)
+    assert float(result[1].running_mean.abs().max()) > 0.1

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.training import study as study_module  # noqa: E402
+from rgbd_fusion_seg.training import study_report  # noqa: E402
+from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
+from rgbd_fusion_seg.training.config import (  # noqa: E402
+    DataConfig,
+    DatasetConfig,
+    NetworkConfig,
+    TrainConfig,
+)
+from rgbd_fusion_seg.training.study import (  # noqa: E402
+    ClaimConfig,
+    RowConfig,
+    StudyConfig,
+    collect,
+    study,
+)
+
+
+def rows() -> list[RowConfig]:
+    unimodal = {m: NetworkConfig('erfnet_encoder', {'modality': m}) for m in ('rgb', 'hha')}
+    return [
+        RowConfig('rgb_first', 'RGB, first part', unimodal['rgb'], epochs=2, shown=False),
+        RowConfig('hha_first', 'HHA, first part', unimodal['hha'], epochs=2, shown=False),
+        RowConfig('rgb', 'RGB', unimodal['rgb'], epochs=1, continues='rgb_first'),
+        RowConfig(
+            'fused', 'RFBNet', NetworkConfig(), epochs=1,
+            encoders={'rgb': 'rgb_first', 'hha': 'hha_first'},
+        ),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_study(nyu_pack, tmp_path) -> StudyConfig:
+    data = DataConfig(
+        dataset=DatasetConfig(folder=str(nyu_pack)), synthetic_frames=0, synthetic_test_frames=0,
+        cache=str(tmp_path / 'cache'), width=64, height=48, workers=0,
+    )  # fmt: skip
+    run = TrainConfig(batch_size=2, precision='32-true', accelerator='cpu', data=data)
+    document = tmp_path / 'results.md'
+    document.write_text('before\n<!-- study tiny -->\nold\n<!-- end of study tiny -->\nafter\n')
+    claims = [ClaimConfig('Fusion helps', 'fused', 'rgb', '+1')]
+    return StudyConfig(
+        name='tiny', output=str(tmp_path / 'study'), run=run, rows=rows(), claims=claims,
+        document=str(document),
+    )  # fmt: skip
+
+
+def test_a_study_trains_compares_and_is_continued(tiny_study, tmp_path, monkeypatch):
+    study(tiny_study)
+    output = tmp_path / 'study'
+    entries = json.loads((output / 'results.json').read_text())['runs']
+    assert [e['row'] for e in entries] == ['rgb_first', 'hha_first', 'rgb', 'fused']
+    assert [e['epochs'] for e in entries] == [2, 2, 1, 1]
+    for entry in entries:
+        assert 0 <= entry['scores']['test']['mIoU'] <= 1
+    document = (tmp_path / 'results.md').read_text()
+    assert document.startswith('before\n')
+    assert document.endswith('after\n')
+    assert 'old' not in document
+    table = [line for line in document.splitlines() if line.startswith('|')]
+    assert 'RFBNet' in table[3]
+    assert '2 + 1' in table[3]
+    assert 'first part' not in document
+    assert (output / 'miou.png').stat().st_size > 1000
+
+    trained = []
+    monkeypatch.setattr(study_module, 'Trainer', lambda config: trained.append(config))
+    study(tiny_study)
+    assert not trained
+
+
+def test_fused_rows_start_from_the_unimodal_ones(tiny_study, tmp_path, monkeypatch):
+    real = study_module.Trainer
+    started = {}
+
+    def noting(config):
+        run = real(config)
+        started[Path(config.output).name] = run.network.module.state_dict()
+        started[Path(config.output).name] = {
+            k: v.clone() for k, v in started[Path(config.output).name].items()
+        }
+        return run
+
+    monkeypatch.setattr(study_module, 'Trainer', noting)
+    study(tiny_study)
+    name = 'initial_block.conv.weight'
+    for modality in ('rgb', 'hha'):
+        path = tmp_path / 'study' / f'{modality}_first-0' / 'last.safetensors'
+        weights = load_checkpoint(path).weights[f'encoder.{name}']
+        torch.testing.assert_close(started['fused-0'][f'{modality}_encoder.{name}'], weights)
+
+
+def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path):
+    seconds = {'rgb_first': 2.0, 'hha_first': 1.0, 'rgb': 2.0, 'fused': 4.0}
+    monkeypatch.setattr(
+        study_module, '_seconds_per_epoch', lambda study, row, output: seconds[row.name]
+    )
+    tiny_study.minutes, tiny_study.seeds = 4.0, [0, 1]
+    (tmp_path / 'study').mkdir()
+    plan = study_module._plan(tiny_study, tmp_path / 'study')
+    assert plan == {'rgb_first': 20, 'hha_first': 20, 'rgb': 10, 'fused': 10}
+    monkeypatch.setattr(study_module, '_seconds_per_epoch', None)
+    assert study_module._plan(tiny_study, tmp_path / 'study') == plan
+
+
+def test_the_speed_of_a_row_is_measured(tiny_study, tmp_path):
+    row = tiny_study.rows[-1]
+    assert study_module._seconds_per_epoch(tiny_study, row, tmp_path) > 0
+
+
+def test_rows_and_claims_must_name_rows(tiny_study):
+    tiny_study.rows[2].continues = 'rgb_last'
+    with pytest.raises(InputError, match='rgb_last'):
+        study(tiny_study)
+    tiny_study.rows[2].continues = 'rgb_first'
+    tiny_study.claims[0].better = 'cen'
+    with pytest.raises(InputError, match='Fusion helps'):
+        study(tiny_study)
+
+
+def entry(row: str, seed: int, miou: float) -> dict:
+    scores = {'mIoU': miou, 'pixel_accuracy': 0.5, 'mean_accuracy': 0.4}
+    return {
+        'row': row, 'seed': seed, 'epochs': 3, 'parameters': 2_000_000, 'gflops': 1.5,
+        'scores': {'test': scores},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('better', 'verdict'),
+    [([0.5, 0.6], 'holds'), ([0.5, 0.29], 'on average'), ([0.2, 0.4], 'does not reproduce')],
+)
+def test_a_claim_is_judged_seed_by_seed(tiny_study, better, verdict):
+    entries = [entry('fused', s, x) for s, x in enumerate(better)]
+    entries += [entry('rgb', s, 0.3) for s in range(3)]
+    line = study_report.report(tiny_study, entries).splitlines()[-1]
+    assert verdict in line
+    assert f'{100 * (better[0] - 0.3):+.1f}' in line
+    assert line.endswith(f'{verdict} |') or verdict == 'on average'
+
+
+def test_the_spread_is_the_sample_standard_deviation():
+    assert study_report.spread([30.0, 32.0, 34.0]) == '32.0 ± 2.0'
+    assert study_report.spread([30.04]) == '30.0'
+
+
+def test_a_document_without_a_place_for_the_study_is_named(tiny_study, tmp_path):
+    (tmp_path / 'results.md').write_text('no markers')
+    with pytest.raises(InputError, match='<!-- study tiny -->'):
+        study(tiny_study, report_only=True)
+    assert (tmp_path / 'results.md').read_text() == 'no markers'
+    assert collect(tiny_study, tmp_path / 'study') == []
