@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+torch = pytest.importorskip('torch')
+
+from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame  # noqa: E402
+from rgbd_fusion_seg.training import evaluation  # noqa: E402
+from rgbd_fusion_seg.training.checkpoints import class_entries, save_checkpoint  # noqa: E402
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame  # noqa: E402
+from rgbd_fusion_seg.training.datasets.cache import CachedFrames  # noqa: E402
+from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
+from rgbd_fusion_seg.training.evaluation import (  # noqa: E402
+    evaluate,
+    evaluate_network,
+    predicted_labels,
+    score_source,
+)
+from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.views import Normaliser  # noqa: E402
+
+CLASSES = ClassSet('six', tuple('abcdef'), np.arange(18, dtype=np.uint8).reshape(6, 3))
+NORMALISE = Normaliser({'rgb': ([0.0] * 3, [1.0] * 3)})
+
+
+@pytest.fixture
+def frames() -> CachedFrames:
+    """Five frames whose red is 40 times the label, which is void in a corner."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, (5, 12, 16)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
+    rgb = np.zeros((*labels.shape, 3), np.uint8)
+    rgb[..., 0] = 40 * labels
+    labels[:, :7, :9] = 255
+    hha = np.zeros((5, 24, 32, 3), np.uint8)
+    return CachedFrames('toy', CLASSES, '', (rgb, rgb[:, ::2, ::2]), labels, (hha,), (1.0, 2.0))
+
+
+class ReadsRed(torch.nn.Module):
+    """Tells the class from red: right on the frames above, or always ``constant``."""
+
+    modalities, stride, size_multiple = ('rgb',), 1, 1
+
+    def __init__(self, constant: int | None = None) -> None:
+        super().__init__()
+        self.drop = torch.nn.Dropout(0.5)
+        self.frozen = torch.nn.BatchNorm2d(6)
+        self.constant = constant
+
+    def forward(self, inputs):
+        kinds = torch.arange(6.0).view(1, 6, 1, 1)
+        red = inputs['rgb'][:, :1] if self.constant is None else 40.0 * self.constant
+        return self.frozen(self.drop(10 - (red / 40 - kinds) ** 2 + 0 * inputs['rgb'][:, :1]))
+
+
+def test_a_perfect_network_scores_one_and_absent_classes_do_not_count(frames):
+    result = evaluate_network(ReadsRed(), NORMALISE, frames, (64, 48))
+    assert result['mIoU'] == result['pixel_accuracy'] == result['frequency_weighted_iou'] == 1
+    assert result['classes'] == dict.fromkeys('abcde', 1.0) | {'f': None}
+
+
+def test_a_constant_network_scores_the_share_of_its_class(frames):
+    result = evaluate_network(ReadsRed(3), NORMALISE, frames, (32, 24))
+    counted = frames.labels[frames.labels != 255]
+    share = (counted == 3).mean()
+    assert result['pixel_accuracy'] == pytest.approx(share, abs=1e-5)
+    assert result['mIoU'] == pytest.approx(share / 5, abs=1e-5)
+    assert result['mean_accuracy'] == pytest.approx(1 / 5)
+    result = evaluate_network(ReadsRed(5), NORMALISE, frames, (32, 24))
+    assert result['classes']['f'] == 0
+
+
+def test_every_module_gets_its_mode_back(frames):
+    network = ReadsRed().train()
+    network.frozen.eval()
+    # In training mode dropout would spoil the scores.
+    assert evaluate_network(network, NORMALISE, frames, (64, 48))['mIoU'] == 1
+    assert (network.training, network.drop.training, network.frozen.training) == (
+        True,
+        True,
+        False,
+    )
+
+    def broken(inputs):
+        raise RuntimeError
+
+    network.forward = broken
+    with pytest.raises(RuntimeError):
+        evaluate_network(network, NORMALISE, frames, (64, 48))
+    assert network.drop.training
+
+
+def test_predicted_labels_come_with_their_frames(frames):
+    pictures = predicted_labels(ReadsRed(), NORMALISE, frames, (64, 48), range(3, 9))
+    assert len(pictures) == 2
+    for i, (rgb, truth, labels) in zip((3, 4), pictures, strict=True):
+        np.testing.assert_array_equal(rgb, frames.rgb[0][i])
+        np.testing.assert_array_equal(truth, frames.labels[i])
+        np.testing.assert_array_equal(labels, rgb[..., 0] // 40)
+
+
+SCRIPT = """
+import json, sys
+import numpy as np, torch
+from lightning_fabric import Fabric
+from rgbd_fusion_seg.training.datasets.base import ClassSet
+from rgbd_fusion_seg.training.datasets.cache import CachedFrames
+from rgbd_fusion_seg.training.evaluation import evaluate_network
+from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.views import Normaliser
+
+torch.set_num_threads(1)
+processes = int(sys.argv[1])
+fabric = Fabric(accelerator='cpu', devices=processes, strategy='ddp' if processes > 1 else 'auto')
+fabric.launch()
+rng = np.random.default_rng(1)
+classes = ClassSet('six', tuple('abcdef'), np.zeros((6, 3), np.uint8))
+rgb, hha = (rng.integers(0, 256, (5, h, w, 3), np.uint8) for h, w in ((48, 64), (24, 32)))
+labels = rng.integers(0, 6, (5, 48, 64), np.uint8)
+frames = CachedFrames('toy', classes, '', (rgb,), labels, (hha,), (1.0, 2.0))
+torch.manual_seed(0)
+network = build_network('rfbnet_erfnet', 6)
+scores = [120.0] * 3, [60.0] * 3
+result = evaluate_network(
+    network, Normaliser({'rgb': scores, 'hha': scores}), frames, (64, 48), fabric
+)
+with open(f'{sys.argv[2]}-{fabric.global_rank}.json', 'w') as file:
+    json.dump(result, file)
+"""
+
+
+def test_two_processes_return_what_one_does(tmp_path, monkeypatch):
+    script = tmp_path / 'score.py'
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(sys, 'argv', ['score.py', '1', str(tmp_path / 'scores1')])
+    runpy.run_path(str(script))
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script), '2', str(tmp_path / 'scores2')],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, *both = (
+        json.loads((tmp_path / f'scores{name}.json').read_text()) for name in ('1-0', '2-0', '2-1')
+    )
+    assert 0 < alone['mIoU'] < 1
+    assert both == [alone, alone]
+
+
+class Source:
+    """Frames of 100x75 and one of 120x90 pixels: tall steps of red, 40 times the label."""
+
+    name, classes, size, terms = 'toy-test', CLASSES, (64, 48), 'made by a test'
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> LabelledFrame:
+        width, height = (120, 90) if index == 4 else (100, 75)
+        labels = (np.arange(width) * 5 // width).astype(np.uint8)[None].repeat(height, 0)
+        rgb = np.zeros((height, width, 3), np.uint8)
+        rgb[..., 0] = 40 * labels
+        truth = labels.copy()
+        if index:
+            truth[:, -10 * index :] = 5  # wrong on purpose
+        truth[:3] = 255
+        camera = Intrinsics(100.0, 100.0, width / 2, height / 2, width, height)
+        depth = np.full((height, width), 2.0, np.float32)
+        return LabelledFrame(RgbdFrame(rgb, depth, camera), truth)
+
+    def describe(self) -> dict[str, object]:
+        return {}
+
+
+class RedPredictor:
+    """Labels frames at their own size, right but where the source lies."""
+
+    classes, model, measured_with = CLASSES, {'path': 'red'}, 'nothing'
+
+    def predict(self, frame: RgbdFrame) -> np.ndarray:
+        return frame.rgb[..., 0] // 40
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+@pytest.mark.parametrize('every', [1, 4])
+def test_frames_are_scored_at_their_own_size_in_one_matrix(every):
+    source = Source()
+    result = score_source(RedPredictor(), source, 'toy', every, boundary=True)
+    chosen = range(0, 6, every)
+    counts, accuracy = np.zeros((6, 7), int), []
+    for i in chosen:
+        truth, labels = source[i].labels, source[i].frame.rgb[..., 0] // 40
+        known = truth != 255
+        np.add.at(counts, (truth[known], labels[known]), 1)
+        accuracy.append((truth == labels)[known].mean())
+    np.testing.assert_array_equal(result.matrix, counts)
+    np.testing.assert_allclose(result.accuracy, accuracy)
+    assert result.indices.tolist() == list(chosen)
+    assert result.size is None  # one frame has another
+    assert 'own size' in result.comparison
+    assert result.boundary.by_class[0] == 1
+    assert score_source(RedPredictor(), source, 'toy', 3).size == (100, 75)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """An untrained network for the classes of NYUDv2."""
+    torch.manual_seed(0)
+    info = {
+        'network': 'rfbnet_erfnet', 'options': {}, 'classes': class_entries(NYU40),
+        'statistics': {name: ([120.0] * 3, [60.0] * 3) for name in ('rgb', 'hha')},
+        'width': 64, 'height': 48,
+    }  # fmt: skip
+    path = tmp_path / 'last.safetensors'
+    save_checkpoint(path, build_network('rfbnet_erfnet', 40), info)
+    return path
+
+
+@pytest.fixture
+def data(nyu_pack) -> DataConfig:
+    return DataConfig(dataset=DatasetConfig(folder=str(nyu_pack)), synthetic_test_frames=1)
+
+
+def test_the_command_leaves_a_report(checkpoint, data, tmp_path, capsys):
+    output = tmp_path / 'report'
+    evaluate(checkpoint, data, output, scales=(1.5,), flip=True, pictures=2, device='cpu')
+    body = json.loads((output / 'scores.json').read_text())
+    assert list(body['sets']) == ['nyudv2_test', 'synthetic_test']
+    scores = body['sets']['nyudv2_test']
+    assert scores['frames'] == 2
+    matrix = np.array(scores['confusion'])
+    assert scores['pixel_accuracy'] == pytest.approx(np.trace(matrix) / matrix.sum(), abs=1e-5)
+    truth = [cv2.imread(f'{data.dataset.folder}/label40/000{i}.png', -1) for i in (7, 8)]
+    np.testing.assert_array_equal(matrix.sum(1), np.bincount(np.ravel(truth), minlength=256)[:40])
+    assert 'boundary_f' in scores
+    assert body['model']['network'] == 'rfbnet_erfnet'
+    for words in ('scale 1.5', 'mirrored', '64x48'):
+        assert words in body['measured_with']
+    pictures = sorted(str(p.relative_to(output)) for p in output.rglob('*.jpg'))
+    worst = min(scores['frame_accuracy'], key=lambda i: scores['frame_accuracy'][i])
+    assert f'nyudv2_test/worst/01-frame{int(worst):05d}.jpg' in pictures
+    assert len(pictures) == (2 + 1) + (1 + 1)
+    shown = capsys.readouterr().out
+    assert f'{100 * scores["mIoU"]:.1f}' in shown
+    assert 'nyudv2_test' in (output / 'report.md').read_text()
+
+
+def test_a_quick_look_takes_every_nth_frame_and_no_report(checkpoint, data, capsys):
+    data.synthetic_test_frames = 0
+    evaluate(checkpoint, data, every=2, boundary=False, device='cpu')
+    shown = capsys.readouterr().out
+    assert 'boundary' not in shown
+    assert 'synthetic' not in shown
+    assert shown.split('frames')[1].split()[0] == '1'
+
+
+def test_scores_are_written_into_the_card_of_a_bundle(tiny_bundle, tmp_path, monkeypatch):
+    folder = tmp_path / 'tiny'
+    shutil.copytree(tiny_bundle, folder)
+    card = yaml.safe_load((folder / 'model.yaml').read_text())
+    card['metrics'] = {'agreement': {'frames': 8}, 'toy_test': {'mIoU': 9.0}}
+    (folder / 'model.yaml').write_text(yaml.safe_dump(card, sort_keys=False))
+
+    class Rooms(Source):
+        classes = ClassSet('tiny', load_bundle(folder).class_names, np.zeros((4, 3), np.uint8))
+
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return LabelledFrame(item.frame, np.where(item.labels == 255, 255, 2).astype(np.uint8))
+
+    monkeypatch.setattr(evaluation, 'scored_sources', lambda data: {'toy_test': Rooms()})
+    evaluate(folder, DataConfig(), boundary=False, write=True)
+    metrics = load_bundle(folder).metrics
+    assert metrics['agreement'] == {'frames': 8}
+    assert metrics['toy_test']['frames'] == 6
+    assert 0 <= metrics['toy_test']['mIoU'] <= 1
+    assert list(metrics['toy_test']['classes']) == list(Rooms.classes.names)
+    for words in ('runtime pipeline', '64x48', 'own size', 'single scale'):
+        assert words in metrics['toy_test']['measured_with']
+
+
+def test_what_cannot_be_scored_is_one_sentence(checkpoint, tiny_bundle, data, tmp_path):
+    with pytest.raises(InputError, match=r"4 classes .* has 40, and class 0 is 'dark low'"):
+        evaluate(tiny_bundle, data)
+    for options in ({'every': 0}, {'pictures': -1}, {'write': True}):
+        with pytest.raises(InputError):
+            evaluate(checkpoint, data, **options)
+    with pytest.raises(InputError, match='card'):
+        evaluate(tiny_bundle, data, write=True, every=2)
+    with pytest.raises(InputError, match=r'absent\.safetensors'):
+        evaluate(tmp_path / 'absent.safetensors', data)
