@@ -1,228 +1,352 @@
-"""From a checkpoint to a bundle: ONNX with fp16 storage, checked on real frames, and its card."""
+"""From a checkpoint to a bundle: its graph, checked on real frames, and its card."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
+import shlex
+import sys
 import tempfile
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
 import yaml
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rgbd_fusion_seg import hha
-from rgbd_fusion_seg.bundle import CARD_FORMAT, CARD_NAME, file_sha256, load_bundle
-from rgbd_fusion_seg.engine import open_engine
-from rgbd_fusion_seg.errors import BundleError
-from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS
+from rgbd_fusion_seg.bundle import CARD_FORMAT, CARD_NAME, ModelBundle, file_sha256, load_bundle
+from rgbd_fusion_seg.engine import Engine, open_engine
+from rgbd_fusion_seg.errors import BundleError, InputError
+from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
-from rgbd_fusion_seg.training.checkpoints import Checkpoint
-from rgbd_fusion_seg.training.datasets.cache import LabelledFrame
-from rgbd_fusion_seg.training.networks.erfnet import NonBottleneck1d
+from rgbd_fusion_seg.replay.report import table_text
+from rgbd_fusion_seg.training.checkpoints import Checkpoint, load_checkpoint
+from rgbd_fusion_seg.training.config import DataConfig
+from rgbd_fusion_seg.training.datasets import open_dataset
+from rgbd_fusion_seg.training.datasets.base import FrameSource
+from rgbd_fusion_seg.training.datasets.cache import cached_frames, read_frame
+from rgbd_fusion_seg.training.evaluation import score_source, scored_sources, write_scores
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
+from rgbd_fusion_seg.training.onnx_graph import (
+    GraphOptions,
+    build_graph,
+    count_weights,
+    input_sizes,
+)
+from rgbd_fusion_seg.training.predictors import open_predictor
+from rgbd_fusion_seg.training.report import headline
 
-OPSET = 18
 MINIMUM_AGREEMENT = 0.999
-STORE_AS_HALF_FROM = 64
-"""Tensors with fewer numbers stay float32: halving them saves nothing."""
+WEIGHTS_NAME = 'model.onnx'
 
 
-class _Positional(nn.Module):
-    """The network with named positional inputs, as ONNX wants them."""
+def export(
+    checkpoint: Path,
+    bundle: Path,
+    data: DataConfig,
+    size: tuple[int, int] | None = None,
+    precision: Literal['fp32', 'fp16'] = 'fp32',
+    storage: Literal['fp16', 'fp32'] = 'fp16',
+    dynamic_batch: bool = False,
+    dynamic_size: bool = False,
+    opset: int = 18,
+    frames: int = 8,
+    score: bool = True,
+) -> None:
+    """Write a bundle from a checkpoint; nothing is written where its labels are not torch's.
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, rgb: Tensor, hha: Tensor) -> Tensor:
-        return self.network({'rgb': rgb, 'hha': hha})
-
-
-def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """Fold each batch norm into the convolution right before it, in place."""
-    for module in network.modules():
-        if isinstance(module, NonBottleneck1d):
-            module.conv1x3_1 = fuse_conv_bn_eval(module.conv1x3_1, module.bn1)
-            module.conv1x3_2 = fuse_conv_bn_eval(module.conv1x3_2, module.bn2)
-            module.bn1 = module.bn2 = nn.Identity()
-        elif isinstance(module, nn.Sequential):
-            for i in range(len(module) - 1):
-                if isinstance(module[i], nn.Conv2d) and isinstance(module[i + 1], nn.BatchNorm2d):
-                    module[i] = fuse_conv_bn_eval(module[i], module[i + 1])
-                    module[i + 1] = nn.Identity()
-    return network
-
-
-def to_onnx(network: nn.Module, width: int, height: int, path: Path) -> None:
-    """Write the network as ONNX with fixed input sizes and fp16-stored weights."""
-    hha_height, hha_width = network.hha_size(height, width)
-    inputs = (torch.zeros(1, 3, height, width), torch.zeros(1, 3, hha_height, hha_width))
-    program = torch.onnx.export(
-        _Positional(network).eval(),
-        inputs,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=['rgb', 'hha'],
-        output_names=['logits'],
-        verbose=False,
-    )
-    model = program.model_proto
-    store_as_half(model)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def store_as_half(model: onnx.ModelProto) -> None:
-    """Store float32 weights as fp16 behind a Cast that runtimes fold when they load.
-
-    Raises:
-        BundleError: a weight that fp16 cannot hold.
-    """
-    graph = model.graph
-    casts = []
-    for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        values = numpy_helper.to_array(tensor)
-        if values.size < STORE_AS_HALF_FROM:
-            continue
-        if not np.abs(values).max() < np.finfo(np.float16).max:
-            raise BundleError(f'the weight {tensor.name} does not fit into fp16; train it anew')
-        name = tensor.name
-        half = numpy_helper.from_array(values.astype(np.float16), f'{name}_half')
-        tensor.CopyFrom(half)
-        casts.append(helper.make_node('Cast', [half.name], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    # Their recorded types speak of tensors that Cast makes now.
-    del graph.value_info[:]
-
-
-def count_weights(path: Path) -> int:
-    """Return the number of floating-point weights in an ONNX file, batch norms folded."""
-    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    tensors = onnx.load(path).graph.initializer
-    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in kinds)
-
-
-def export_bundle(
-    checkpoint: Checkpoint,
-    folder: Path,
-    card: dict[str, Any],
-    frames: Iterable[LabelledFrame],
-    num_check_frames: int = 8,
-) -> Path:
-    """Write a bundle; an existing one is replaced only by one that passed its checks.
+    A bundle that is there already stays until the new one has passed all its checks.
 
     Args:
-        checkpoint: weights and run description.
-        folder: where the bundle is to be, e.g. models/rfbnet_erfnet_nyu40.
-        card: entries of the card beyond those known here: name, summary, training, depth.
-        frames: real frames on which torch and the exported graph are compared.
+        checkpoint: a .safetensors file that the train or import-weights command wrote.
+        bundle: folder to write.
+        data: its test split has the frames for checks and scores.
+        size: width and height of the colour input; default: as it was trained.
+        precision: in which the graph computes; fp16 is for TensorRT's strongly typed networks.
+        storage: of the weights where the graph computes in fp32.
+        dynamic_batch: leave the number of images open.
+        dynamic_size: leave the size of images open; `size` is what the card proposes.
+        opset: version of ONNX's operators, 18 or higher.
+        frames: how many frames, spread over the split, the graph is compared with torch on.
+        score: also score the bundle, and write the scores into its card.
 
     Raises:
-        BundleError: labels of torch and of the bundle agree on less than 99.9 % of pixels.
+        InputError: options, a checkpoint or data that cannot be used, or a checkpoint of other
+            classes than the data's.
+        BundleError: labels of torch and of the graph agree on less than 99.9 % of the pixels.
     """
-    network = checkpoint.network(len(NYU40_CLASSES))
-    info = checkpoint.info
-    width, height = info['width'], info['height']
-    reference = checkpoint.network(len(NYU40_CLASSES))
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        draft = Path(temporary) / folder.name
-        draft.mkdir()
-        to_onnx(fold_batch_norms(network), width, height, draft / 'model.onnx')
-        hha_height, hha_width = network.hha_size(height, width)
-        sizes = {'rgb': (height, width), 'hha': (hha_height, hha_width)}
-        body = {
-            'format': CARD_FORMAT,
-            'name': folder.name,
-            'summary': card['summary'],
-            'network': {
-                'name': info['network'],
-                'options': info['options'],
-                'parameters': count_weights(draft / 'model.onnx'),
-            },
-            'inputs': {
-                name: {
-                    'height': h,
-                    'width': w,
-                    'mean': list(info['statistics'][name][0]),
-                    'std': list(info['statistics'][name][1]),
-                }
-                for name, (h, w) in sizes.items()
-            },
-            'output': {'stride': int(network.stride)},
-            'hha': hha.constants(),
-            'depth': card['depth'],
-            'classes': [
-                {'name': name, 'color': [int(c) for c in color]}
-                for name, color in zip(NYU40_CLASSES, NYU40_COLORS, strict=True)
-            ],
-            'weights': {
-                'file': 'model.onnx',
-                'sha256': file_sha256(draft / 'model.onnx'),
-                'stored_as': 'float16',
-            },
-            'training': card['training'],
-            'metrics': {},
-        }
-        write_card(draft, body)
-        body['metrics']['agreement'] = agreement(reference, draft, frames, num_check_frames)
-        write_card(draft, body)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(draft, folder)
-    return folder
+    options = GraphOptions(precision, storage, dynamic_batch, dynamic_size, opset)
+    source, loaded = open_dataset(data.dataset, 'test'), load_checkpoint(checkpoint)
+    if loaded.classes.names != source.classes.names:
+        raise InputError(
+            f'{checkpoint} tells the {loaded.num_classes} classes of {loaded.classes.name} apart, '
+            f'but {source.name} has the {len(source.classes)} of {source.classes.name}; '
+            'give data.dataset the data set it was trained on'
+        )
+    if 'depth_range_m' not in loaded.info:  # weights of others do not tell it
+        train = cached_frames(open_dataset(data.dataset, 'train'), Path(data.cache))
+        loaded.info['depth_range_m'] = train.depth_range_m
+    with replacing(bundle) as draft:
+        found = write_bundle(loaded, draft, source, options, size, frames)
+        print(f"{bundle.name}: {found['labels_equal_to_torch']:.4%} of the labels are torch's")
+        if score:
+            with closing(open_predictor(draft)) as predictor:
+                sets = [score_source(predictor, s, n) for n, s in scored_sources(data).items()]
+            write_scores(draft, predictor, sets)
+            for result in sets:
+                print(table_text(f'{bundle.name} on {result.name}', headline(result)))
+
+
+def write_bundle(
+    checkpoint: Checkpoint,
+    folder: Path,
+    source: FrameSource,
+    options: GraphOptions,
+    size: tuple[int, int] | None = None,
+    frames: int = 8,
+) -> dict[str, Any]:
+    """Write a bundle into a new folder and check it on frames.
+
+    Args:
+        checkpoint: weights and description of the run.
+        folder: is made; its name becomes the bundle's.
+        source: real frames.
+        options: of the graph.
+        size: width and height of the colour input; default: as it was trained.
+        frames: how many frames are compared.
+
+    Returns:
+        the agreement, as on the card.
+
+    Raises:
+        InputError: a size that the network cannot take, or no frames.
+        BundleError: see :func:`agreement`.
+    """
+    network = checkpoint.build()
+    width, height = _input_size(checkpoint, network, size)
+    model = build_graph(network, height, width, options)
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / WEIGHTS_NAME)
+    card = describe(checkpoint, network, folder, (width, height), options)
+    write_card(folder, card)
+    card['metrics']['agreement'] = agreement(network, load_bundle(folder), source, frames)
+    write_card(folder, card)
+    return card['metrics']['agreement']
+
+
+def _input_size(
+    checkpoint: Checkpoint, network: SegmentationNetwork, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Return width and height of the colour input."""
+    if size is None:
+        if not {'width', 'height'} <= set(checkpoint.info):
+            raise InputError('the checkpoint does not tell an input size; give one with size')
+        size = checkpoint.info['width'], checkpoint.info['height']
+    width, height = size
+    multiple = network.size_multiple
+    if width <= 0 or height <= 0 or width % multiple or height % multiple:
+        raise InputError(
+            f'{checkpoint.info["network"]} cannot take {width}x{height} images; '
+            f'give a size of multiples of {multiple}'
+        )
+    return width, height
+
+
+def describe(
+    checkpoint: Checkpoint,
+    network: SegmentationNetwork,
+    folder: Path,
+    size: tuple[int, int],
+    options: GraphOptions,
+) -> dict[str, Any]:
+    """Return the card of a bundle whose weights are in ``folder``, without its metrics.
+
+    Args:
+        checkpoint, network: where the weights come from.
+        folder: of the bundle.
+        size: width and height of the colour input.
+        options: of the graph.
+    """
+    info, classes = checkpoint.info, checkpoint.classes
+    sizes = input_sizes(network, size[1], size[0])
+    colour_per_leading = size[1] // next(iter(sizes.values()))[0]
+    card: dict[str, Any] = {
+        'format': CARD_FORMAT,
+        'name': folder.name,
+        'summary': f'{info["network"]}, sees {" and ".join(sizes)}, tells the {len(classes)} '
+        f'classes of {classes.name} apart',
+        'network': {
+            'name': info['network'],
+            'options': info['options'],
+            'parameters': count_weights(onnx.load(folder / WEIGHTS_NAME)),
+        },
+        'inputs': {
+            name: {'height': h, 'width': w, **_statistics(info, name)}
+            for name, (h, w) in sizes.items()
+        },
+        'output': {'stride': network.stride // colour_per_leading},
+        'dynamic': {
+            'batch': options.dynamic_batch,
+            'size': options.dynamic_size,
+            'multiple': network.size_multiple // colour_per_leading,
+        },
+    }
+    if 'hha' in sizes:
+        card['hha'] = hha.constants()
+    return card | {
+        'depth': {'range_m': [float(x) for x in info['depth_range_m']]},
+        'classes': [
+            {'name': name, 'color': [int(c) for c in color]}
+            for name, color in zip(classes.names, classes.colors, strict=True)
+        ],
+        'weights': {
+            'file': WEIGHTS_NAME,
+            'sha256': file_sha256(folder / WEIGHTS_NAME),
+            'stored_as': 'float16' if options.storage == 'fp16' else 'float32',
+            'computes_in': 'float16' if options.precision == 'fp16' else 'float32',
+            'opset': options.opset,
+        },
+        'training': {
+            'command': info.get('command', ''),
+            'data': info.get('data', []),
+            'steps': info.get('step', 0),
+            'minutes': info.get('minutes', 0.0),
+        },
+        'export': {
+            'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]])
+        },
+        'metrics': {},
+    }
+
+
+def _statistics(info: dict[str, Any], name: str) -> dict[str, list[float]]:
+    mean, std = info['statistics'][name]
+    return {'mean': [float(x) for x in mean], 'std': [float(x) for x in std]}
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write model.yaml, in the order of the mapping."""
     text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
-    (folder / CARD_NAME).write_text(text, encoding='utf-8')
+    part = folder / f'{CARD_NAME}.partial'
+    part.write_text(text, encoding='utf-8')
+    os.replace(part, folder / CARD_NAME)
 
 
-def agreement(
-    network: nn.Module, folder: Path, frames: Iterable[LabelledFrame], count: int
-) -> dict[str, Any]:
-    """Compare the torch network with the bundle's graph on real frames.
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield the path for a new folder of this name, which replaces it when nothing was raised.
 
     Raises:
-        BundleError: less than 99.9 % of the pixels have the same label.
+        InputError: what is there is no bundle, or the place cannot be written to.
     """
-    bundle = load_bundle(folder)
-    engine = open_engine(bundle, 'onnxruntime')
-    equal, total, worst = 0, 0, 0.0
-    for item in islice(frames, count):
-        frame = item.frame
-        rgb = rgb_tensor(frame.rgb, bundle.rgb)
-        image = hha_image(frame.depth, frame.intrinsics, bundle.hha.width, bundle.hha.height)
-        depth = hha_tensor(image, bundle.hha)
-        with torch.inference_mode():
-            ours = network({'rgb': torch.from_numpy(rgb), 'hha': torch.from_numpy(depth)}).numpy()
-        theirs = engine.infer(rgb, depth)
-        worst = max(worst, float(np.abs(ours - theirs).max()))
-        labels = [labels_and_confidence(x, *frame.depth.shape)[0] for x in (ours, theirs)]
-        equal += int((labels[0] == labels[1]).sum())
-        total += labels[0].size
-    engine.close()
-    share = equal / max(total, 1)
-    if share < MINIMUM_AGREEMENT:
+    if folder.exists() and not (folder / CARD_NAME).is_file():
+        raise InputError(f'{folder} exists and is no bundle; choose another folder')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-')
+    except OSError as error:
+        raise InputError(f'{folder} cannot be written: {error}; choose another folder') from error
+    with temporary as place:
+        draft, old = Path(place) / folder.name, Path(place) / 'replaced'
+        yield draft
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(draft, folder)
+        except OSError as error:
+            if old.exists():
+                os.replace(old, folder)
+            raise InputError(f'{folder} cannot be written: {error}; try again') from error
+
+
+@torch.inference_mode()
+def agreement(
+    network: SegmentationNetwork, bundle: ModelBundle, source: FrameSource, count: int
+) -> dict[str, Any]:
+    """Compare a torch network in float32 with its bundle on frames spread over a set.
+
+    A dynamic bundle is also compared with batches of 1, 2 and 3, and at about half its size.
+
+    Args:
+        network: in evaluation mode.
+        bundle: what was exported from it.
+        source: the frames.
+        count: how many; all, if there are fewer.
+
+    Raises:
+        InputError: no frame to compare on.
+        BundleError: less than 99.9 % of the pixels have the same label, or logits that are not
+            finite.
+    """
+    if count < 1 or not len(source):
+        raise InputError(
+            f'the exported graph is checked on frames, but {count} of the {len(source)} frames of '
+            f'{source.name} were asked for; give at least one'
+        )
+    indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+    inputs = [read_frame(source, i).frame for i in indices]
+    found, names = [], []
+    for sized in _checked_sizes(bundle):
+        with closing(open_engine(sized, 'onnxruntime')) as engine:
+            names.append(engine.name)
+            for frames in _batches(inputs, (1, 2, 3) if bundle.dynamic.batch else (1,)):
+                found.append(_compare(network, engine, sized, frames))
+    equal, total, errors = zip(*found, strict=True)
+    share, worst = sum(equal) / sum(total), float(np.max(errors))  # nan, if one is
+    if share < MINIMUM_AGREEMENT or not np.isfinite(worst):
         raise BundleError(
-            f'the exported graph agrees with the network on {share:.4%} of the pixels only, '
-            f'{MINIMUM_AGREEMENT:.1%} are needed; the bundle was not written'
+            f'the exported graph agrees with the network on {share:.4%} of the pixels of '
+            f'{len(indices)} frames, its largest logit error is {worst:.3g}; '
+            f'{MINIMUM_AGREEMENT:.1%} are needed, so the bundle was not written'
         )
     return {
-        'frames': count,
+        'frames': len(indices),
+        'which': f'{source.name}: {", ".join(map(str, indices))}',
         'labels_equal_to_torch': round(share, 6),
         'largest_logit_error': round(worst, 5),
-        'measured_with': 'torch float32 against ONNX Runtime CPU with weights stored as fp16',
+        'measured_with': f'torch float32 against {names[0]}, network input '
+        + ' and '.join('{}x{}'.format(*sized.input_size) for sized in _checked_sizes(bundle)),
     }
+
+
+def _checked_sizes(bundle: ModelBundle) -> list[ModelBundle]:
+    if not bundle.dynamic.size:
+        return [bundle]
+    step = bundle.dynamic.multiple
+    width, height = (max(1, round(side / (2 * step))) * step for side in bundle.input_size)
+    return [bundle, bundle.resized(width, height)]
+
+
+def _batches(frames: Sequence[RgbdFrame], sizes: Sequence[int]) -> Iterator[Sequence[RgbdFrame]]:
+    begin = 0
+    for size in itertools.cycle(sizes):
+        if begin >= len(frames):
+            return
+        yield frames[begin : begin + size]
+        begin += size
+
+
+def _compare(
+    network: SegmentationNetwork, engine: Engine, bundle: ModelBundle, frames: Sequence[RgbdFrame]
+) -> tuple[int, int, float]:
+    """Return equal labels, labels, and the largest difference of logits (nan if one is)."""
+    tensors = {}
+    if bundle.rgb is not None:
+        tensors['rgb'] = np.concatenate([rgb_tensor(f.rgb, bundle.rgb) for f in frames])
+    if (size := bundle.hha) is not None:
+        images = [hha_image(f.depth, f.intrinsics, size.width, size.height) for f in frames]
+        tensors['hha'] = np.concatenate([hha_tensor(image, size) for image in images])
+    ours = network({name: torch.from_numpy(x) for name, x in tensors.items()}).numpy()
+    theirs = engine.infer(**tensors)
+    equal = 0
+    for k, frame in enumerate(frames):
+        labels = [
+            labels_and_confidence(x[k : k + 1], *frame.depth.shape)[0] for x in (ours, theirs)
+        ]
+        equal += int((labels[0] == labels[1]).sum())
+    return equal, sum(f.depth.size for f in frames), float(np.abs(ours - theirs).max())

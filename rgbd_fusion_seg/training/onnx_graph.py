@@ -1,0 +1,278 @@
+"""From a network to its ONNX graph: batch norms folded, sizes open or fixed, fp32 or fp16."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxscript.optimizer import optimize_ir
+from onnxscript.rewriter import pattern, rewrite
+from torch import Tensor, nn
+
+from rgbd_fusion_seg.errors import BundleError, InputError
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
+
+OPSETS = range(18, 25)
+"""What the exporter writes and ONNX Runtime runs; 18 is what everything reads."""
+PRECISIONS = ('fp32', 'fp16')
+STORE_AS_HALF_FROM = 64
+"""Tensors with fewer numbers stay float32: halving them saves nothing."""
+JOINED = ('Conv', 'ConvTranspose', 'Gemm')
+"""Operators that take a batch norm behind them into their weights."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How a network becomes a graph.
+
+    Args:
+        precision: 'fp32', or 'fp16' for a strongly typed network: all of it computes in fp16,
+            between float32 inputs and outputs. TensorRT takes precision from the graph's types.
+        storage: of an fp32 network's weights; 'fp16' halves the file, and a Cast that runtimes
+            fold when they load makes them float32 again.
+        dynamic_batch: leave the number of images open.
+        dynamic_size: leave height and width open, as multiples of what the network needs.
+        opset: version of ONNX's operators.
+
+    Raises:
+        InputError: an option with an unknown value.
+    """
+
+    precision: str = 'fp32'
+    storage: str = 'fp16'
+    dynamic_batch: bool = False
+    dynamic_size: bool = False
+    opset: int = OPSETS[0]
+
+    def __post_init__(self) -> None:
+        for name in ('precision', 'storage'):
+            if getattr(self, name) not in PRECISIONS:
+                raise InputError(
+                    f'{name} must be one of {", ".join(PRECISIONS)}, got {getattr(self, name)!r}'
+                )
+        if self.precision == 'fp16' and self.storage != 'fp16':
+            raise InputError('a network with precision fp16 has fp16 storage; leave storage out')
+        if self.opset not in OPSETS:
+            raise InputError(f'opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}')
+
+
+def input_sizes(
+    network: SegmentationNetwork, height: int, width: int
+) -> dict[str, tuple[int, int]]:
+    """Return (height, width) of each input that belongs to a colour input, the leading first."""
+    sizes = {'rgb': (height, width), 'hha': network.hha_size(height, width)}
+    return {name: sizes[name] for name in ('rgb', 'hha') if name in network.modalities}
+
+
+def build_graph(
+    network: SegmentationNetwork, height: int, width: int, options: GraphOptions
+) -> onnx.ModelProto:
+    """Return the network as ONNX: float32 inputs 'rgb' and/or 'hha', output 'logits'.
+
+    Args:
+        network: in evaluation mode.
+        height, width: of the colour input.
+        options: see the class.
+
+    Raises:
+        BundleError: a weight that fp16 cannot hold.
+        ValueError: a size that the network cannot take.
+    """
+    batch = 1
+    if options.dynamic_batch:
+        batch = 2  # the tracer takes 1 for a constant, as it does with sides
+    if options.dynamic_size:
+        height, width = (max(side, 2 * network.size_multiple) for side in (height, width))
+    sizes = input_sizes(network, height, width)
+    inputs = tuple(torch.zeros(batch, 3, *size) for size in sizes.values())
+    with _quiet():
+        program = torch.onnx.export(
+            _Positional(network).eval(),
+            inputs,
+            dynamo=True,
+            opset_version=options.opset,
+            input_names=list(sizes),
+            output_names=['logits'],
+            dynamic_shapes=_dynamic_shapes(network, options),
+            verbose=False,
+        )
+    fold_batch_norms(program.model)
+    model = program.model_proto
+    if options.precision == 'fp16':
+        model = compute_in_half(model)
+    elif options.storage == 'fp16':
+        store_as_half(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+class _Positional(nn.Module):
+    """The network with positional inputs, as ONNX wants them."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        names = [name for name in ('rgb', 'hha') if name in self.network.modalities]
+        return self.network(dict(zip(names, tensors, strict=True)))
+
+
+def _dynamic_shapes(network: SegmentationNetwork, options: GraphOptions) -> Any:
+    """Return what torch.export wants to know; every side is a multiple of the same variable."""
+    if not options.dynamic_batch and not options.dynamic_size:
+        return None
+    batch, rows, columns = (torch.export.Dim(name, min=1) for name in ('n', 'rows', 'columns'))
+    shapes = []
+    for steps in input_sizes(network, network.size_multiple, network.size_multiple).values():
+        shape: dict[int, Any] = {0: batch} if options.dynamic_batch else {}
+        if options.dynamic_size:
+            shape |= {2: steps[0] * rows, 3: steps[1] * columns}
+        shapes.append(shape)
+    return (tuple(shapes),)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes about its own code and about libraries we do not use."""
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def fold_batch_norms(model: onnx_ir.Model) -> None:
+    """Take each batch norm behind a convolution into its weights, in place.
+
+    The exporter's optimiser has done so where one follows directly. Here weights that are split
+    become constants of their own, and norms behind a concatenation that has a convolution go
+    before it. What is left normalises an input, a sum or a pooling.
+    """
+    for node in list(model.graph):
+        if node.op_type == 'Split' and node.inputs[0].const_value is not None:
+            _split_constant(model.graph, node)
+    rewrite(model, pattern_rewrite_rules=[_NormBeforeConcat().rule()])
+    optimize_ir(model)
+
+
+def _split_constant(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    source = node.inputs[0]
+    whole = source.const_value.numpy()
+    axis = node.attributes.get_int('axis', 0)
+    ends = np.cumsum([output.shape[axis] for output in node.outputs])[:-1]
+    for output, piece in zip(node.outputs, np.split(whole, ends, axis), strict=True):
+        tensor = onnx_ir.tensor(np.ascontiguousarray(piece), name=f'{output.name}_constant')
+        constant = onnx_ir.val(tensor.name, const_value=tensor)
+        graph.register_initializer(constant)
+        output.replace_all_uses_with(constant)
+    graph.remove(node, safe=True)
+    if not source.uses():
+        graph.initializers.pop(source.name)
+
+
+class _NormBeforeConcat(pattern.RewriteRuleClassBase):
+    """BatchNormalization(Concat(a, b)) -> Concat(BatchNormalization(a), BatchNormalization(b))."""
+
+    def pattern(self, op: Any) -> Any:
+        joined = op.Concat(_allow_other_inputs=True, _outputs=['joined'])
+        return op.BatchNormalization(joined, _allow_other_inputs=True, _outputs=['normed'])
+
+    def check(self, context: Any, joined: onnx_ir.Value, normed: onnx_ir.Value) -> bool:
+        parts = joined.producer().inputs
+        return (
+            joined.producer().attributes['axis'].as_int() == 1
+            and all(part.shape is not None and isinstance(part.shape[1], int) for part in parts)
+            and any(_takes_norms(part) for part in parts)
+            and all(value.const_value is not None for value in normed.producer().inputs[1:])
+        )
+
+    def rewrite(self, op: Any, joined: onnx_ir.Value, normed: onnx_ir.Value) -> Any:
+        norm, parts = normed.producer(), joined.producer().inputs
+        ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+        pieces = [np.split(value.const_value.numpy(), ends) for value in norm.inputs[1:]]
+        outputs = []
+        for i, (part, *values) in enumerate(zip(parts, *pieces, strict=True)):
+            tensors = [
+                op.initializer(onnx_ir.tensor(value), name=f'{whole.name}_{i}')
+                for value, whole in zip(values, norm.inputs[1:], strict=True)
+            ]
+            outputs.append(op.BatchNormalization(part, *tensors, **norm.attributes))
+        return op.Concat(*outputs, axis=1)
+
+
+def _takes_norms(value: onnx_ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type in JOINED and len(value.uses()) == 1
+
+
+def store_as_half(model: onnx.ModelProto) -> None:
+    """Store float32 weights as fp16 behind a Cast that runtimes fold when they load, in place.
+
+    Raises:
+        BundleError: a weight that fp16 cannot hold.
+    """
+    graph = model.graph
+    casts = []
+    for tensor in _weights_for_half(model):
+        name = tensor.name
+        values = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(values, f'{name}_half'))
+        casts.append(helper.make_node('Cast', [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    # Their recorded types speak of tensors that Cast makes now.
+    del graph.value_info[:]
+
+
+def compute_in_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with fp16 in place of float32 everywhere but at its inputs and outputs.
+
+    Raises:
+        BundleError: a weight that fp16 cannot hold.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    _weights_for_half(model)
+    # Without a list of operators to spare, for a strongly typed network must not mix types.
+    half = convert_float_to_float16(model, keep_io_types=True, op_block_list=[])
+    del half.graph.value_info[:]  # some of its recorded types are the old ones
+    sortable = onnx_ir.from_proto(half)  # the Casts at the edges stand at the end
+    sortable.graph.sort()
+    return onnx_ir.to_proto(sortable)
+
+
+def _weights_for_half(model: onnx.ModelProto) -> list[TensorProto]:
+    """Return the float32 weights that are worth storing as fp16."""
+    chosen = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or values.size < STORE_AS_HALF_FROM:
+            continue
+        if not np.abs(values).max() < np.finfo(np.float16).max:
+            raise BundleError(f'the weight {tensor.name} does not fit into fp16; train it anew')
+        chosen.append(tensor)
+    return chosen
+
+
+def count_weights(model: onnx.ModelProto) -> int:
+    """Return the number of floating-point weights of a graph, batch norms folded."""
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    tensors = model.graph.initializer
+    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in kinds)
