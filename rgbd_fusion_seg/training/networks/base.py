@@ -46,23 +46,25 @@ class SegmentationNetwork(nn.Module):
         for name in self.modalities:
             if name not in inputs:
                 raise ValueError(f'the network reads {self.modalities}, but {name!r} is missing')
-            height, width = inputs[name].shape[2:]
-            shrunk = name == 'hha' and self.shrink_depth
-            multiple = self.size_multiple // 2 if shrunk else self.size_multiple
-            if height % multiple or width % multiple:
-                needed = f'{-(-width // multiple) * multiple}x{-(-height // multiple) * multiple}'
-                raise ValueError(
-                    f'the {name} input is {width}x{height}, but its width and height must be '
-                    f'multiples of {multiple}; resize or pad it to {needed}'
-                )
-        if self.modalities == MODALITIES:
-            needed_hha = self.hha_size(*inputs['rgb'].shape[2:])
-            height, width = inputs['hha'].shape[2:]
-            if (height, width) != needed_hha:
-                raise ValueError(
-                    f'the hha input is {width}x{height}, but the rgb input needs one of '
-                    f'{needed_hha[1]}x{needed_hha[0]}'
-                )
+        first = self.modalities[0]
+        height, width = inputs[first].shape[2:]
+        shrunk = first == 'hha' and self.shrink_depth
+        multiple = self.size_multiple // 2 if shrunk else self.size_multiple
+        if height % multiple or width % multiple:
+            needed = f'{-(-width // multiple) * multiple}x{-(-height // multiple) * multiple}'
+            raise ValueError(
+                f'the {first} input is {width}x{height}, but its width and height must be '
+                f'multiples of {multiple}; resize or pad it to {needed}'
+            )
+        if self.modalities != MODALITIES:
+            return
+        needed_height, needed_width = self.hha_size(height, width)
+        hha_height, hha_width = inputs['hha'].shape[2:]
+        if (hha_height, hha_width) != (needed_height, needed_width):
+            raise ValueError(
+                f'the hha input is {hha_width}x{hha_height}, but with an rgb input of '
+                f'{width}x{height} it must be {needed_width}x{needed_height}'
+            )
 
 
 class FusionNetwork(SegmentationNetwork):

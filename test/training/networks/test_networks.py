@@ -1,0 +1,226 @@
+"""The contract that every network keeps, whatever is inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from goldens import fill  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from rgbd_fusion_seg.training.networks import (  # noqa: E402
+    NETWORKS,
+    build_network,
+    parameter_count,
+)
+
+NUM_CLASSES = 5
+# AdapNet++ in the size that a test affords.
+SMALL = {'adapnetpp': {'width': 0.125}}
+UNIMODAL = {'erfnet': 'erfnet_encoder', 'adapnetpp': 'adapnetpp'}
+FURTHER_VARIANTS = [
+    ('erfnet_encoder', {'modality': 'hha', 'shrink_depth': True}),
+    (
+        'erfnet',
+        {
+            'modality': 'hha',
+            'shrink_depth': True,
+            'decoder': 'erfnet_quarter',
+            'multi_level': True,
+        },
+    ),
+    ('ssma_erfnet', {'shrink_depth': True, 'combination': 'sum'}),
+    ('ssma_erfnet', {'decoder': 'erfnet', 'multi_level': True}),
+    ('rfbnet_erfnet', {'shrink_depth': False, 'output_gates': 'streams'}),
+    ('rfbnet_erfnet', {'decoder': 'erfnet_quarter', 'multi_level': True, 'pooling': 'max'}),
+]
+
+
+def backbone(name: str) -> str:
+    return 'adapnetpp' if name.endswith('adapnetpp') else 'erfnet'
+
+
+def variants() -> list:
+    cases = [(name, {}) for name in NETWORKS] + FURTHER_VARIANTS
+    return [
+        pytest.param(
+            name,
+            {**SMALL.get(backbone(name), {}), **options},
+            id='-'.join([name, *(f'{k}={v}' for k, v in options.items())]),
+        )
+        for name, options in cases
+    ]
+
+
+every_network = pytest.mark.parametrize(('name', 'options'), variants())
+
+
+def built(name: str, options: dict, seed: int = 0) -> nn.Module:
+    """Build a network and give every tensor values that no other one has, norms included."""
+    network = build_network(name, NUM_CLASSES, **options)
+    weights = {
+        key: torch.from_numpy(np.asarray(fill(f'{seed}.{key}', tuple(value.shape))))
+        for key, value in network.state_dict().items()
+    }
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def size(network: nn.Module) -> tuple[int, int]:
+    return 2 * network.size_multiple, 3 * network.size_multiple
+
+
+def inputs(network: nn.Module, batch: int = 2, height: int = 0, width: int = 0) -> dict:
+    if not height:
+        height, width = size(network)
+    sizes = {'rgb': (height, width), 'hha': network.hha_size(height, width)}
+    generator = torch.Generator().manual_seed(7)
+    return {
+        name: torch.randn(batch, 3, *sizes[name], generator=generator)
+        for name in network.modalities
+    }
+
+
+def run(network: nn.Module, x: dict, **options: bool) -> Tensor | list[Tensor]:
+    with torch.no_grad():
+        return network(x, **options)
+
+
+@every_network
+def test_logits_have_the_stride_that_is_told(name, options):
+    network = built(name, options)
+    height, width = size(network)
+    expected = (2, NUM_CLASSES, height // network.stride, width // network.stride)
+    x = inputs(network)
+    before = {k: v.clone() for k, v in x.items()}
+    assert run(network, x).shape == expected
+    for key in x:
+        torch.testing.assert_close(x[key], before[key], rtol=0, atol=0)
+
+
+@every_network
+def test_auxiliary_outputs_are_as_many_as_their_weights(name, options):
+    network = built(name, options)
+    x = inputs(network)
+    outputs = run(network, x, auxiliary=True)
+    assert isinstance(outputs, list)
+    assert len(outputs) == 1 + len(network.auxiliary_weights)
+    torch.testing.assert_close(outputs[0], run(network, x))
+    for output in outputs:
+        assert output.shape[:2] == (2, NUM_CLASSES)
+        assert torch.isfinite(output).all()
+
+
+@every_network
+def test_every_parameter_and_every_input_has_a_gradient(name, options):
+    network = built(name, options).train()
+    x = {k: v.requires_grad_() for k, v in inputs(network, batch=3).items()}
+    loss = sum(o.square().sum() for o in network(x, auxiliary=True))
+    loss.backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None]
+    # Filters; a bias before a norm rightly has none.
+    dead = [n for n, p in network.named_parameters() if p.ndim > 1 and not p.grad.any()]
+    assert not dead
+    assert all(v.grad.any() for v in x.values())
+
+
+@every_network
+def test_the_prediction_depends_on_every_input_it_reads(name, options):
+    network = built(name, options)
+    x = inputs(network)
+    base = run(network, x)
+    for key in network.modalities:
+        changed = run(network, {**x, key: x[key].flip(3)})
+        assert (changed - base).abs().max() > 1e-3 * base.abs().max(), key
+
+
+@every_network
+def test_saved_weights_make_the_same_network(name, options):
+    network, other = built(name, options), built(name, options, seed=1)
+    x = inputs(network)
+    assert not torch.allclose(run(network, x), run(other, x))
+    other.load_state_dict(network.state_dict())
+    torch.testing.assert_close(run(network, x), run(other, x), rtol=0, atol=0)
+
+
+@every_network
+def test_evaluation_knows_neither_chance_nor_the_other_images_of_a_batch(name, options):
+    network = built(name, options)
+    x = inputs(network)
+    both = run(network, x)
+    torch.testing.assert_close(run(network, x), both, rtol=0, atol=0)
+    singles = [run(network, {k: v[i : i + 1] for k, v in x.items()}) for i in range(2)]
+    tolerance = 1e-5 * float(both.abs().max())
+    torch.testing.assert_close(torch.cat(singles), both, rtol=0, atol=tolerance)
+
+
+@every_network
+def test_a_size_that_does_not_fit_is_refused_with_the_one_that_does(name, options):
+    network = built(name, options)
+    height, width = size(network)
+    x = inputs(network)
+    for key, image in x.items():
+        fits = f'{image.shape[3]}x{image.shape[2]}'
+        for shape in (image[..., 1:], image[..., 1:, :]):
+            with pytest.raises(ValueError, match=fits):
+                run(network, {**x, key: shape})
+    # One multiple more fits again.
+    run(network, inputs(network, 1, height + network.size_multiple, width))
+
+
+@every_network
+def test_the_size_of_hha_is_told(name, options):
+    network = built(name, options)
+    height, width = size(network)
+    hha = network.hha_size(height, width)
+    assert all(isinstance(side, int) for side in hha)
+    assert hha in ((height, width), (height // 2, width // 2))
+    if network.modalities == ('rgb', 'hha'):
+        x = inputs(network)
+        other = (height, width) if hha != (height, width) else (height // 2, width // 2)
+        with pytest.raises(ValueError, match=f'{hha[1]}x{hha[0]}'):
+            run(network, {**x, 'hha': torch.zeros(2, 3, *other)})
+
+
+@every_network
+def test_networks_can_be_exported(name, options):
+    network = built(name, options)
+    x = inputs(network, batch=1)
+    program = torch.export.export(network, (x,))
+    expected = run(network, x)
+    with torch.no_grad():
+        got = program.module()(x)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize('name', [name for name in NETWORKS if name.startswith(('ssma', 'rfb'))])
+@pytest.mark.parametrize('modality', ['rgb', 'hha'])
+def test_a_fusion_network_takes_over_the_whole_encoder(name, modality):
+    small = SMALL.get(backbone(name), {})
+    unimodal = built(UNIMODAL[backbone(name)], {**small, 'modality': modality}, seed=1)
+    network = built(name, small)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    network.initialise_encoder(modality, unimodal.state_dict())
+    after = network.state_dict()
+    changed = {k for k in after if not torch.equal(after[k], before[k])}
+    floats = {k: v for k, v in unimodal.state_dict().items() if v.is_floating_point()}
+    for key, value in floats.items():
+        if key.startswith('encoder.'):
+            equal = [k for k in changed if torch.equal(after[k], value)]
+            assert len(equal) == 1, key
+            changed.remove(equal[0])
+    # What else changed came from a head of that network.
+    for key in changed:
+        assert any(torch.equal(after[key], v) for v in floats.values()), key
+
+
+def test_an_unknown_network_lists_the_valid_ones():
+    with pytest.raises(ValueError, match='rfbnet_erfnet'):
+        build_network('unet', 7)
+
+
+def test_parameters_are_counted_with_and_without_statistics():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    assert parameter_count(network) == (3 * 8 * 9 + 8 + 16, 3 * 8 * 9 + 8 + 16 + 16)
