@@ -254,8 +254,7 @@ def error_map(
         where the truth is void.
     """
     grey = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    known = truth < num_classes
-    wrong = np.where(known & (labels != truth), 0, UNLABELLED).astype(np.uint8)
+    wrong = np.where(labels != truth, 0, UNLABELLED).astype(np.uint8)
     picture = overlay(grey, wrong, _WRONG[None], alpha=0.7)
-    picture[~known] = 0
+    picture[truth >= num_classes] = 0
     return picture

@@ -257,6 +257,7 @@ def test_the_command_leaves_a_report(checkpoint, data, tmp_path, capsys):
     pictures = sorted(str(p.relative_to(output)) for p in output.rglob('*.jpg'))
     worst = min(scores['frame_accuracy'], key=lambda i: scores['frame_accuracy'][i])
     assert f'nyudv2_test/worst/01-frame{int(worst):05d}.jpg' in pictures
+    assert f'nyudv2_test/best/01-frame{1 - int(worst):05d}.jpg' in pictures
     assert len(pictures) == (2 + 1) + (1 + 1)
     shown = capsys.readouterr().out
     assert f'{100 * scores["mIoU"]:.1f}' in shown
