@@ -43,7 +43,7 @@ from rgbd_fusion_seg.training.predictors import (
     labels_of,
     open_predictor,
 )
-from rgbd_fusion_seg.training.report import headline, write_frame, write_report
+from rgbd_fusion_seg.training.report import headline, make_folder, write_frame, write_report
 from rgbd_fusion_seg.training.views import Normaliser, whole_frames
 
 GPU_BATCH = 8
@@ -201,6 +201,8 @@ def evaluate(
     with contextlib.closing(predictor):
         for source in sources.values():
             check_classes(predictor, source, model)
+        if output is not None:
+            make_folder(output)
         sets = []
         for name, source in sources.items():
             result = score_source(predictor, source, name, every, boundary)

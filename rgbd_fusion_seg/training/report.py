@@ -73,6 +73,20 @@ def class_rows(result: SetScores) -> list[dict[str, Any]]:
     return rows
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'the folder {folder} cannot be made ({error.strerror}); choose another output'
+        ) from error
+
+
 def write_report(
     folder: Path,
     model: Mapping[str, Any],
@@ -98,8 +112,8 @@ def write_report(
         'command': command,
         'sets': {result.name: _as_json(result) for result in sets},
     }
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / 'scores.json').write_text(json.dumps(body, indent=1) + '\n', encoding='utf-8')
         text = markdown(folder, model, measured_with, command, sets)
         (folder / 'report.md').write_text(text, encoding='utf-8')
@@ -232,10 +246,7 @@ def write_frame(
     counts = sum(np.bincount(x.ravel(), minlength=256)[: len(classes)] for x in (truth, labels))
     names = legend(classes.names, classes.colors, main_classes(counts))
     headings = [f'frame {index}', 'truth', 'prediction', f'red = wrong; {right:.1%} right']
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'{path.parent} cannot be made ({error.strerror})') from error
+    make_folder(path.parent)
     write_image(path, contact_sheet([row], headings, names, width=_PICTURE_WIDTH))
 
 

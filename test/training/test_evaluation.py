@@ -308,3 +308,6 @@ def test_what_cannot_be_scored_is_one_sentence(checkpoint, tiny_bundle, data, tm
         evaluate(tiny_bundle, data, write=True, every=2)
     with pytest.raises(InputError, match=r'absent\.safetensors'):
         evaluate(tmp_path / 'absent.safetensors', data)
+    (tmp_path / 'file').write_text('in the way')
+    with pytest.raises(InputError, match='file'):
+        evaluate(checkpoint, data, tmp_path / 'file', device='cpu')
