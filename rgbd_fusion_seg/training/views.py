@@ -361,8 +361,9 @@ def _whole_image(
     for level in pyramid:
         if level.shape[1:3] == size:
             return level[index]
-    larger = next((x for x in pyramid if x.shape[2] >= width), pyramid[-1])
-    return preprocess.rgb_image((pyramid[-1] if name == 'rgb' else larger)[index], width, height)
+    larger = [x for x in pyramid if x.shape[1] >= height and x.shape[2] >= width]
+    source = larger[0] if larger and name == 'hha' else pyramid[-1]
+    return preprocess.rgb_image(source[index], width, height)
 
 
 class Normaliser(torch.nn.Module):

@@ -8,7 +8,14 @@ import pytest
 torch = pytest.importorskip('torch')
 kornia = pytest.importorskip('kornia')
 
-from prepared_frames import ramp_frames, ramps  # noqa: E402
+from prepared_frames import (  # noqa: E402
+    HEIGHT,
+    WIDTH,
+    frames_of,
+    ramp_frames,
+    ramps,
+    random_frames,
+)
 
 from rgbd_fusion_seg import hha, preprocess  # noqa: E402
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
@@ -202,15 +209,45 @@ def test_jitter_leaves_labels_and_angles_alone():
     assert (loud['rgb'] - still['rgb']).abs().mean() > 1
 
 
+def squares(height: int, width: int, side: int) -> np.ndarray:
+    """A chessboard of 0 and 240, uint8 (height, width, 3)."""
+    v, u = np.mgrid[:height, :width] // side
+    return np.repeat((240 * ((u + v) % 2)).astype(np.uint8)[..., None], 3, 2)
+
+
 def test_small_images_average_what_they_cover():
-    checks = np.zeros((1, 96, 128, 3), np.uint8)
-    checks[:, ::2, ::2] = checks[:, 1::2, 1::2] = 240
+    board = torch.from_numpy(squares(96, 128, 2))[None]
     maps = torch.tensor([[[8.0, 0, 0, 0, 128, 128], [0, 8.0, 0, 0, 96, 96]]])
-    small, inside = augment.sample_images(
-        torch.from_numpy(checks), [(96, 128)], maps, (12, 16), taps=4
-    )
+    small, inside = augment.sample_images(board, [(96, 128)], maps, (12, 16), taps=4)
     assert inside.all()
     torch.testing.assert_close(small, torch.full_like(small, 120.0))
+
+
+def test_views_much_smaller_than_their_frames_have_no_aliasing():
+    frames = random_frames(1)
+    height, width = frames.labels.shape[1:]
+    board = frames_of(squares(height, width, 4)[None], frames.labels, frames.hha)
+    data = DataConfig(width=width // 8, height=height // 8, workers=0)
+    config = TrainConfig(batch_size=2, augment=AugmentConfig(**STILL, whole=1), data=data)
+    batch = next(TrainingViews(board, None, config, None, 'cpu', ('rgb',)).batches(0, 1))
+    torch.testing.assert_close(batch['rgb'], torch.full_like(batch['rgb'], 120.0))
+
+
+def test_windows_hold_all_that_a_view_shows():
+    image = random_frames(1).rgb[0]
+    size, config = (HEIGHT, WIDTH), AugmentConfig(**WILD)
+    for seed in range(40):
+        view = draw_view(config, size, np.random.default_rng(seed))
+        cut, numbers = window([image], 0, view, size)
+        low = -numbers[:, 3]
+        numbers[:, 2:5] += low[:, None]  # the same place, told in pixels of the whole image
+        numbers[:, 5] = WIDTH, HEIGHT
+        maps = torch.from_numpy(numbers)[None]
+        whole, _ = augment.sample_images(torch.from_numpy(image), [size], maps, size)
+        np.testing.assert_allclose(
+            warp(image[0], view), whole[0].permute(1, 2, 0).numpy(), atol=0.01
+        )
+        assert cut.shape <= image.shape[1:]
 
 
 def floor_and_wall(roll_deg: float = 0.0) -> np.ndarray:
@@ -265,6 +302,18 @@ def test_depth_scaling_is_hha_of_the_scene_brought_nearer(zoom):
     saturated = zoom < 1 and (warp(source, view)[..., 0] >= 254)[sure]
     assert error[..., 1:].max() <= 2
     assert error[~saturated if zoom < 1 else slice(None), 0].max() <= 1 + zoom
+
+
+def test_disparity_grows_with_the_zoom_of_the_view():
+    shown, drawn = batch_and_views(depth_scaling=True)
+    plain, _ = batch_and_views()
+    for a, b, view in zip(shown['hha'], plain['hha'], drawn, strict=True):
+        zoom = abs(np.linalg.det(view.to_frame[:, :2])) ** -0.5
+        torch.testing.assert_close(a[0], (b[0] * zoom).clamp(max=255), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(a[1:], b[1:], rtol=0, atol=0)
+    zooms = [view.hha_scale[0] for view in drawn]
+    assert min(zooms) == 1  # the whole frame
+    assert max(zooms) > 1.5
 
 
 def test_without_depth_scaling_a_zoom_is_a_longer_lens():
