@@ -10,6 +10,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.datasets.base import FrameSource
 from rgbd_fusion_seg.training.datasets.cityscapes import Cityscapes
 from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2
+from rgbd_fusion_seg.training.datasets.own_folder import OwnFolder
 from rgbd_fusion_seg.training.datasets.scannet import ScanNet
 from rgbd_fusion_seg.training.datasets.sunrgbd import SunRgbd
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import SyntheticDataset
@@ -23,6 +24,7 @@ DATASETS: dict[str, Any] = {
     'scannet': ScanNet,
     'cityscapes': Cityscapes,
     'synthetic': SyntheticDataset,
+    'folder': OwnFolder,
 }
 """Name -> reader: ``Reader(folder, split, **options)`` is a `FrameSource`, with the attributes
 SPLITS (all it has, () where a file says), TRAIN_SPLIT and TEST_SPLIT (the default ones)."""

@@ -35,12 +35,13 @@ from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import frame as frame_module
 from rgbd_fusion_seg import hha, hha_kernels, preprocess
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.datasets import files
+from rgbd_fusion_seg.training.datasets import base, files, layouts
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, LabelledFrame
 
 FORMAT = 4
-COLOUR_CODE: tuple[ModuleType, ...] = (files, depths, preprocess)
-HHA_CODE: tuple[ModuleType, ...] = (files, depths, preprocess, hha, hha_kernels, frame_module)
+COLOUR_CODE: tuple[ModuleType, ...] = (base, files, layouts, depths, preprocess)
+"""Code that the content depends on, besides that of the reader."""
+HHA_CODE: tuple[ModuleType, ...] = (*COLOUR_CODE, hha, hha_kernels, frame_module)
 MAX_THREADS = 16
 CHUNK = 8
 """Frames that a thread prepares in a row, so that neighbours can share work (views of a room)."""

@@ -48,6 +48,28 @@ def read_plane(path: Path) -> np.ndarray:
     return image
 
 
+def read_depth(path: Path, metres_per_unit: float) -> np.ndarray:
+    """Read a depth image as float32 (H, W) metres, 0 or non-finite = no reading.
+
+    Args:
+        path: an image of one channel (PNG, TIFF, …), or a ``.npy`` array.
+        metres_per_unit: what its numbers count.
+
+    Raises:
+        InputError: the file is absent, damaged, or not of one channel.
+    """
+    path = Path(path)
+    if path.suffix != '.npy':
+        return read_plane(path).astype(np.float32) * np.float32(metres_per_unit)
+    try:
+        depth = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path} is no array that can be read ({error})') from error
+    if depth.ndim != 2 or depth.dtype.kind not in 'fui':
+        raise InputError(f'{path} is {depth.dtype} {depth.shape}, not numbers (H, W)')
+    return depth.astype(np.float32) * np.float32(metres_per_unit)
+
+
 def read_lines(path: Path) -> list[str]:
     """Read a text file as its non-empty lines, stripped.
 
@@ -118,7 +140,9 @@ def _whole(path: Path) -> bytes:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f'{path} is missing; copy the data set again') from error
+        raise InputError(
+            f'{path} is missing; copy the data set again, or take its frame out of the split'
+        ) from error
     except OSError as error:
         raise InputError(f'{path} cannot be read ({error}); check the disk') from error
     if data.startswith(_PNG):

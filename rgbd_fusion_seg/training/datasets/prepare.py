@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.errors import InputError, RgbdFusionSegError
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
-from rgbd_fusion_seg.training.datasets.base import FrameSource
-from rgbd_fusion_seg.training.datasets.cache import CachedFrames, cached_frames
+from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
+from rgbd_fusion_seg.training.datasets.cache import (
+    MAX_THREADS,
+    CachedFrames,
+    cached_frames,
+    read_frame,
+)
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
 
+PLAUSIBLE_DEPTH_M = (0.05, 500.0)
+"""Median depth of a frame outside this range is depth in another unit."""
 
-def sources(config: DataConfig) -> dict[str, FrameSource]:
-    """Open what a run reads: 'train', 'test' and, for NYU40 classes, the synthetic rooms.
 
-    Returns:
-        'train' and 'test', and where wanted 'synthetic' and 'synthetic_test'.
+def prepare(data: DataConfig, check: bool = False) -> None:
+    """Prepare the frames of a run, or check the data they are made of; prints class frequencies.
+
+    Args:
+        data: the data.
+        check: read every frame of the train and the test split and report all faults; nothing
+            is prepared.
 
     Raises:
-        InputError: data that cannot be opened.
+        InputError: data that cannot be used; with `check`, after all faults are reported.
     """
-    opened = {split: open_dataset(config.dataset, split) for split in ('train', 'test')}
-    rooms = {
-        'synthetic': (config.synthetic_frames, 0),
-        'synthetic_test': (config.synthetic_test_frames, HELD_OUT_SEED),
-    }
-    if opened['train'].classes.name == NYU40.name and config.dataset.name != 'synthetic':
-        opened |= {k: SyntheticRooms(n, seed) for k, (n, seed) in rooms.items() if n > 0}
-    return opened
+    if not check:
+        for frames in prepare_frames(data).values():
+            print(f'{frames.name}: {len(frames)} frames in {data.cache}')
+            print(frequency_table(frames.classes, frames.class_pixels))
+        return
+    found = check_data(data)
+    for name, (classes, pixels) in found.class_pixels.items():
+        print(f'{name}:')
+        print(frequency_table(classes, pixels))
+    for fault in found.faults:
+        print(f'fault: {fault}')
+    if found.faults:
+        count = len(found.faults)
+        raise InputError(f'{count} fault{"s" * (count > 1)} in the data, listed above')
+    print('no faults')
 
 
 def prepare_frames(
@@ -43,13 +69,114 @@ def prepare_frames(
             `cached_frames`.
 
     Returns:
-        'train', 'test', and the synthetic rooms as in `sources`.
+        'train' and 'test'; for data of the NYU40 classes also 'synthetic' and 'synthetic_test'
+        where frames of them are wanted.
 
     Raises:
         InputError: data that cannot be used, or too little space on the disk.
     """
+    sources = {split: open_dataset(config.dataset, split) for split in ('train', 'test')}
+    if sources['train'].classes.name == NYU40.name and config.dataset.name != 'synthetic':
+        sources |= _rooms(config)
     folder = Path(config.cache)
-    return {
-        split: cached_frames(source, folder, hha_sizes)
-        for split, source in sources(config).items()
+    return {k: cached_frames(source, folder, hha_sizes) for k, source in sources.items()}
+
+
+def _rooms(config: DataConfig) -> dict[str, FrameSource]:
+    wanted = {
+        'synthetic': (config.synthetic_frames, 0),
+        'synthetic_test': (config.synthetic_test_frames, HELD_OUT_SEED),
     }
+    return {name: SyntheticRooms(n, seed) for name, (n, seed) in wanted.items() if n > 0}
+
+
+@dataclass
+class DataCheck:
+    """What a check found.
+
+    Args:
+        faults: a sentence each.
+        class_pixels: name of the split -> its classes, and labelled pixels of each.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    class_pixels: dict[str, tuple[ClassSet, np.ndarray]] = field(default_factory=dict)
+
+
+def check_data(config: DataConfig) -> DataCheck:
+    """Read every frame of both splits once and collect all faults; raises none of them."""
+    found = DataCheck()
+    seen: dict[bytes, tuple[str, str]] = {}
+    for split in ('train', 'test'):
+        try:
+            source = open_dataset(config.dataset, split)
+        except RgbdFusionSegError as error:
+            found.faults.append(str(error))
+            continue
+        if not len(source):
+            found.faults.append(f'{source.name} has no frames; check its split file or its folder')
+        pixels = np.zeros(len(source.classes), np.int64)
+        for i, frame in enumerate(_read_all(source)):
+            where = frame_name(source, i)
+            found.faults += [f'{where}: {fault}' for fault in frame.faults]
+            pixels += frame.class_pixels
+            other_split, other = seen.setdefault(frame.digest, (split, where))
+            if frame.digest and other_split != split:
+                found.faults.append(
+                    f'{where} shows the same picture as {other}; take it out of one of the splits'
+                )
+        found.class_pixels[source.name] = source.classes, pixels
+    return found
+
+
+def frequency_table(classes: ClassSet, pixels: Sequence[int]) -> str:
+    """Return a line for each class, with its share of the labelled pixels."""
+    total = max(sum(int(n) for n in pixels), 1)
+    width = max(len(name) for name in classes.names)
+    return '\n'.join(
+        f'  {k:3d} {name:{width}s} {100 * int(n) / total:7.3f} %'
+        for k, (name, n) in enumerate(zip(classes.names, pixels, strict=True))
+    )
+
+
+def frame_name(source: FrameSource, index: int) -> str:
+    """Return what names a frame to the user: the reader's id of it where it has ids."""
+    ids = getattr(source, 'ids', None)
+    return f'{source.name} frame {ids[index] if ids else index}'
+
+
+@dataclass(frozen=True, eq=False)
+class _CheckedFrame:
+    """Faults of a frame, a digest of its colour (empty if unreadable), its label counts."""
+
+    faults: tuple[str, ...]
+    digest: bytes
+    class_pixels: np.ndarray
+
+
+def _read_all(source: FrameSource) -> list[_CheckedFrame]:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as pool:
+        checks = pool.map(lambda i: _check_frame(source, i), range(len(source)))
+        bar = tqdm(checks, total=len(source), desc=f'check {source.name}', unit='frame')
+        return list(bar)
+
+
+def _check_frame(source: FrameSource, index: int) -> _CheckedFrame:
+    num_classes = len(source.classes)
+    try:
+        item = read_frame(source, index)
+    except RgbdFusionSegError as error:
+        return _CheckedFrame((str(error),), b'', np.zeros(num_classes, np.int64))
+    faults = []
+    readings = item.frame.depth[valid_mask(item.frame.depth)]
+    nearest, farthest = PLAUSIBLE_DEPTH_M
+    if not readings.size:
+        faults.append('its depth image has no reading; take it out of the split')
+    elif not nearest <= (median := float(np.median(readings))) <= farthest:
+        faults.append(
+            f'its median depth is {median:g} m; the unit of its depth images is another one, '
+            'so set the option of the data set that tells it'
+        )
+    digest = hashlib.blake2b(item.frame.rgb.tobytes(), digest_size=16).digest()
+    counts = np.bincount(item.labels.ravel(), minlength=256)[:num_classes]
+    return _CheckedFrame(tuple(faults), digest, counts)

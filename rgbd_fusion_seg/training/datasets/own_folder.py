@@ -1,0 +1,273 @@
+"""A user's own labelled RGB-D images, described by a small YAML file.
+
+``config/datasets/example_folder.yaml`` explains every key. Patterns are relative to the YAML
+file; each ``*`` stands for a part of the frame's id, the same in colour, depth and labels, and
+``{split}`` for the name of the split.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from rgbd_fusion_seg.errors import FrameError, InputError
+from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
+from rgbd_fusion_seg.training.datasets import files
+from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
+
+UNITS_M = {'mm': 0.001, 'm': 1.0}
+CAMERA_KEYS = ('fx', 'fy', 'cx', 'cy', 'width', 'height')
+_UNKNOWN = -1
+
+
+@dataclass
+class FolderConfig:
+    """The keys of the YAML file; those without a default are required.
+
+    Args:
+        name: names caches and reports.
+        classes: names; a label is a place in this list, counted from 0.
+        rgb, depth, labels: patterns of the files; labels are single-channel or palette images.
+        depth_unit: 'mm', 'm' or metres per unit of the depth images.
+        camera: fx, fy, cx, cy, width, height in pixels, or a camera_info YAML file.
+        colors: RGB of each class; default: generated ones.
+        void: values in label images that mean no class.
+        label_map: value in label images -> class, as name or place; others are faults then.
+        splits: name -> text file with the ids of its frames, one a line.
+        test_fraction: instead of `splits`: this share, the last ids in order, is 'test'.
+        size: width and height at which frames are kept for training; default: the camera's.
+        terms: one sentence on origin and licence, for a model's card.
+    """
+
+    name: str
+    classes: list[str]
+    rgb: str
+    depth: str
+    labels: str
+    depth_unit: str | float
+    camera: dict[str, float] | str
+    colors: list[list[int]] = field(default_factory=list)
+    void: list[int] = field(default_factory=lambda: [UNLABELLED])
+    label_map: dict[int, int | str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    test_fraction: float = 0.0
+    size: list[int] = field(default_factory=list)
+    terms: str = ''
+
+
+class OwnFolder:
+    """One split of a user's own data.
+
+    Args:
+        folder: the YAML file, see `FolderConfig`.
+        split: 'train', 'test', or another one that the file or its folders have.
+
+    Raises:
+        InputError: a key that is unknown, missing or wrong, or an unknown or empty split.
+    """
+
+    SPLITS: tuple[str, ...] = ()
+    TRAIN_SPLIT, TEST_SPLIT = 'train', 'test'
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.file, self.split = Path(folder), split
+        self.config = config = _read_config(self.file)
+        if not re.fullmatch(r'[\w.-]+', config.name):
+            raise self._error(f'name is {config.name!r}; use letters, digits, - and _')
+        self.name = f'{config.name}-{split}'
+        self.terms = config.terms or f'{config.name}, own data'
+        self.classes = self._class_set()
+        self.table = self._label_table()
+        self.metres_per_unit = self._unit()
+        self.intrinsics = self._camera()
+        size = config.size or (self.intrinsics.width, self.intrinsics.height)
+        if len(size) != 2 or min(size) < 8:
+            raise self._error(f'size is {config.size}; give width and height in pixels')
+        self.size = (size[0], size[1])
+        self.ids = self._split_ids()
+        if not self.ids:
+            raise self._error(f'the split {split!r} has no frames; check rgb, {config.rgb!r}')
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def describe(self) -> dict[str, object]:
+        """Return what identifies the content, for the cache's key."""
+        return {
+            'ids': self.ids,
+            'files': files.identity(path for i in self.ids for path in self._paths(i)),
+            'table': {i: int(v) for i, v in enumerate(self.table) if v != _UNKNOWN},
+            'unit': self.metres_per_unit,
+            'camera': repr(self.intrinsics),
+        }
+
+    def __getitem__(self, index: int) -> LabelledFrame:
+        """Read frame ``index``; see `FrameSource`."""
+        rgb, depth, labels = self._paths(self.ids[index])
+        values = files.read_plane(labels)
+        if values.dtype.kind != 'u':
+            raise InputError(f'{labels} holds {values.dtype}; save labels as an 8 or 16-bit PNG')
+        classes = self.table[values]
+        if (classes == _UNKNOWN).any():
+            raise InputError(
+                f'{labels} has the label {values[classes == _UNKNOWN][0]}, which {self.file} '
+                'does not know; add it to classes, label_map or void'
+            )
+        return files.labelled_frame(
+            files.read_rgb(rgb),
+            files.read_depth(depth, self.metres_per_unit),
+            classes.astype(np.uint8),
+            self.intrinsics,
+            len(self.classes),
+            labels,
+        )
+
+    def _error(self, text: str) -> InputError:
+        return InputError(f'{self.file}: {text}')
+
+    def _class_set(self) -> ClassSet:
+        names, colors = self.config.classes, self.config.colors
+        if not all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors):
+            raise self._error('colors must be lists of three numbers 0..255')
+        table = np.array(colors, np.uint8) if colors else distinct_colors(len(names))
+        return ClassSet(self.config.name, tuple(names), table)
+
+    def _label_table(self) -> np.ndarray:
+        """Return int16 (65536,): the class of each value that a label image may hold."""
+        names, label_map = self.config.classes, self.config.label_map
+        table = np.full(2**16, _UNKNOWN, np.int16)
+        for value, target in (label_map or dict(enumerate(names))).items():
+            place = names.index(target) if target in names else target
+            if not isinstance(place, int) or not 0 <= place < len(names):
+                raise self._error(f'label_map maps {value} to {target!r}, which is no class')
+            table[self._value(value)] = place
+        for value in self.config.void:
+            table[self._value(value)] = UNLABELLED
+        return table
+
+    def _value(self, value: int) -> int:
+        if not 0 <= value < 2**16:
+            raise self._error(f'{value} in label_map or void is no value of an image, 0..65535')
+        return value
+
+    def _unit(self) -> float:
+        unit = self.config.depth_unit
+        metres = UNITS_M.get(unit, 0.0) if isinstance(unit, str) else float(unit)
+        if not 0 < metres < np.inf:
+            raise self._error(f'depth_unit is {unit!r}; give mm, m or metres per unit')
+        return metres
+
+    def _camera(self) -> Intrinsics:
+        camera = self.config.camera
+        if isinstance(camera, str):
+            return read_camera_info(self.file.parent / camera)
+        if sorted(camera) != sorted(CAMERA_KEYS):
+            raise self._error(f'camera has {", ".join(camera)}; give {", ".join(CAMERA_KEYS)}')
+        try:
+            sizes = int(camera['width']), int(camera['height'])
+            return Intrinsics(*(float(camera[k]) for k in CAMERA_KEYS[:4]), *sizes)
+        except FrameError as error:
+            raise self._error(str(error)) from error
+
+    def _split_ids(self) -> list[str]:
+        config, split = self.config, self.split
+        if sum([bool(config.splits), bool(config.test_fraction), '{split}' in config.rgb]) != 1:
+            raise self._error('give one of splits, test_fraction and {split} in the patterns')
+        if config.splits:
+            if split not in config.splits:
+                raise self._error(f'has the splits {", ".join(config.splits)}, not {split!r}')
+            return files.read_lines(self.file.parent / config.splits[split])
+        ids = self._found_ids()
+        if not config.test_fraction:
+            return ids
+        if not 0 < config.test_fraction < 1 or split not in ('train', 'test'):
+            raise self._error('test_fraction is a share 0..1 and makes the splits train and test')
+        # In order, not at random: neighbours in a sequence show the same place.
+        first = round(len(ids) * (1 - config.test_fraction))
+        return ids[:first] if split == 'train' else ids[first:]
+
+    def _found_ids(self) -> list[str]:
+        pattern = self.config.rgb.replace('{split}', self.split)
+        expression = re.compile(re.escape(pattern).replace(r'\*', '([^/]*)'))
+        folder = self.file.parent
+        paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
+        matches = (expression.fullmatch(path) for path in paths)
+        return ['/'.join(match.groups()) for match in matches if match]
+
+    def _paths(self, frame_id: str) -> tuple[Path, Path, Path]:
+        rgb, depth, labels = (
+            self.file.parent / self._filled(pattern, frame_id)
+            for pattern in (self.config.rgb, self.config.depth, self.config.labels)
+        )
+        return rgb, depth, labels
+
+    def _filled(self, pattern: str, frame_id: str) -> str:
+        parts = frame_id.split('/')
+        if pattern.count('*') != len(parts):
+            raise self._error(
+                f'the frame {frame_id!r} has {len(parts)} parts but the pattern {pattern!r} has '
+                f'{pattern.count("*")} *; an id has one part, joined by /, for each *'
+            )
+        for part in parts:
+            pattern = pattern.replace('*', part, 1)
+        return pattern.replace('{split}', self.split)
+
+
+def distinct_colors(count: int) -> np.ndarray:
+    """Return uint8 (count, 3) RGB colours, no two alike and none near black, which means void.
+
+    Hues step by the golden ratio, so that neighbours in the list differ most; value and
+    saturation take turns, so that later colours are other than the earlier ones of their hue.
+    """
+    tones = ((0.95, 0.85), (0.65, 0.9), (0.95, 0.45), (0.5, 0.5))
+    colors = [
+        colorsys.hsv_to_rgb((k * 0.61803398875) % 1.0, tones[k % 4][1], tones[k % 4][0])
+        for k in range(count)
+    ]
+    return np.round(255 * np.array(colors).reshape(-1, 3)).astype(np.uint8)
+
+
+def read_camera_info(path: Path) -> Intrinsics:
+    """Read intrinsics as ROS tools write them.
+
+    Args:
+        path: YAML of ``camera_calibration`` (``camera_matrix``) or of ``ros2 topic echo`` of a
+            ``CameraInfo`` (``k``), or OpenCV's variant of the former.
+
+    Raises:
+        InputError: no such file, or no camera in it.
+    """
+    try:
+        text = re.sub(r'^%YAML.*\n|!![\w-]+', '', path.read_text(encoding='utf-8'))
+        content: Any = next(yaml.safe_load_all(text))
+        matrix = content['k'] if 'k' in content else content['camera_matrix']['data']
+        width, height = (content.get(f'image_{k}', content.get(k)) for k in ('width', 'height'))
+        return Intrinsics.from_matrix(matrix, width, height)
+    except FrameError as error:
+        raise InputError(f'{path}: {error}') from error
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise InputError(
+            f'{path} is no camera_info YAML ({error!r}); give image_width, image_height and '
+            'camera_matrix as camera_calibration writes them'
+        ) from error
+
+
+def _read_config(file: Path) -> FolderConfig:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FolderConfig, 'data')
+    try:
+        content = yaml.safe_load(file.read_text(encoding='utf-8'))
+        return parser.instantiate_classes(parser.parse_object({'data': content})).data
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ArgumentError) as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(
+            f'{file} does not describe a data set ({reason}); see '
+            'config/datasets/example_folder.yaml'
+        ) from error
