@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from rgbd_fusion_seg.training.networks.adapnetpp import AdapNetPp
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.networks.erfnet import ErfNet, ErfNetEncoder
 from rgbd_fusion_seg.training.networks.rfbnet import RfbNetErfNet
@@ -16,6 +17,7 @@ NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'erfnet': ErfNet,
     'ssma_erfnet': SsmaErfNet,
     'rfbnet_erfnet': RfbNetErfNet,
+    'adapnetpp': AdapNetPp,
 }
 
 

@@ -31,6 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork
+
 INPUT_STRIDE = 16  # of the deepest features: sides of an input are multiples of it
 SKIP_CHANNELS = 24
 EASPP_CHANNELS = 256
@@ -307,18 +309,19 @@ class AdapNetPpEncoder(nn.Module):
         x = F.max_pool2d(x, 3, stride=2, ceil_mode=True)
         return State(x, x)
 
-    def hand_over(self, outputs: Sequence[Tensor]) -> Features:
-        """Return the features from the activated outputs of the four blocks."""
-        return Features(self.easpp(outputs[3]), self.skip8(outputs[1]), self.skip4(outputs[0]))
-
-    def forward(self, image: Tensor) -> Features:
-        """Image (N, 3, H, W) -> features at 1/16, 1/8 and 1/4."""
+    def outputs(self, image: Tensor) -> list[Tensor]:
+        """Image (N, 3, H, W) -> the activated outputs of the blocks, at 1/4, 1/8, 1/16, 1/16."""
         state, outputs = self.stem(image), []
         for block in self.blocks:
             for unit in block:
                 state = unit(state)
             outputs.append(state.active)
-        return self.hand_over(outputs)
+        return outputs
+
+    def forward(self, image: Tensor) -> Features:
+        """Image (N, 3, H, W) -> features at 1/16, 1/8 and 1/4."""
+        at4, at8, _, at16 = self.outputs(image)
+        return Features(self.easpp(at16), self.skip8(at8), self.skip4(at4))
 
 
 class Decoder(nn.Module):
@@ -362,6 +365,7 @@ class Decoder(nn.Module):
             self.auxiliary8 = ConvNorm(channels, num_classes, 1, relu=False)
 
     def _meet(self, size: int, x: Tensor, skip: Tensor) -> Tensor:
+        x = x[..., : skip.shape[2], : skip.shape[3]]  # an odd side was rounded up at 1/16
         if self.gated:
             skip = skip * getattr(self, f'gate{size}')(x.mean((2, 3), keepdim=True))
         return getattr(self, f'refine{size}')(torch.cat([x, skip], 1))
@@ -393,23 +397,14 @@ def initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def check_sides(name: str, image: Tensor, multiple: int) -> None:
-    """Raise ValueError where a side of ``image`` is not a multiple of ``multiple``."""
-    height, width = image.shape[2:]
-    if height % multiple or width % multiple:
-        up = [multiple * math.ceil(side / multiple) for side in (width, height)]
-        raise ValueError(
-            f'{name} input is {width}x{height}, but its sides must be multiples of {multiple}: '
-            f'take {up[0]}x{up[1]}'
-        )
-
-
-class AdapNetPp(nn.Module):
+class AdapNetPp(SegmentationNetwork):
     """Unimodal AdapNet++: 30.20 M parameters for 12 classes (with the norms' statistics).
 
     Args:
         num_classes: number of classes K.
         modality: 'rgb' or 'hha', the input that is read.
+        shrink_depth: the HHA input has half the colour's size, as the depth stream of a fusion
+            network that starts from this one, and so have the logits. No effect on 'rgb'.
         width: factor on all numbers of channels, for small robots and tests.
         easpp_rates: dilations of the eASPP's three branches; (6, 12, 18) for 768x768 inputs.
         dropout: rate in the last unit, 0.7 in the public code.
@@ -430,6 +425,7 @@ class AdapNetPp(nn.Module):
         self,
         num_classes: int,
         modality: str = 'rgb',
+        shrink_depth: bool = False,
         width: float = 1.0,
         easpp_rates: Sequence[int] = (3, 6, 12),
         dropout: float = 0.7,
@@ -438,18 +434,16 @@ class AdapNetPp(nn.Module):
         logits_norm: bool = True,
     ) -> None:
         super().__init__()
-        if modality not in ('rgb', 'hha'):
-            raise ValueError(f"modality must be 'rgb' or 'hha', got {modality!r}")
+        if modality not in MODALITIES:
+            raise ValueError(f'modality must be one of {MODALITIES}, got {modality!r}')
+        self.modality = modality
         self.modalities = (modality,)
-        self.stride = 1 if full_size else 4
+        self.shrink_depth = shrink_depth and modality == 'hha'
+        self.stride = (1 if full_size else 4) * (2 if self.shrink_depth else 1)
         self.auxiliary_weights = AUXILIARY_WEIGHTS if auxiliary_heads else ()
         self.encoder = AdapNetPpEncoder(width, easpp_rates, dropout)
         self.decoder = Decoder(num_classes, width, False, auxiliary_heads, full_size, logits_norm)
         initialise(self)
-
-    def hha_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the HHA input: those of the colour input."""
-        return height, width
 
     def forward(
         self, inputs: Mapping[str, Tensor], auxiliary: bool = False
@@ -457,17 +451,16 @@ class AdapNetPp(nn.Module):
         """Segment.
 
         Args:
-            inputs: 'rgb' or 'hha' (N, 3, H, W), H and W multiples of 16.
+            inputs: 'rgb' or 'hha' (N, 3, h, w).
             auxiliary: also return the auxiliary predictions.
 
         Returns:
-            logits (N, K, H/stride, W/stride); with ``auxiliary`` the list of them and of those
-            at 1/4 and at 1/8. (The public code doubles the latter two to full size by an
+            logits (N, K, h, w), or at 1/4; with ``auxiliary`` the list of them and of those at
+            1/4 and at 1/8. (The public code enlarges the latter two to full size by an
             interpolation without half-pixel centres; here that is the loss's affair.)
 
         Raises:
-            ValueError: a size that is not a multiple of 16.
+            ValueError: see `check_inputs`.
         """
-        image = inputs[self.modalities[0]]
-        check_sides(self.modalities[0], image, self.size_multiple)
-        return self.decoder(self.encoder(image), auxiliary)
+        self.check_inputs(inputs)
+        return self.decoder(self.encoder(inputs[self.modality]), auxiliary)
