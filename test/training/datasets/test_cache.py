@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.preprocess import hha_image
+
+pytest.importorskip('torch')
+
+from rgbd_fusion_seg.training.datasets import cache
+from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
+from rgbd_fusion_seg.training.datasets.cache import cached_frames
+
+CAMERA = Intrinsics(70.0, 70.0, 39.5, 29.5, 80, 60)
+
+
+class Walls:
+    """Slanted walls with holes; counts how often it is read."""
+
+    name, terms = 'walls', 'made by a test'
+    classes = ClassSet('two', ('left', 'right'), np.eye(2, 3, dtype=np.uint8))
+
+    def __init__(self, num_frames=11, size=(80, 60), version=1):
+        self.num_frames, self.size, self.version = num_frames, size, version
+        self.reads = 0
+
+    def __len__(self):
+        return self.num_frames
+
+    def describe(self):
+        return {'version': self.version}
+
+    def __getitem__(self, index):
+        self.reads += 1
+        rng = np.random.default_rng((self.version, index))
+        u = np.arange(80, dtype=np.float32)
+        depth = np.tile(1.0 + index + 0.01 * u, (60, 1)).astype(np.float32)
+        depth[20:26, 10:30] = 0
+        labels = np.tile((u >= 40).astype(np.uint8), (60, 1))
+        labels[:2] = 255
+        rgb = rng.integers(0, 256, (60, 80, 3), np.uint8)
+        return LabelledFrame(RgbdFrame(rgb, depth, CAMERA), labels)
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.endswith('.partial')]
+
+
+def test_the_cache_holds_what_the_source_and_the_runtime_give(tmp_path):
+    source = Walls()
+    frames = cached_frames(source, tmp_path)
+    assert (len(frames), frames.name, frames.terms) == (11, 'walls', 'made by a test')
+    assert frames.classes is source.classes
+    for i in range(len(source)):
+        item = source[i]
+        np.testing.assert_array_equal(frames.rgb[0][i], item.frame.rgb)
+        blocks = item.frame.rgb.reshape(30, 2, 40, 2, 3).astype(float)
+        assert np.abs(frames.rgb[1][i] - blocks.mean((1, 3))).max() <= 0.75
+        np.testing.assert_array_equal(frames.labels[i], item.labels)
+        for level, size in zip(frames.hha, ((20, 15), (40, 30)), strict=True):
+            np.testing.assert_array_equal(level[i], hha_image(item.frame.depth, CAMERA, *size))
+
+
+def test_statistics_are_those_of_the_source(tmp_path):
+    source = Walls()
+    frames = cached_frames(source, tmp_path)
+    labels = np.stack([source[i].labels for i in range(len(source))])
+    depth = [source[i].frame.depth for i in range(len(source))]
+    assert frames.class_pixels == ((labels == 0).sum(), (labels == 1).sum())
+    assert frames.valid_depth == pytest.approx(np.mean(np.stack(depth) > 0), abs=1e-3)
+    assert frames.depth_range_m[0] == pytest.approx(
+        np.percentile(depth[0][depth[0] > 0], 1), abs=0.01
+    )
+    assert frames.depth_range_m[1] == pytest.approx(
+        np.percentile(depth[-1][depth[-1] > 0], 99), abs=0.01
+    )
+
+
+def test_frames_of_another_size_are_kept_at_the_size_of_the_source(tmp_path):
+    frames = cached_frames(Walls(size=(40, 32)), tmp_path)
+    assert frames.rgb[0].shape[1:] == (32, 40, 3)
+    assert frames.rgb[1].shape[1:] == (16, 20, 3)
+    assert [level.shape[1:3] for level in frames.hha] == [(8, 10), (16, 20)]
+    middle = frames.labels[:, 16]
+    assert (middle[:, :20] == 0).all()
+    assert (middle[:, 20:] == 1).all()
+
+
+def test_a_further_size_of_hha_leaves_the_other_parts_alone(tmp_path):
+    source = Walls()
+    cached_frames(source, tmp_path)
+    before = {name: (tmp_path / name).stat().st_ino for name in visible(tmp_path)}
+    source.reads = 0
+    frames = cached_frames(source, tmp_path, [(80, 60), (40, 30)])
+    assert [level.shape[2] for level in frames.hha] == [20, 40, 80]
+    after = {name: (tmp_path / name).stat().st_ino for name in visible(tmp_path)}
+    assert before.items() < after.items()
+    assert len(after) == len(before) + 1
+    source.reads = 0
+    cached_frames(source, tmp_path, [(80, 60)])
+    cached_frames(source, tmp_path)
+    assert source.reads == 0
+
+
+def test_changed_code_of_hha_makes_hha_anew_and_nothing_else(tmp_path, monkeypatch):
+    constants = tmp_path / 'constants.py'
+    module = types.SimpleNamespace(__file__=str(constants))
+    monkeypatch.setattr(cache.inspect, 'getfile', lambda item: getattr(item, '__file__', __file__))
+    monkeypatch.setattr(cache, 'HHA_CODE', (*cache.HHA_CODE, module))
+    folder = tmp_path / 'cache'
+    constants.write_text('RADIUS = 3')
+    cached_frames(Walls(), folder)
+    first = visible(folder)
+    constants.write_text('RADIUS = 4')
+    cached_frames(Walls(), folder)
+    new = set(visible(folder)) - set(first)
+    assert sorted(name.split('-')[1] for name in new) == ['hha20x15', 'hha40x30']
+
+
+def test_the_code_that_makes_hha_is_part_of_the_key():
+    names = {Path(module.__file__).stem for module in cache.HHA_CODE}
+    assert {'hha', 'hha_kernels', 'depth', 'preprocess', 'frame'} <= names
+
+
+@pytest.mark.parametrize('change', [{'version': 2}, {'num_frames': 9}, {'size': (40, 30)}])
+def test_other_data_never_read_an_old_cache(tmp_path, change):
+    cached_frames(Walls(), tmp_path)
+    source = Walls(**change)
+    frames = cached_frames(source, tmp_path)
+    assert source.reads == len(source)
+    item = source[0].frame.rgb
+    np.testing.assert_array_equal(
+        frames.rgb[0][0], cv2.resize(item, source.size, interpolation=cv2.INTER_AREA)
+    )
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path, monkeypatch):
+    results = []
+    for threads in (1, 4):
+        monkeypatch.setattr(cache, 'MAX_THREADS', threads)
+        monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+        monkeypatch.setattr(cache, 'CHUNK', 2)
+        results.append(cached_frames(Walls(), tmp_path / str(threads)))
+    one, four = results
+    for a, b in zip(
+        (*one.rgb, one.labels, *one.hha), (*four.rgb, four.labels, *four.hha), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert one.depth_range_m == four.depth_range_m
+
+
+def test_a_damaged_frame_stops_the_build_and_leaves_nothing(tmp_path):
+    source = Walls()
+    source.classes = ClassSet('one', ('left',), np.zeros((1, 3), np.uint8))
+    with pytest.raises(InputError, match=r'walls, frame \d+: .*labels must be 0\.\.0 or 255'):
+        cached_frames(source, tmp_path)
+    assert visible(tmp_path) == leftovers(tmp_path) == []
+
+
+def test_a_source_without_frames_is_refused(tmp_path):
+    with pytest.raises(InputError, match='walls has no frames'):
+        cached_frames(Walls(num_frames=0), tmp_path)
+
+
+def test_too_little_space_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(cache.shutil, 'disk_usage', lambda path: usage)
+    source = Walls(num_frames=5000)
+    with pytest.raises(InputError, match=rf'0\.\d+ GB.*{tmp_path}.*only 0\.00 GB are free'):
+        cached_frames(source, tmp_path)
+    assert source.reads == 0
+    assert visible(tmp_path) == leftovers(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_made(tmp_path):
+    """The kernel refuses files beyond a size, as a quota does, where the check saw free space."""
+    source, limits = Walls(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r'cannot be written to .* make room there'):
+            cached_frames(source, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert source.reads == 0
+    assert visible(tmp_path) == leftovers(tmp_path) == []
+    assert len(cached_frames(source, tmp_path)) == len(source)
+
+
+BUILDER = """
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
+from rgbd_fusion_seg.training.datasets.cache import cached_frames
+
+folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+
+class Plain:
+    name, terms, size = 'plain', 'made by a test', (16, 16)
+    classes = ClassSet('one', ('all',), np.zeros((1, 3), np.uint8))
+    def __len__(self): return 20
+    def describe(self): return {}
+    def __getitem__(self, index):
+        if index == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (folder.parent / 'reads').open('a') as file:
+            file.write(f'{index}\\n')
+        time.sleep(0.02)
+        rgb = np.full((16, 16, 3), index, np.uint8)
+        depth = np.ones((16, 16), np.float32)
+        camera = Intrinsics(20.0, 20.0, 8.0, 8.0, 16, 16)
+        return LabelledFrame(RgbdFrame(rgb, depth, camera), np.zeros((16, 16), np.uint8))
+
+print('ready', flush=True)
+sys.stdin.readline()
+frames = cached_frames(Plain(), folder)
+assert (frames.rgb[0][:, 0, 0, 0] == np.arange(20)).all()
+"""
+
+
+@pytest.fixture
+def builder(tmp_path):
+    """Start a process that builds a cache once it is told to go."""
+    script = tmp_path / 'builder.py'
+    script.write_text(textwrap.dedent(BUILDER))
+    running = []
+
+    def start(kill_at=-1) -> subprocess.Popen:
+        command = [sys.executable, str(script), str(tmp_path / 'cache'), str(kill_at)]
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+        running.append(subprocess.Popen(command, **pipes))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_share_one_build(tmp_path, builder):
+    processes = [builder(), builder()]
+    for process in processes:
+        assert process.stdout.readline() == 'ready\n'
+    for process in processes:
+        process.communicate('go\n')
+    assert [process.returncode for process in processes] == [0, 0]
+    reads = (tmp_path / 'reads').read_text().split()
+    assert sorted(map(int, reads)) == list(range(20))
+    assert leftovers(tmp_path / 'cache') == []
+
+
+def test_a_build_that_was_killed_is_made_anew(tmp_path, builder):
+    killed = builder(kill_at=9)
+    killed.communicate('go\n')
+    assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / 'cache'
+    assert visible(folder) == []
+    assert leftovers(folder) == ['.plain.partial']
+    again = builder()
+    again.communicate('go\n')
+    assert again.returncode == 0
+    assert leftovers(folder) == []
+    assert len(visible(folder)) == 3
+
+
+def test_synthetic_rooms_are_the_same_in_any_order():
+    from rgbd_fusion_seg.training.datasets.synthetic_rooms import SyntheticRooms
+
+    rooms = SyntheticRooms(6)
+    forwards = [rooms[i] for i in (3, 4)]
+    backwards = [SyntheticRooms(9)[i] for i in (4, 3)][::-1]
+    for a, b in zip(forwards, backwards, strict=True):
+        np.testing.assert_array_equal(a.frame.depth, b.frame.depth)
+        np.testing.assert_array_equal(a.frame.rgb, b.frame.rgb)
+    assert not np.array_equal(forwards[0].frame.rgb, forwards[1].frame.rgb)
+    with pytest.raises(IndexError):
+        rooms[6]
+    assert len(list(itertools.islice(iter(SyntheticRooms(1)), 5))) == 1
