@@ -11,6 +11,9 @@ import pytest
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.hha import encode_hha
+
+pytest.importorskip('h5py', reason='needs the extra [train]')
+
 from rgbd_fusion_seg.training.datasets.cityscapes import Cityscapes, depth_from_disparity
 
 FRAMES = {

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from rgbd_fusion_seg.errors import InputError
+
+pytest.importorskip('h5py', reason='needs the extra [train]')
+
 from rgbd_fusion_seg.training.datasets.scannet import ScanNet
 
 SCENES = {'train': ('scene0270_00', 'scene0001_01'), 'val': ('scene0011_00',)}
