@@ -9,8 +9,10 @@ import pytest
 
 from rgbd_fusion_seg.errors import InputError
 
-h5py = pytest.importorskip('h5py')
-scipy_io = pytest.importorskip('scipy.io')
+pytest.importorskip('h5py', reason='needs the extra [train]')
+
+import h5py
+import scipy.io
 
 from rgbd_fusion_seg.training.datasets import sunrgbd
 from rgbd_fusion_seg.training.datasets.sunrgbd import SunRgbd, decode_depth
@@ -88,9 +90,9 @@ def tree(tmp_path_factory) -> Path:
             f'{OFFICIAL}{name}/{part}' for part in (f'depth/{i}9.png', f'image/{i}0.jpg')
         )
         meta[0, i] = (np.eye(3), depth, rgb, f'{i}0.jpg', name.split('/')[0])
-    scipy_io.savemat(folder / sunrgbd.META, {'SUNRGBDMeta': meta}, do_compression=True)
+    scipy.io.savemat(folder / sunrgbd.META, {'SUNRGBDMeta': meta}, do_compression=True)
     split = {'alltrain': cells(TRAIN), 'alltest': cells(TEST), 'trainvalsplit': np.eye(2)}
-    scipy_io.savemat(folder / sunrgbd.SPLIT, split)
+    scipy.io.savemat(folder / sunrgbd.SPLIT, split)
     write_labels(folder / sunrgbd.LABELS, [frame_content(i)[2] for i in range(len(FOLDERS))])
     return folder
 
@@ -188,7 +190,7 @@ def test_lists_that_contradict_each_other_are_refused(broken):
     with pytest.raises(InputError, match=r'labels 3 frames .* lists 4'):
         SunRgbd(broken, 'train')
     write_labels(broken / sunrgbd.LABELS, [*labels, labels[0]])
-    scipy_io.savemat(broken / sunrgbd.SPLIT, {'alltrain': cells(('kv1/NYUdata/NYU9',))})
+    scipy.io.savemat(broken / sunrgbd.SPLIT, {'alltrain': cells(('kv1/NYUdata/NYU9',))})
     with pytest.raises(InputError, match='the first of them kv1/NYUdata/NYU9'):
         SunRgbd(broken, 'train')
     with pytest.raises(InputError, match=r'alltest'):
