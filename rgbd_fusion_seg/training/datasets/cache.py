@@ -190,6 +190,8 @@ def _build(source: FrameSource, parts: list[_Part], folder: Path) -> None:
         with _only_builder(folder / f'.{source.name}.lock'):
             # Another process may have made them while this one waited.
             parts = [part for part in parts if not part.folder.is_dir()]
+            if not parts:
+                return
             needed = sum(part.num_bytes for part in parts)
             workspace = folder / f'.{source.name}.partial'
             shutil.rmtree(workspace, ignore_errors=True)  # of a build that was killed

@@ -50,7 +50,7 @@ class Walls:
         u = np.arange(80, dtype=np.float32)
         depth = np.tile(1.0 + index + 0.01 * u, (60, 1)).astype(np.float32)
         depth[20:26, 10:30] = 0
-        labels = np.tile((u >= 40).astype(np.uint8), (60, 1))
+        labels = np.tile((u >= 41).astype(np.uint8), (60, 1))
         labels[:2] = 255
         rgb = rng.integers(0, 256, (60, 80, 3), np.uint8)
         return LabelledFrame(RgbdFrame(rgb, depth, CAMERA), labels)
@@ -95,13 +95,13 @@ def test_statistics_are_those_of_the_source(tmp_path):
 
 
 def test_frames_of_another_size_are_kept_at_the_size_of_the_source(tmp_path):
-    frames = cached_frames(Walls(size=(40, 32)), tmp_path)
-    assert frames.rgb[0].shape[1:] == (32, 40, 3)
-    assert frames.rgb[1].shape[1:] == (16, 20, 3)
-    assert [level.shape[1:3] for level in frames.hha] == [(8, 10), (16, 20)]
-    middle = frames.labels[:, 16]
-    assert (middle[:, :20] == 0).all()
-    assert (middle[:, 20:] == 1).all()
+    frames = cached_frames(Walls(size=(20, 16)), tmp_path)
+    assert frames.rgb[0].shape[1:] == (16, 20, 3)
+    assert frames.rgb[1].shape[1:] == (8, 10, 3)
+    assert [level.shape[1:3] for level in frames.hha] == [(4, 5), (8, 10)]
+    middle = frames.labels[:, 8]  # of the four columns under column 10, three are 'right'
+    assert (middle[:, :10] == 0).all()
+    assert (middle[:, 10:] == 1).all()
 
 
 def test_a_further_size_of_hha_leaves_the_other_parts_alone(tmp_path):
@@ -261,7 +261,10 @@ def test_two_processes_share_one_build(tmp_path, builder):
     for process in processes:
         assert process.stdout.readline() == 'ready\n'
     for process in processes:
-        process.communicate('go\n')
+        process.stdin.write('go\n')
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
     assert [process.returncode for process in processes] == [0, 0]
     reads = (tmp_path / 'reads').read_text().split()
     assert sorted(map(int, reads)) == list(range(20))
