@@ -129,7 +129,10 @@ class GatedFusionUnit(nn.Module):
             the new interaction features, and the features complementary to ``rgb`` and ``hha``
             at their sizes (None without complementary features).
         """
-        small = rgb if rgb.shape[2:] == hha.shape[2:] else POOLINGS[self.pooling](rgb, 2)
+        small = rgb
+        if rgb.shape[2:] != hha.shape[2:]:
+            # Odd sides, at 1/16, are rounded up, as strided convolutions round them.
+            small = POOLINGS[self.pooling](rgb, 2, ceil_mode=True)
         rgb_in, hha_in = small, hha
         if self.gated:
             seen = self.gates_in(torch.cat([small, interaction, hha], 1))

@@ -22,10 +22,16 @@ COMBINATIONS = ('ssma', 'concat', 'sum')
 
 
 def resize_to(x: Tensor, reference: Tensor) -> Tensor:
-    """Bilinear interpolation of ``x`` to the height and width of ``reference``."""
+    """Bring ``x``, of half the reference's sides (rounded up), to the reference's size.
+
+    Bilinear. The half sizes' last row or column that an odd side was rounded up to is cut off,
+    so that both grids stay aligned.
+    """
+    height, width = reference.shape[2:]
     if x.shape[2:] == reference.shape[2:]:
         return x
-    return F.interpolate(x, reference.shape[2:], mode='bilinear', align_corners=False)
+    x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+    return x[..., :height, :width]
 
 
 class Ssma(nn.Module):
