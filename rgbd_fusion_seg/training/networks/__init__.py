@@ -10,7 +10,9 @@ from rgbd_fusion_seg.training.networks.adapnetpp import AdapNetPp
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.networks.erfnet import ErfNet, ErfNetEncoder
 from rgbd_fusion_seg.training.networks.rfbnet import RfbNetErfNet
+from rgbd_fusion_seg.training.networks.rfbnet_adapnetpp import RfbNetAdapNetPp
 from rgbd_fusion_seg.training.networks.ssma import SsmaErfNet
+from rgbd_fusion_seg.training.networks.ssma_adapnetpp import SsmaAdapNetPp
 
 NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'erfnet_encoder': ErfNetEncoder,
@@ -18,6 +20,8 @@ NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'ssma_erfnet': SsmaErfNet,
     'rfbnet_erfnet': RfbNetErfNet,
     'adapnetpp': AdapNetPp,
+    'ssma_adapnetpp': SsmaAdapNetPp,
+    'rfbnet_adapnetpp': RfbNetAdapNetPp,
 }
 
 
