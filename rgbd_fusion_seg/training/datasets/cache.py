@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -47,6 +48,8 @@ CHUNK = 8
 """Frames that a thread prepares in a row, so that neighbours can share work (views of a room)."""
 
 Images = dict[str, np.ndarray]
+T = TypeVar('T')
+R = TypeVar('R')
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +128,18 @@ def read_frame(source: FrameSource, index: int) -> LabelledFrame:
     return files.labelled_frame(
         frame.rgb, frame.depth, item.labels, frame.intrinsics, len(source.classes), where
     )
+
+
+def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Yield the results for all items in their order; an error or Ctrl-C drops what is waiting.
+
+    Threads do, because decoding, HHA and rendering all let go of Python's lock.
+    """
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS))
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,18 +260,12 @@ def _fill(source: FrameSource, parts: list[_Part], workspace: Path) -> None:
             statistics.append(_Statistics.of(item, len(source.classes)))
         return statistics
 
-    n, cores = len(source), os.cpu_count() or 1
+    n, statistics = len(source), []
     chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
-    # Threads, because decoding, HHA and rendering all let go of Python's lock.
-    pool = ThreadPoolExecutor(min(cores, MAX_THREADS))
-    statistics = []
-    try:
-        with tqdm(total=n, desc=f'prepare {source.name}', unit='frame') as progress:
-            for result in pool.map(prepare, chunks):
-                statistics += result
-                progress.update(len(result))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with tqdm(total=n, desc=f'prepare {source.name}', unit='frame') as progress:
+        for result in map_in_threads(prepare, chunks):
+            statistics += result
+            progress.update(len(result))
     for part, out in zip(parts, arrays, strict=True):
         for data in out.values():
             data.flush()

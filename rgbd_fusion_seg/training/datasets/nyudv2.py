@@ -286,10 +286,10 @@ def _list(folder: Path, split: str) -> Path:
 
 def _small_mat(file: Path, key: str, source: str) -> np.ndarray:
     """Return a variable of a small .mat file as a flat array of integers."""
+    if not file.is_file():
+        raise InputError(f'{file} is missing; take it from {source}')
     try:
         return scipy.io.loadmat(file)[key].ravel().astype(np.int64)
-    except FileNotFoundError as error:
-        raise InputError(f'{file} is missing; take it from {source}') from error
     except (OSError, KeyError, ValueError, MatReadError) as error:
         raise InputError(
             f'{file} has no readable {key} ({error}); take it from {source}'

@@ -7,12 +7,12 @@ file; each ``*`` stands for a part of the frame's id, the same in colour, depth 
 
 from __future__ import annotations
 
-import colorsys
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -221,17 +221,19 @@ class OwnFolder:
 
 
 def distinct_colors(count: int) -> np.ndarray:
-    """Return uint8 (count, 3) RGB colours, no two alike and none near black, which means void.
+    """Return uint8 (count, 3) RGB colours, each as far as can be from those before and black.
 
-    Hues step by the golden ratio, so that neighbours in the list differ most; value and
-    saturation take turns, so that later colours are other than the earlier ones of their hue.
+    Black means unlabelled; distances are those of CIELAB.
     """
-    tones = ((0.95, 0.85), (0.65, 0.9), (0.95, 0.45), (0.5, 0.5))
-    colors = [
-        colorsys.hsv_to_rgb((k * 0.61803398875) % 1.0, tones[k % 4][1], tones[k % 4][0])
-        for k in range(count)
-    ]
-    return np.round(255 * np.array(colors).reshape(-1, 3)).astype(np.uint8)
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    candidates = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
+    lab = cv2.cvtColor(candidates[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+    distance = np.linalg.norm(lab, axis=1)  # black is the origin of CIELAB
+    chosen = []
+    for _ in range(count):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+    return candidates[chosen]
 
 
 def read_camera_info(path: Path) -> Intrinsics:
@@ -264,7 +266,7 @@ def _read_config(file: Path) -> FolderConfig:
     parser.add_class_arguments(FolderConfig, 'data')
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8'))
-        return parser.instantiate_classes(parser.parse_object({'data': content})).data
+        return FolderConfig(**parser.parse_object({'data': content}).data.as_dict())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ArgumentError) as error:
         reason = ' '.join(str(error).split())
         raise InputError(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
 from rgbd_fusion_seg.training.datasets.cache import (
-    MAX_THREADS,
     CachedFrames,
     cached_frames,
+    map_in_threads,
     read_frame,
 )
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
@@ -154,11 +152,10 @@ class _CheckedFrame:
     class_pixels: np.ndarray
 
 
-def _read_all(source: FrameSource) -> list[_CheckedFrame]:
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as pool:
-        checks = pool.map(lambda i: _check_frame(source, i), range(len(source)))
-        bar = tqdm(checks, total=len(source), desc=f'check {source.name}', unit='frame')
-        return list(bar)
+def _read_all(source: FrameSource) -> Iterator[_CheckedFrame]:
+    frames = range(len(source))
+    checks = map_in_threads(lambda i: _check_frame(source, i), frames)
+    return iter(tqdm(checks, total=len(frames), desc=f'check {source.name}', unit='frame'))
 
 
 def _check_frame(source: FrameSource, index: int) -> _CheckedFrame:

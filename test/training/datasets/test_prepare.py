@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from rgbd_fusion_seg.errors import InputError
+
+pytest.importorskip('torch')
+
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig
+from rgbd_fusion_seg.training.datasets import DATASETS, open_dataset
+from rgbd_fusion_seg.training.datasets.prepare import check_data, prepare, prepare_frames
+
+CLASSES = ('floor', 'wall', 'chair')
+
+
+def write_frame(folder: Path, number: int) -> None:
+    rng = np.random.default_rng(number)
+    depth = rng.integers(900, 1100, (48, 64)).astype(np.uint16)
+    labels = np.zeros((48, 64), np.uint8)
+    labels[:12], labels[12:18], labels[18] = 1, 2, 255
+    rgb = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48))
+    cv2.imwrite(f'{folder}/rgb/{number}.jpg', rgb)
+    cv2.imwrite(f'{folder}/depth/{number}.png', depth)
+    cv2.imwrite(f'{folder}/labels/{number}.png', labels)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> Path:
+    """Data without a fault: frames 0..7 to train on, 8 and 9 to test on."""
+    folder = tmp_path_factory.mktemp('whole')
+    for name in ('rgb', 'depth', 'labels'):
+        (folder / name).mkdir()
+    for number in range(10):
+        write_frame(folder, number)
+    camera = {'fx': 60.0, 'fy': 60.0, 'cx': 31.5, 'cy': 23.5, 'width': 64, 'height': 48}
+    description = {
+        'name': 'tiny', 'classes': list(CLASSES), 'depth_unit': 'mm', 'camera': camera,
+        'rgb': 'rgb/*.jpg', 'depth': 'depth/*.png', 'labels': 'labels/*.png',
+        'splits': {'train': 'train.txt', 'test': 'test.txt'},
+    }  # fmt: skip
+    (folder / 'data.yaml').write_text(yaml.safe_dump(description))
+    (folder / 'train.txt').write_text('\n'.join(map(str, range(8))))
+    (folder / 'test.txt').write_text('8\n9\n')
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / 'data'))
+
+
+def config(folder: Path, **options) -> DataConfig:
+    dataset = DatasetConfig(name='folder', folder=str(folder / 'data.yaml'))
+    return DataConfig(dataset=dataset, cache=str(folder / 'cache'), **options)
+
+
+def faults(folder: Path) -> list[str]:
+    return check_data(config(folder)).faults
+
+
+def cut(path: Path, share: float) -> None:
+    os.truncate(path, int(share * path.stat().st_size))
+
+
+def test_data_without_a_fault_pass_and_class_frequencies_are_printed(whole, capsys):
+    prepare(config(whole), check=True)
+    text = capsys.readouterr().out
+    assert 'no faults' in text
+    assert not (whole / 'cache').exists()
+    shares = {line.split()[1]: float(line.split()[2]) for line in text.splitlines() if '%' in line}
+    assert shares == pytest.approx(
+        {'floor': 2900 / 47, 'wall': 1200 / 47, 'chair': 600 / 47}, abs=1e-3
+    )
+    assert text.index('tiny-train') < text.index('tiny-test')
+
+
+def test_all_faults_are_reported_each_with_its_file(copy, capsys):
+    cut(copy / 'rgb/0.jpg', 0.5)
+    cut(copy / 'depth/1.png', 0.9)
+    (copy / 'labels/2.png').unlink()
+    labels = np.full((48, 64), 3, np.uint8)
+    cv2.imwrite(str(copy / 'labels/3.png'), labels)
+    cv2.imwrite(str(copy / 'labels/4.png'), np.zeros((24, 32), np.uint8))
+    cv2.imwrite(str(copy / 'depth/5.png'), np.full((48, 32), 1000, np.uint16))
+    cv2.imwrite(str(copy / 'depth/6.png'), np.full((48, 64), 3, np.uint16))
+    cv2.imwrite(str(copy / 'depth/7.png'), np.zeros((48, 64), np.uint16))
+    shutil.copy(copy / 'rgb/7.jpg', copy / 'rgb/8.jpg')
+    (copy / 'test.txt').write_text('8\n9\n10\n')
+    with pytest.raises(InputError, match='10 faults in the data'):
+        prepare(config(copy), check=True)
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith('fault: ')]
+    expected = [
+        ('tiny-train frame 0', 'rgb/0.jpg is cut short'),
+        ('tiny-train frame 1', 'depth/1.png is cut short'),
+        ('tiny-train frame 2', 'labels/2.png is missing'),
+        ('tiny-train frame 3', 'labels/3.png has the label 3'),
+        ('tiny-train frame 4', 'labels are 32x24 but colour is 64x48'),
+        ('tiny-train frame 5', 'colour is 64x48 but depth is 32x48'),
+        ('tiny-train frame 6', 'median depth is 0.003 m'),
+        ('tiny-train frame 7', 'no reading'),
+        ('tiny-test frame 8', 'the same picture as tiny-train frame 7'),
+        ('tiny-test frame 10', 'rgb/10.jpg is missing'),
+    ]
+    assert len(found) == len(expected)
+    for line, (frame, text) in zip(found, expected, strict=True):
+        assert line.startswith((f'fault: {frame}: ', f'fault: {frame} shows'))
+        assert text in line
+
+
+def test_a_png_with_a_changed_byte_is_damaged(copy):
+    data = bytearray((copy / 'labels/1.png').read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (copy / 'labels/1.png').write_bytes(data)
+    (fault,) = faults(copy)
+    assert 'labels/1.png is cut short or damaged' in fault
+
+
+def test_a_file_that_is_no_image_is_named(copy):
+    (copy / 'rgb/1.jpg').write_text('<html>404</html>')
+    (copy / 'depth/2.png').write_bytes(b'')
+    first, second = faults(copy)
+    assert 'rgb/1.jpg is no image' in first
+    assert 'depth/2.png is cut short' in second
+
+
+def test_depth_in_millimetres_taken_for_metres_is_implausible(copy):
+    description = yaml.safe_load((copy / 'data.yaml').read_text())
+    (copy / 'data.yaml').write_text(yaml.safe_dump({**description, 'depth_unit': 'm'}))
+    found = faults(copy)
+    assert len(found) == 10
+    assert all('median depth' in fault and 'unit' in fault for fault in found)
+
+
+def test_both_splits_are_checked_where_one_cannot_be_opened(copy):
+    (copy / 'train.txt').write_text('\n')
+    cut(copy / 'rgb/9.jpg', 0.7)
+    first, second = faults(copy)
+    assert "split 'train' has no frames" in first
+    assert 'rgb/9.jpg' in second
+
+
+def test_a_frame_in_both_lists_is_a_fault(copy):
+    (copy / 'test.txt').write_text('8\n3\n')
+    (fault,) = faults(copy)
+    assert 'tiny-test frame 3 shows the same picture as tiny-train frame 3' in fault
+
+
+def test_two_equal_pictures_within_a_split_are_none(copy):
+    shutil.copy(copy / 'rgb/1.jpg', copy / 'rgb/2.jpg')
+    assert faults(copy) == []
+
+
+def test_prepare_makes_the_caches_that_training_opens(copy, capsys, monkeypatch):
+    prepare(config(copy))
+    assert 'tiny-train: 8 frames' in capsys.readouterr().out
+    monkeypatch.setattr(DATASETS['folder'], '__getitem__', None)
+    frames = prepare_frames(config(copy))
+    assert list(frames) == ['train', 'test']
+    assert [len(part) for part in frames.values()] == [8, 2]
+    assert frames['train'].classes.names == CLASSES
+
+
+def test_synthetic_rooms_join_data_of_the_nyu40_classes(nyu_pack, tmp_path):
+    dataset = DatasetConfig(folder=str(nyu_pack))
+    options = {'dataset': dataset, 'cache': str(tmp_path), 'synthetic_test_frames': 0}
+    frames = prepare_frames(DataConfig(synthetic_frames=2, **options), [(80, 60)])
+    assert {name: len(part) for name, part in frames.items()} == {
+        'train': 6, 'test': 2, 'synthetic': 2,
+    }  # fmt: skip
+    for part in frames.values():
+        assert [level.shape[2] for level in part.hha] == [80, 160, 320]
+
+
+def test_a_data_set_is_opened_by_name_with_its_options(nyu_pack):
+    assert len(open_dataset(DatasetConfig(folder=str(nyu_pack)), 'test')) == 2
+    swapped = DatasetConfig(folder=str(nyu_pack), train_split='test', test_split='train')
+    assert open_dataset(swapped, 'train').name == 'nyudv2-test'
+    rooms = DatasetConfig('synthetic', options={'train_frames': 5, 'test_frames': 3})
+    assert [len(open_dataset(rooms, split)) for split in ('train', 'test')] == [5, 3]
+    with pytest.raises(InputError, match=r"no data set 'nyu'; .* nyudv2, "):
+        open_dataset(DatasetConfig('nyu'), 'train')
+    with pytest.raises(InputError, match="no option 'dept'; it has depth, labels, depth_scale"):
+        open_dataset(DatasetConfig(folder=str(nyu_pack), options={'dept': 'raw'}), 'train')
+
+
+@pytest.mark.parametrize('name', DATASETS)
+def test_every_reader_keeps_to_the_form(name, tmp_path):
+    """An unknown split or folder is an error of the user's; train and test are among SPLITS."""
+    reader = DATASETS[name]
+    if reader.SPLITS:
+        assert {reader.TRAIN_SPLIT, reader.TEST_SPLIT} <= set(reader.SPLITS)
+    with pytest.raises(InputError):
+        reader(tmp_path / 'absent', 'no such split')
+    if name != 'synthetic':
+        with pytest.raises(InputError, match='absent'):
+            reader(tmp_path / 'absent', reader.TRAIN_SPLIT)
