@@ -106,7 +106,7 @@ def test_all_faults_are_reported_each_with_its_file(copy, capsys):
         ('tiny-train frame 6', 'median depth is 0.003 m'),
         ('tiny-train frame 7', 'no reading'),
         ('tiny-test frame 8', 'the same picture as tiny-train frame 7'),
-        ('tiny-test frame 10', 'rgb/10.jpg is missing'),
+        ('tiny-test frame 10', 'labels/10.png is missing'),
     ]
     assert len(found) == len(expected)
     for line, (frame, text) in zip(found, expected, strict=True):
