@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rgbd_fusion_seg.errors import InputError, TrainingError
 from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.public_weights import from_public as from_public
 
 
 @dataclass(frozen=True, eq=False)

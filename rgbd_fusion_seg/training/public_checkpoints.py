@@ -17,13 +17,14 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_COLORS
 from rgbd_fusion_seg.training.checkpoints import class_entries, save_checkpoint
 from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.public_names import SYSTEMS, Variant
 from rgbd_fusion_seg.training.public_weights import translate
 from rgbd_fusion_seg.training.tf_checkpoint import read_tf_checkpoint
@@ -51,7 +52,8 @@ def import_weights(
         classes: YAML file with the classes of the head: `names`, a list, and optionally `name`
             and `colors`, a list of [red, green, blue].
         num_classes: number of classes, as a check; needed where the file has no head.
-        width, height: size of the colour input; default: that of the authors' trainings.
+        width: of the colour input; default: that of the authors' trainings.
+        height: of the colour input; default: that of the authors' trainings.
 
     Raises:
         InputError: the file cannot be read or is not of that system, or an option does not fit.
@@ -70,8 +72,7 @@ def import_weights(
                 f'{source} has {found} classes, but {what} tells {number}; give {found} or none'
             )
     network_options = {**variant.options, **(options or {})}
-    network = _build(variant.network, len(class_set), network_options)
-    _load(network, weights, variant)
+    network = _network(variant, len(class_set), network_options, weights)
     statistics = [[0.0] * 3, [published.std] * 3]
     info = {
         'network': variant.network,
@@ -85,6 +86,7 @@ def import_weights(
         'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
         'data': [{'name': source.name, 'frames': 0, 'terms': published.reference}],
     }
+    output.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(output, network, info)
 
 
@@ -145,23 +147,29 @@ READ_ERRORS = (
 )
 
 
-def _build(name: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-    torch.manual_seed(0)  # a head that the file lacks is the same each time
+def _network(
+    variant: Variant, num_classes: int, options: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> SegmentationNetwork:
+    """Build the network with its public weights."""
     try:
-        return build_network(name, num_classes, **options)
+        if variant.head:  # no weights are drawn that are replaced at once
+            with torch.device('meta'):
+                network = build_network(variant.network, num_classes, **options)
+        else:  # the head is drawn, the same each time
+            torch.manual_seed(0)
+            network = build_network(variant.network, num_classes, **options)
     except (TypeError, ValueError) as error:
-        raise InputError(f'the options {dict(options)} do not fit {name}: {error}') from error
-
-
-def _load(network: nn.Module, weights: Mapping[str, Tensor], variant: Variant) -> None:
+        raise InputError(
+            f'the options {dict(options)} do not fit {variant.network}: {error}'
+        ) from error
     try:
-        # Where there is no head in the file, ours keeps its random weights.
-        network.load_state_dict(weights, strict=bool(variant.head))
+        network.load_state_dict(weights, strict=bool(variant.head), assign=bool(variant.head))
     except RuntimeError as error:
         raise InputError(
-            f'the public weights of {variant.network} do not fit its options; leave out those '
-            'that change what tensors it has'
+            f'the public weights of {variant.network} do not fit its options {dict(options)}; '
+            'leave out those that change what tensors it has'
         ) from error
+    return network
 
 
 def _read_classes(path: Path) -> ClassSet:

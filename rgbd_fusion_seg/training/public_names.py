@@ -17,6 +17,15 @@ import torch
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.networks.adapnetpp import STAGES
 
+# SSMA's blocks on the skips are alike in shape, so neither a file nor what is known of its layers
+# tells which is which. They are taken in the decoder's order, from deep to shallow, as the gates
+# conv550 (1/8) and conv551 (1/4) are. Were it otherwise, an imported network would score badly on
+# its own data, and these two lines would have to be exchanged.
+SSMA_SKIPS = {
+    'combine8': (513, 514, 552),
+    'combine4': (518, 519, 553),
+}
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -113,6 +122,28 @@ def adapnetpp() -> System:
     )
 
 
+def ssma() -> System:
+    """SSMA: two experts, the blocks that merge them, and a decoder without auxiliary heads."""
+    names = _expert('rgb/resnet_v2_50/', 'rgb_encoder.')
+    names |= _expert('depth/resnet_v2_50/', 'hha_encoder.')
+    names |= _attention(511, 512, 'combine')
+    names |= {'conv515/weights': 'combine.project.0.weight'}
+    names |= _norm('conv515', 'combine.project.1')
+    for block, (first, second, project) in SSMA_SKIPS.items():
+        names |= _attention(first, second, block) | _conv_bias(project, f'{block}.project')
+    names |= _decoder('', 'decoder.')
+    names |= _numbered({550: 'gate8', 551: 'gate4'}, '', 'decoder.')
+    return System(
+        variants=(Variant('ssma_adapnetpp', names, 'conv5/BatchNorm/gamma'),),
+        channels_last=True,
+        std=1.0,
+        void=0,
+        size=(768, 384),
+        reversed_inputs=_first_layers('rgb_encoder.', 'hha_encoder.'),
+        reference='weights of the SSMA authors (DeepSceneSeg/SSMA), GPL v3',
+    )
+
+
 def _expert(public: str, ours: str) -> dict[str, str]:
     """Everything up to the eASPP and the skips."""
     names = _norm(f'{public}conv0', f'{ours}bn0')
@@ -160,6 +191,15 @@ def _conv_norm(public: str, ours: str) -> dict[str, str]:
     return {f'{public}/weights': f'{ours}.conv.weight'} | _norm(public, f'{ours}.bn')
 
 
+def _attention(first: int, second: int, block: str) -> dict[str, str]:
+    """The two convolutions of an SSMA block before its projection."""
+    return _conv_bias(first, f'{block}.attention.0') | _conv_bias(second, f'{block}.attention.2')
+
+
+def _conv_bias(number: int, ours: str) -> dict[str, str]:
+    return {f'conv{number}/weights': f'{ours}.weight', f'conv{number}/biases': f'{ours}.bias'}
+
+
 def _norm(public: str, ours: str) -> dict[str, str]:
     parts = {
         'gamma': 'weight',
@@ -180,5 +220,6 @@ def _first_layers(*encoders: str) -> frozenset[str]:
 SYSTEMS: dict[str, Callable[[], System]] = {
     'erfnet': cache(erfnet),
     'adapnetpp': cache(adapnetpp),
+    'ssma': cache(ssma),
 }
 """The published systems by name."""

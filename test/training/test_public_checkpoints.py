@@ -16,11 +16,10 @@ from safetensors.torch import save_file
 from tf_checkpoints import write_tf_checkpoint
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint
+from rgbd_fusion_seg.training.checkpoints import from_public, load_checkpoint
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.public_checkpoints import import_weights
 from rgbd_fusion_seg.training.public_names import SYSTEMS
-from rgbd_fusion_seg.training.public_weights import from_public
 from rgbd_fusion_seg.training.tf_checkpoint import masked_crc32c
 
 NORM = {'gamma': 'weight', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
@@ -47,7 +46,10 @@ def adapnetpp_variables(goldens_dir):
 @pytest.fixture(scope='module')
 def ssma_variables(goldens_dir):
     shapes = read_shapes(goldens_dir / 'ssma_vars.json')
-    return {name: tf_variable(name, shape) for name, shape in shapes.items()}
+    variables = {name: tf_variable(name, shape) for name, shape in shapes.items()}
+    for number in (512, 514, 519):  # no attention is to be quite 0 or 1
+        variables[f'conv{number}/weights/kernel'] *= 0.005
+    return variables
 
 
 @pytest.fixture(scope='module')
@@ -97,8 +99,9 @@ def test_adapnetpp_computes_what_the_public_network_does(adapnetpp_variables):
     assert used == set(adapnetpp_variables)
     weights = from_public('adapnetpp', adapnetpp_variables)
     check_total('adapnetpp', weights, adapnetpp_variables)
-    network = build_network('adapnetpp', 12).eval()
-    network.load_state_dict(weights)
+    with torch.device('meta'):
+        network = build_network('adapnetpp', 12).eval()
+    network.load_state_dict(weights, assign=True)
     encoder, ours = network.encoder, {}
     for i, block in enumerate(encoder.blocks, 1):
         for j, unit in enumerate(block):
@@ -138,8 +141,7 @@ def test_a_tensorflow_checkpoint_becomes_one_of_ours(tmp_path, adapnetpp_variabl
     prefix, output = tmp_path / 'model.ckpt-1500', tmp_path / 'c.safetensors'
     write_tf_checkpoint(prefix, variables | training, checksum=crc)
     options = {'modality': 'hha', 'easpp_rates': [6, 12, 18]}
-    for source in (prefix, tmp_path / 'model.ckpt-1500.index'):
-        import_weights('adapnetpp', source, output, options=options)
+    import_weights('adapnetpp', tmp_path / 'model.ckpt-1500.index', output, options=options)
     checkpoint = load_checkpoint(output)
     network = checkpoint.build()
     assert network.modalities == ('hha',)
@@ -160,6 +162,45 @@ def test_a_tensorflow_checkpoint_becomes_one_of_ours(tmp_path, adapnetpp_variabl
     write_tf_checkpoint(prefix, variables, checksum=crc)
     with pytest.raises(InputError, match=rf'model\.ckpt-1500: 1 of .* missing, first {name}'):
         import_weights('adapnetpp', prefix, output)
+
+
+# SSMA
+
+
+def test_ssma_computes_what_the_public_network_does(ssma_variables):
+    rgb, hha = picture(80, 96, 1), picture(80, 96, 2)
+    theirs: dict[str, np.ndarray] = {}
+    outputs, used = reference.ssma(
+        ssma_variables, rgb[..., ::-1], hha[..., ::-1], theirs.__setitem__
+    )
+    assert used == set(ssma_variables)
+    weights = from_public('ssma', ssma_variables)
+    check_total('ssma', weights, ssma_variables)
+    with torch.device('meta'):
+        network = build_network('ssma_adapnetpp', 12).eval()
+    network.load_state_dict(weights, assign=True)
+    ours: dict[str, torch.Tensor] = {}
+    for name in ('combine', 'combine8', 'combine4'):
+        getattr(network, name).register_forward_hook(
+            lambda _m, _i, out, key=name: ours.__setitem__(key, out)
+        )
+    with torch.no_grad():
+        logits = network({'rgb': to_torch(rgb), 'hha': to_torch(hha)})
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        assert_same(name, ours[name], value)
+    assert_same('logits', logits, outputs)
+
+
+def test_ssma_reads_both_inputs_as_they_are(tmp_path, ssma_variables):
+    source, output = tmp_path / 'ssma.safetensors', tmp_path / 'c.safetensors'
+    arrays = {k: np.ascontiguousarray(value) for k, value in ssma_variables.items()}
+    save_file({k: torch.from_numpy(value) for k, value in arrays.items()}, source)
+    import_weights('ssma', source, output, width=640, height=480)
+    info = load_checkpoint(output).info
+    assert info['network'] == 'ssma_adapnetpp'
+    assert info['statistics'] == {name: [[0.0] * 3, [1.0] * 3] for name in ('rgb', 'hha')}
+    assert (info['width'], info['height']) == (640, 480)
 
 
 # ERFNet
