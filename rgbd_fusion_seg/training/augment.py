@@ -209,26 +209,34 @@ def noise_table(num_pixels: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal(NOISE_OFFSETS + 3 * num_pixels, np.float32))
 
 
-def positions(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where the pixels of views lie in their images.
+def positions(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return where the centres of pixels lie.
 
     Args:
-        maps: float32 (N, 2, 6): per axis (x, y) the three numbers that map (column, row, 1) of a
-            pixel's centre to a place in the image, the frame's two borders there, and the
-            image's extent; all in pixels, whose centres are at 0.5, 1.5, …
+        maps: float32 (N, 2, 3), each maps (column, row, 1) to (x, y), where the first pixel's
+            centre is (0.5, 0.5, 1).
 
     Returns:
-        x, y float32 (N, height, width), held within the frame, and bool, True inside it.
+        float32 (N, height, width, 2).
     """
-    u = torch.arange(width, device=maps.device) + 0.5
-    v = (torch.arange(height, device=maps.device) + 0.5)[:, None]
-    places, inside = [], []
-    for axis in maps[..., None, None].unbind(1):
-        per_column, per_row, origin, low, high, _ = axis.unbind(1)
-        place = per_column * u + per_row * v + origin
-        inside.append((place >= low) & (place < high))
-        places.append(torch.minimum(torch.maximum(place, low + 0.5), high - 0.5))
-    return places[0], places[1], inside[0] & inside[1]
+    u = torch.arange(width, device=maps.device)[:, None] + 0.5
+    v = torch.arange(height, device=maps.device)[:, None, None] + 0.5
+    per_column, per_row, origin = maps[:, None, None].unbind(-1)
+    return per_column * u + (per_row * v + origin)
+
+
+def inside_frame(to_frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return bool (N, height, width), True for the pixels of views that their frames have.
+
+    Args:
+        to_frame: float32 (N, 2, 3), as in :class:`View`.
+        size: height and width of the views.
+    """
+    height, width = size
+    per_column, per_row, origin = to_frame.unbind(-1)
+    maps = torch.stack([per_column / width, per_row / height, origin], -1)
+    places = positions(maps, height, width)
+    return ((places >= 0) & (places < 1)).all(-1)
 
 
 def sample_images(
@@ -237,25 +245,23 @@ def sample_images(
     maps: Tensor,
     size: tuple[int, int],
     taps: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """Resample images bilinearly.
+) -> Tensor:
+    """Resample images bilinearly; outside an image its nearest pixel counts.
 
     Args:
         images: uint8 (N, h, w, 3).
         sizes: rows and columns of each image; what lies below and to the right only pads it to
             the size of the largest.
-        maps: as in :func:`positions`.
+        maps: as in :func:`positions`, to -1..1 from the left or upper edge of an image to the
+            other.
         size: height and width of the result.
         taps: samples per pixel and axis; their mean keeps small images free of aliasing.
 
     Returns:
-        float32 (N, 3, height, width), 0..255, outside the frame its nearest pixel; and bool
-        (N, height, width), True inside the frame.
+        float32 (N, 3, height, width), 0..255.
     """
-    height, width = size
     finer = torch.cat([maps[..., :2] / taps, maps[..., 2:]], -1)
-    x, y, inside = positions(finer, height * taps, width * taps)
-    grid = torch.stack([x, y], -1) * (2 / maps[:, None, None, :, 5]) - 1
+    grid = positions(finer, size[0] * taps, size[1] * taps)
     # grid_sample of planes takes a quarter of its time on interleaved channels. It rounds places
     # by the image's size: one view at a time, so that others' sizes do not matter.
     planes = images.permute(0, 3, 1, 2).contiguous().float()
@@ -268,48 +274,47 @@ def sample_images(
             for image, places, (h, w) in views
         ]
     )
-    if taps > 1:
-        result = functional.avg_pool2d(result, taps)
-        inside = positions(maps, height, width)[2]
-    return result, inside
+    return functional.avg_pool2d(result, taps) if taps > 1 else result
 
 
 def sample_labels(labels: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Take the label under the centre of each pixel; void outside the frame.
+    """Take the label under the centre of each pixel; any label outside an image.
 
     Args:
         labels: uint8 (N, h, w).
-        maps, size: as in :func:`sample_images`.
+        maps: as in :func:`positions`, to pixels, whose centres are at 0.5, 1.5, …
+        size: height and width of the result.
 
     Returns:
         uint8 (N, height, width).
     """
-    x, y, inside = positions(maps, *size)
-    w = labels.shape[2]
-    index = (y.long() * w + x.long()).flatten(1)
-    taken = labels.flatten(1).gather(1, index).view(-1, *size)
-    return torch.where(inside, taken, VOID)
+    h, w = labels.shape[1:]
+    x, y = positions(maps, *size).long().unbind(-1)
+    index = y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
+    return labels.flatten(1).gather(1, index.flatten(1)).view(-1, *size)
 
 
-def jitter_rgb(image: Tensor, matrix: Tensor, contrast: Tensor, noise: Tensor) -> Tensor:
+def jitter_rgb(
+    image: Tensor, matrix: Tensor, contrast: Tensor, noise: Tensor, strength: Tensor
+) -> Tensor:
     """Return colours changed by a matrix, by contrast about their mean, and by noise.
 
     Args:
         image: float32 (N, 3, H, W), 0..255.
         matrix: (N, 3, 3).
-        contrast: (N,).
-        noise: (N, 3, H, W), grey levels.
+        contrast, strength: (N,), the second a factor on the noise.
+        noise: (N, 3, H, W).
 
     Returns:
         float32 (N, 3, H, W), 0..255.
     """
     # One view at a time, so that a sum is the same whatever else is in the batch.
     means = torch.stack([view.mean((1, 2)) for view in image])
-    pivot = (matrix * means[:, None]).sum(2).mean(1)
-    result = noise + ((1 - contrast) * pivot).view(-1, 1, 1, 1)
+    pivot = (1 - contrast) * (matrix * means[:, None]).sum(2).mean(1)
+    result = torch.addcmul(pivot.view(-1, 1, 1, 1), noise, strength.view(-1, 1, 1, 1))
     matrix = contrast.view(-1, 1, 1) * matrix
     for c in range(3):
-        result = torch.addcmul(result, image[:, c : c + 1], matrix[:, :, c, None, None])
+        result.addcmul_(image[:, c : c + 1], matrix[:, :, c, None, None])
     return result.clamp_(0, 255)
 
 

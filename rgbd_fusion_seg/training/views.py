@@ -69,19 +69,21 @@ class ViewReader(Dataset):
             name: torch.tensor(
                 np.stack([getattr(view, name) for view in views]), dtype=torch.float
             )
-            for name in ('rgb_matrix', 'contrast', 'noise', 'hha_scale', 'hha_shift')
+            for name in ('to_frame', 'rgb_matrix', 'contrast', 'noise', 'hha_scale', 'hha_shift')
         }
         for name in MODALITIES:
             batch[f'drop_{name}'] = torch.tensor([[[view.drop == name]] for view in views])
         batch['noise_offset'] = [view.noise_offset for view in views]
         for name, size in self.sizes.items():
-            windows = [
-                window(self.sources[source][name], index, view, size)
-                for source, index, view in chosen
-            ]
-            batch[name] = stack_windows([image for image, _ in windows])
-            batch[f'{name}_sizes'] = [tuple(image.shape[:2]) for image, _ in windows]
-            batch[f'{name}_map'] = torch.from_numpy(np.stack([numbers for _, numbers in windows]))
+            windows, maps = zip(
+                *(window(self.sources[s][name], index, view, size) for s, index, view in chosen),
+                strict=True,
+            )
+            sizes = [tuple(image.shape[:2]) for image in windows]
+            if name != 'labels':
+                maps = [to_grid(m, *s) for m, s in zip(maps, sizes, strict=True)]
+            batch[name], batch[f'{name}_sizes'] = stack_windows(windows), sizes
+            batch[f'{name}_map'] = torch.tensor(np.stack(maps), dtype=torch.float)
         return batch
 
     def choose(self, draw: int) -> tuple[int, int, View]:
@@ -120,8 +122,8 @@ def window(
         size: height and width at which it will be shown.
 
     Returns:
-        the uint8 (h', w', ...) window with a pixel's margin for interpolation, and the float32
-        (2, 6) map from the view into it, see `augment.positions`.
+        the uint8 (h', w', ...) window with a pixel's margin for interpolation, and the float64
+        (2, 3) map from pixels of the view to its pixels, see `augment.positions`.
     """
     level = next(
         (x for x in levels if pixels_per_pixel(x, view, size) >= ENOUGH_DETAIL), levels[-1]
@@ -131,9 +133,16 @@ def window(
     corners = to_level @ np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
     low = np.clip(np.floor(corners.min(1) - 0.5).astype(int), 0, extent - 1)
     high = np.clip(np.ceil(corners.max(1) + 0.5).astype(int), low + 1, extent)
-    steps = to_level[:, :2] / (size[1], size[0])
-    numbers = np.column_stack([steps, to_level[:, 2] - low, -low, extent - low, high - low])
-    return level[index, low[1] : high[1], low[0] : high[0]], numbers.astype(np.float32)
+    pixel_map = to_level / (size[1], size[0], 1)
+    pixel_map[:, 2] -= low
+    return level[index, low[1] : high[1], low[0] : high[0]], pixel_map
+
+
+def to_grid(pixel_map: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a (2, 3) map to pixels as one to -1..1 over the image, as `sample_images` wants."""
+    grid = pixel_map * np.array([[2 / width], [2 / height]])
+    grid[:, 2] -= 1
+    return grid
 
 
 def pixels_per_pixel(level: Any, view: View, size: tuple[int, int]) -> float:
@@ -254,36 +263,40 @@ class TrainingViews:
             result['rgb'] = self._render_rgb(batch)
         if 'hha' in self.sizes:
             result['hha'] = self._render_hha(batch)
-        result['labels'] = augment.sample_labels(
-            batch['labels'], batch['labels_map'], self.sizes['labels']
-        )
-        return result
+        size = self.sizes['labels']
+        labels = augment.sample_labels(batch['labels'], batch['labels_map'], size)
+        if self.config.augment.leaves_frame:
+            labels.masked_fill_(~augment.inside_frame(batch['to_frame'], size), augment.VOID)
+        return {**result, 'labels': labels}
 
     def _render_rgb(self, batch: dict[str, Any]) -> Tensor:
-        size, config = self.sizes['rgb'], self.config.augment
-        image, inside = augment.sample_images(
+        size = self.sizes['rgb']
+        image = augment.sample_images(
             batch['rgb'], batch['rgb_sizes'], batch['rgb_map'], size, self.rgb_taps
         )
         run = 3 * size[0] * size[1]
         noise = torch.stack([self.noise[i : i + run] for i in batch['noise_offset']])
-        noise = noise.view_as(image) * batch['noise'].view(-1, 1, 1, 1)
-        image = augment.jitter_rgb(image, batch['rgb_matrix'], batch['contrast'], noise)
-        if config.leaves_frame:
-            image = augment.blank(image, ~inside, self.blanks['mean'])
-        if config.drop_rgb:
-            image = augment.blank(image, batch['drop_rgb'], self.blanks['rgb'])
-        return image.contiguous(memory_format=torch.channels_last)
+        image = augment.jitter_rgb(
+            image, batch['rgb_matrix'], batch['contrast'], noise.view_as(image), batch['noise']
+        )
+        return self._finish(image, batch, 'rgb', self.blanks['mean'])
 
     def _render_hha(self, batch: dict[str, Any]) -> Tensor:
-        image, inside = augment.sample_images(
+        image = augment.sample_images(
             batch['hha'], batch['hha_sizes'], batch['hha_map'], self.sizes['hha']
         )
         scale, shift = (batch[name].view(-1, 3, 1, 1) for name in ('hha_scale', 'hha_shift'))
         image = torch.addcmul(shift, image, scale).clamp_(0, 255)
-        if self.config.augment.leaves_frame:
-            image = augment.blank(image, ~inside, self.blanks['hha'])
-        if self.config.augment.drop_hha:
-            image = augment.blank(image, batch['drop_hha'], self.blanks['hha'])
+        return self._finish(image, batch, 'hha', self.blanks['hha'])
+
+    def _finish(self, image: Tensor, batch: dict[str, Any], name: str, outside: Tensor) -> Tensor:
+        """Fill what is outside the frame, and the views of a lost sensor."""
+        config = self.config.augment
+        if config.leaves_frame:
+            inside = augment.inside_frame(batch['to_frame'], self.sizes[name])
+            image = augment.blank(image, ~inside, outside)
+        if config.drop_rgb or config.drop_hha:
+            image = augment.blank(image, batch[f'drop_{name}'], self.blanks[name])
         return image.contiguous(memory_format=torch.channels_last)
 
 

@@ -23,7 +23,7 @@ from rgbd_fusion_seg.frame import Intrinsics  # noqa: E402
 from rgbd_fusion_seg.training import augment  # noqa: E402
 from rgbd_fusion_seg.training.augment import AugmentConfig, draw_view  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, TrainConfig  # noqa: E402
-from rgbd_fusion_seg.training.views import TrainingViews, channel_statistics, window  # noqa: E402
+from rgbd_fusion_seg.training.views import TrainingViews, channel_statistics, to_grid, window  # noqa: E402
 
 STILL = {
     'brightness': 0, 'contrast': 0, 'saturation': 0, 'hue': 0, 'noise': 0, 'hha_shift': 0,
@@ -48,12 +48,14 @@ def batch_and_views(count: int = 24, **options) -> tuple[dict[str, torch.Tensor]
 def warp(image: np.ndarray, view: augment.View) -> np.ndarray:
     """Show a view of one uint8 (H, W, 3) image at its own size: float (H, W, 3)."""
     size = image.shape[:2]
-    cut, numbers = window([image[None]], 0, view, size)
-    maps = torch.from_numpy(numbers)[None]
-    images = torch.from_numpy(cut.copy())[None]
-    return (
-        augment.sample_images(images, [cut.shape[:2]], maps, size)[0][0].permute(1, 2, 0).numpy()
-    )
+    return sample(*window([image[None]], 0, view, size), size)
+
+
+def sample(image: np.ndarray, pixel_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resample one uint8 (h, w, 3) image: float (height, width, 3)."""
+    maps = torch.tensor(to_grid(pixel_map, *image.shape[:2]), dtype=torch.float)[None]
+    images = torch.from_numpy(image.copy())[None]
+    return augment.sample_images(images, [image.shape[:2]], maps, size)[0].permute(1, 2, 0).numpy()
 
 
 def test_colour_lies_where_the_view_says():
@@ -164,7 +166,7 @@ def test_gain_and_contrast_are_kornias():
     image = 255 * torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     gain, contrast = torch.tensor([1.0, 0.7, 1.2]), torch.tensor([1.3, 1.0, 0.6])
     matrix = gain.view(-1, 1, 1) * torch.eye(3)
-    ours = augment.jitter_rgb(image, matrix, contrast, torch.zeros_like(image))
+    ours = augment.jitter_rgb(image, matrix, contrast, torch.ones_like(image), torch.zeros(3))
     bright = gain.view(-1, 1, 1, 1) * image
     pivot = bright.mean((1, 2, 3), keepdim=True)
     # Kornia works on 0..1 and takes the mean of a luma; around 0, its contrast is a factor.
@@ -217,9 +219,8 @@ def squares(height: int, width: int, side: int) -> np.ndarray:
 
 def test_small_images_average_what_they_cover():
     board = torch.from_numpy(squares(96, 128, 2))[None]
-    maps = torch.tensor([[[8.0, 0, 0, 0, 128, 128], [0, 8.0, 0, 0, 96, 96]]])
-    small, inside = augment.sample_images(board, [(96, 128)], maps, (12, 16), taps=4)
-    assert inside.all()
+    maps = torch.tensor([[[2 / 16, 0, -1], [0, 2 / 12, -1]]])
+    small = augment.sample_images(board, [(96, 128)], maps, (12, 16), taps=4)
     torch.testing.assert_close(small, torch.full_like(small, 120.0))
 
 
@@ -238,16 +239,12 @@ def test_windows_hold_all_that_a_view_shows():
     size, config = (HEIGHT, WIDTH), AugmentConfig(**WILD)
     for seed in range(40):
         view = draw_view(config, size, np.random.default_rng(seed))
-        cut, numbers = window([image], 0, view, size)
-        low = -numbers[:, 3]
-        numbers[:, 2:5] += low[:, None]  # the same place, told in pixels of the whole image
-        numbers[:, 5] = WIDTH, HEIGHT
-        maps = torch.from_numpy(numbers)[None]
-        whole, _ = augment.sample_images(torch.from_numpy(image), [size], maps, size)
-        np.testing.assert_allclose(
-            warp(image[0], view), whole[0].permute(1, 2, 0).numpy(), atol=0.01
-        )
-        assert cut.shape <= image.shape[1:]
+        cut, _ = window([image], 0, view, size)
+        pixel_map = view.to_frame * [[WIDTH], [HEIGHT]] / (WIDTH, HEIGHT, 1)
+        whole = sample(image[0], pixel_map, size)
+        np.testing.assert_allclose(warp(image[0], view), whole, atol=0.01)
+        shown = np.abs(view.to_frame[:, :2]).sum(1)[::-1] * size
+        assert (cut.shape[:2] <= np.minimum(shown + 3, size)).all()
 
 
 def floor_and_wall(roll_deg: float = 0.0) -> np.ndarray:
