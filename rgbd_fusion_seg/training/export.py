@@ -129,6 +129,11 @@ def write_bundle(
     """
     network = checkpoint.build()
     width, height = _input_size(checkpoint, network, size)
+    if frames < 1 or not len(source):
+        raise InputError(
+            f'the exported graph is checked on frames, but {frames} of the {len(source)} frames '
+            f'of {source.name} were asked for; give at least one'
+        )
     model = build_graph(network, height, width, options)
     folder.mkdir(parents=True)
     onnx.save(model, folder / WEIGHTS_NAME)
@@ -276,18 +281,12 @@ def agreement(
         network: in evaluation mode.
         bundle: what was exported from it.
         source: the frames.
-        count: how many; all, if there are fewer.
+        count: how many, at least one; all, if there are fewer.
 
     Raises:
-        InputError: no frame to compare on.
         BundleError: less than 99.9 % of the pixels have the same label, or logits that are not
             finite.
     """
-    if count < 1 or not len(source):
-        raise InputError(
-            f'the exported graph is checked on frames, but {count} of the {len(source)} frames of '
-            f'{source.name} were asked for; give at least one'
-        )
     indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
     inputs = [read_frame(source, i).frame for i in indices]
     found, names = [], []

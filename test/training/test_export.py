@@ -1,4 +1,9 @@
+"""Exported bundles against the torch networks they come from."""
+
 from __future__ import annotations
+
+import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,118 +12,322 @@ import yaml
 torch = pytest.importorskip('torch')
 onnx = pytest.importorskip('onnx')
 
+from tiny_checkpoints import STATISTICS, ToyFrames, tiny_checkpoint  # noqa: E402
+
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
-from rgbd_fusion_seg.errors import BundleError  # noqa: E402
+from rgbd_fusion_seg.engine import open_engine  # noqa: E402
+from rgbd_fusion_seg.errors import BundleError, InputError  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
-from rgbd_fusion_seg.training import export  # noqa: E402
-from rgbd_fusion_seg.training.checkpoints import Checkpoint  # noqa: E402
-from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2  # noqa: E402
-from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training import export as exporting  # noqa: E402
+from rgbd_fusion_seg.training.checkpoints import save_checkpoint  # noqa: E402
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
+from rgbd_fusion_seg.training.export import agreement, export, replacing, write_bundle  # noqa: E402
+from rgbd_fusion_seg.training.networks import NETWORKS  # noqa: E402
+from rgbd_fusion_seg.training.onnx_graph import OPSETS, GraphOptions, store_as_half  # noqa: E402
 
-STATISTICS = {
-    'rgb': ([120.0, 110.0, 100.0], [70.0] * 3),
-    'hha': ([130.0, 90.0, 110.0], [60.0] * 3),
-}
-CARD = {
-    'summary': 'a network for the test',
-    'depth': {'range_m': [0.5, 9.0]},
-    'training': {'data': [], 'steps': 0},
-}
-
-
-def trained_looking_network() -> torch.nn.Module:
-    """Random weights with batch norms that have seen data, so that folding can go wrong."""
-    torch.manual_seed(2)
-    network = build_network('rfbnet_erfnet', 40)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
-    torch.nn.init.normal_(network.head.weight, std=1.0)
-    return network.eval()
+HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+OPEN_ONES = {'erfnet_encoder', 'rfbnet_erfnet', 'adapnetpp'}
+"""Networks that are exported with open batch and size, which takes torch twice the time."""
+CASES = [
+    *(pytest.param(name, {}, id=name) for name in NETWORKS),
+    pytest.param('erfnet_encoder', {'modality': 'hha', 'shrink_depth': True}, id='erfnet-hha'),
+]
 
 
-@pytest.fixture(scope='module')
-def checkpoint() -> Checkpoint:
-    info = {
-        'network': 'rfbnet_erfnet', 'options': {}, 'statistics': STATISTICS, 'width': 128,
-        'height': 96, 'step': 0, 'minutes': 0.0,
-    }  # fmt: skip
-    return Checkpoint(trained_looking_network().state_dict(), info)
+def inputs(bundle, count: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(count)
+    return {
+        name: rng.standard_normal((count, 3, size.height, size.width), np.float32)
+        for name, size in bundle.inputs.items()
+    }
 
 
-@pytest.fixture(scope='module')
-def bundle_folder(checkpoint, nyu_pack, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models') / 'exported'
-    return export.export_bundle(checkpoint, folder, CARD, NyuDepthV2(nyu_pack, 'test'), 2)
-
-
-def test_folded_batch_norms_leave_the_network_as_it_was():
-    network, reference = trained_looking_network(), trained_looking_network()
-    x = {'rgb': torch.randn(1, 3, 64, 64), 'hha': torch.randn(1, 3, 32, 32)}
-    folded = export.fold_batch_norms(network)
+def torch_logits(checkpoint, tensors: dict[str, np.ndarray]) -> np.ndarray:
     with torch.no_grad():
-        torch.testing.assert_close(folded(x), reference(x), rtol=1e-3, atol=1e-3)
-    norms = [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert len(norms) == 6  # only those behind a concatenation, three in each encoder
+        return checkpoint.build()({k: torch.from_numpy(v) for k, v in tensors.items()}).numpy()
 
 
-def test_the_bundle_holds_the_network(bundle_folder, nyu_pack):
-    bundle = load_bundle(bundle_folder)
-    assert (bundle.rgb.height, bundle.rgb.width) == (96, 128)
-    assert (bundle.hha.height, bundle.hha.width) == (48, 64)
-    assert bundle.num_classes == 40
-    assert bundle.stride == 8
-    np.testing.assert_allclose(bundle.rgb.mean, STATISTICS['rgb'][0])
-    assert bundle.metrics['agreement']['labels_equal_to_torch'] >= 0.999
-    item = next(iter(NyuDepthV2(nyu_pack, 'test')))
-    with Segmenter(bundle) as segmenter:
-        assert segmenter.segment(item.frame).labels.shape == (480, 640)
+def assert_same_logits(checkpoint, bundle, count: int, tolerance: float) -> None:
+    """Compare with the unfolded network in float32; the tolerance is a share of the largest."""
+    tensors = inputs(bundle, count)
+    expected = torch_logits(checkpoint, tensors)
+    logits = open_engine(bundle, num_threads=1).infer(**tensors)
+    assert logits.shape == expected.shape == (count, *bundle.logits_shape[1:])
+    assert np.abs(logits - expected).max() < tolerance * np.abs(expected).max()
 
 
-def test_weights_are_stored_in_half_the_bytes(bundle_folder, checkpoint):
-    size = (bundle_folder / 'model.onnx').stat().st_size
-    unused = ('rgb_head', 'hha_head', 'num_batches', 'running', 'bn')
-    floats = sum(
-        v.numel() for k, v in checkpoint.weights.items() if not any(u in k for u in unused)
-    )
-    assert size < 2.5 * floats
-    model = onnx.load(bundle_folder / 'model.onnx')
-    kinds = {t.data_type for t in model.graph.initializer if np.prod(t.dims) > 64}
-    assert onnx.TensorProto.FLOAT not in kinds
+def norms(model) -> list:
+    return [node for node in model.graph.node if node.op_type == 'BatchNormalization']
 
 
-def test_a_graph_that_says_something_else_is_refused(checkpoint, nyu_pack, tmp_path, monkeypatch):
-    real = export.store_as_half
+def foldable_norms(model) -> list[str]:
+    """Names of batch norms that read nothing but a convolution, or a concatenation with one."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    reads = [name for node in model.graph.node for name in node.input]
 
-    def spoil(model):
-        for tensor in model.graph.initializer:
-            values = onnx.numpy_helper.to_array(tensor)
-            if tuple(values.shape) == (40, 128, 1, 1):
-                spoilt = onnx.numpy_helper.from_array(np.ascontiguousarray(values[::-1]))
-                spoilt.name = tensor.name
-                tensor.CopyFrom(spoilt)
-        real(model)
+    def foldable(name: str) -> bool:
+        maker = makers.get(name)
+        if maker is None or reads.count(name) > 1:
+            return False
+        if maker.op_type == 'Concat':
+            return any(foldable(part) for part in maker.input)
+        return maker.op_type in ('Conv', 'ConvTranspose', 'Gemm')
 
-    monkeypatch.setattr(export, 'store_as_half', spoil)
-    with pytest.raises(BundleError, match='agrees'):
-        export.export_bundle(
-            checkpoint, tmp_path / 'spoilt', CARD, NyuDepthV2(nyu_pack, 'test'), 1
-        )
-    assert not (tmp_path / 'spoilt').exists()
+    return [norm.name for norm in norms(model) if foldable(norm.input[0])]
+
+
+@pytest.mark.parametrize(('name', 'options'), CASES)
+def test_the_bundle_of_every_network_is_the_network(name, options, tmp_path):
+    """With the norms folded, at the batches and sizes it leaves open, and in the pipeline."""
+    checkpoint = tiny_checkpoint(name, options)
+    network = checkpoint.build()
+    is_open = name in OPEN_ONES
+    form = GraphOptions(storage='fp32', dynamic_batch=is_open, dynamic_size=is_open)
+    found = write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), form, frames=6)
+    assert found['labels_equal_to_torch'] >= 0.999
+    bundle = load_bundle(tmp_path / 'b')
+    width, height = bundle.input_size
+    step = bundle.dynamic.multiple
+    sizes = [(width, height), (width + step, height - step)]
+    for size in sizes if is_open else sizes[:1]:
+        for count in (1, 2, 3) if is_open else (1,):
+            assert_same_logits(checkpoint, bundle.resized(*size), count, 1e-4)
+    model = onnx.load(bundle.weights_path)
+    assert foldable_norms(model) == []
+    assert len(norms(model)) < sum(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    assert set(bundle.inputs) == set(network.modalities)
+    frame = ToyFrames()[0].frame
+    with Segmenter(bundle, num_threads=1) as own:
+        labels = own.segment(frame).labels
+    assert labels.shape == (120, 160)
+    assert set(np.unique(labels)) <= {0, 1, 2}
+    if is_open:
+        with Segmenter(bundle, input_size=(2 * width, 2 * height), num_threads=1) as larger:
+            assert larger.segment(frame).labels.shape == (120, 160)
+
+
+@pytest.fixture(scope='module')
+def fusion(tmp_path_factory):
+    """A strongly typed bundle of a fusion network, all sizes fixed, and its checkpoint."""
+    checkpoint = tiny_checkpoint('rfbnet_erfnet', {})
+    folder = tmp_path_factory.mktemp('half') / 'typed'
+    write_bundle(checkpoint, folder, ToyFrames(), GraphOptions(precision='fp16'), frames=2)
+    return checkpoint, load_bundle(folder)
+
+
+def test_a_network_in_half_precision_has_no_other_floats(fusion):
+    checkpoint, bundle = fusion
+    assert_same_logits(checkpoint, bundle, 1, 2e-2)
+    model = onnx.load(bundle.weights_path)
+    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {
+        FLOAT
+    }
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    inner = {name for node in model.graph.node for name in node.output} - {'logits'}
+    assert inner <= set(types)
+    assert FLOAT not in {types[name] for name in inner}
+    # The scales of a Resize are float32 by ONNX's definition, and no tensors of the network.
+    scales = {node.input[2] for node in model.graph.node if node.op_type == 'Resize'}
+    weights = {t.name: t.data_type for t in model.graph.initializer if t.name not in scales}
+    assert FLOAT not in weights.values()
+    assert HALF in weights.values()
+    card = bundle.card['weights']
+    assert (card['computes_in'], card['stored_as']) == ('float16', 'float16')
+
+
+def test_weights_are_stored_in_half_the_bytes(tmp_path):
+    checkpoint, sizes, models = tiny_checkpoint('erfnet_encoder', {}), {}, {}
+    for storage in ('fp32', 'fp16'):
+        options = GraphOptions(storage=storage)
+        write_bundle(checkpoint, tmp_path / storage, ToyFrames(), options, (48, 64), frames=2)
+        bundle = load_bundle(tmp_path / storage)
+        assert bundle.input_size == (48, 64)
+        assert_same_logits(checkpoint, bundle, 1, {'fp32': 1e-4, 'fp16': 1e-2}[storage])
+        sizes[storage] = bundle.weights_path.stat().st_size
+        models[storage] = onnx.load(bundle.weights_path)
+    assert sizes['fp16'] < 0.55 * sizes['fp32']
+    kinds = {t.data_type for t in models['fp16'].graph.initializer if np.prod(t.dims) > 64}
+    assert kinds == {HALF}
+    assert {t.data_type for t in models['fp32'].graph.initializer} == {FLOAT}
+    open_axes = [d for v in models['fp16'].graph.input for d in v.type.tensor_type.shape.dim]
+    assert all(d.dim_value > 0 for d in open_axes)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_graphs_of_the_newest_opset_run(precision, tmp_path):
+    checkpoint = tiny_checkpoint('erfnet_encoder', {'modality': 'hha'})
+    options = GraphOptions(precision=precision, opset=OPSETS[-1])
+    write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), options, frames=1)
+    model = onnx.load(tmp_path / 'b/model.onnx')
+    assert [o.version for o in model.opset_import if not o.domain] == [OPSETS[-1]]
+    assert_same_logits(checkpoint, load_bundle(tmp_path / 'b'), 1, 2e-2)
 
 
 def test_weights_too_large_for_half_are_refused():
     values = np.full((8, 16), 1e6, np.float32)
     graph = onnx.helper.make_graph([], 'g', [], [], [onnx.numpy_helper.from_array(values, 'huge')])
     with pytest.raises(BundleError, match='huge'):
-        export.store_as_half(onnx.helper.make_model(graph))
+        store_as_half(onnx.helper.make_model(graph))
 
 
-def test_the_card_is_plain_yaml_a_person_can_read(bundle_folder):
-    card = yaml.safe_load((bundle_folder / 'model.yaml').read_text())
-    assert card['network']['parameters'] > 4_000_000
-    assert card['classes'][0]['name'] == 'wall'
-    assert card['weights']['stored_as'] == 'float16'
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'precision': 'int8'}, "precision must be one of fp32, fp16, got 'int8'"),
+        ({'storage': 'bf16'}, "storage must be one of fp32, fp16, got 'bf16'"),
+        ({'precision': 'fp16', 'storage': 'fp32'}, 'has fp16 storage'),
+        ({'opset': 17}, 'opset must be 18 to'),
+    ],
+)
+def test_unknown_options_are_named(options, words):
+    with pytest.raises(InputError, match=words):
+        GraphOptions(**options)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory, nyu_pack) -> tuple[Path, DataConfig]:
+    """A checkpoint file with the classes of NYU40, and the data it is checked on."""
+    checkpoint = tiny_checkpoint('erfnet_encoder', {}, NYU40, width=128, height=96)
+    path = tmp_path_factory.mktemp('runs') / 'last.safetensors'
+    save_checkpoint(path, checkpoint.build(), checkpoint.info)
+    data = DataConfig(DatasetConfig(folder=str(nyu_pack)), synthetic_test_frames=0)
+    return path, data
+
+
+@pytest.fixture(scope='module')
+def exported(files, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('models') / 'exported'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('sys.argv', ['training', 'export', '--bundle', 'models/my bundle'])
+        export(files[0], folder, files[1], storage='fp32', frames=8)
+    return folder
+
+
+def test_the_card_tells_where_the_bundle_comes_from(exported):
+    card = yaml.safe_load((exported / 'model.yaml').read_text())
+    bundle = load_bundle(exported)
+    assert bundle.name == 'exported'
+    assert bundle.input_size == (128, 96)
+    assert bundle.stride == 8
+    assert bundle.class_names == NYU40.names
+    np.testing.assert_array_equal(bundle.colors, NYU40.colors)
+    np.testing.assert_allclose(bundle.rgb.mean, STATISTICS['rgb'][0])
+    np.testing.assert_allclose(bundle.rgb.std, STATISTICS['rgb'][1])
+    assert bundle.depth_range_m == (0.5, 9.0)
+    assert bundle.hha is None
+    assert 'hha' not in card
+    assert card['training'] == {
+        'command': 'python -m rgbd_fusion_seg.training train --run toy.yaml',
+        'data': [{'name': 'toy-train', 'frames': 6, 'terms': 'drawn by a test'}],
+        'steps': 12,
+        'minutes': 3.5,
+    }
+    command = "python -m rgbd_fusion_seg.training export --bundle 'models/my bundle'"
+    assert card['export'] == {'command': command}
+    assert card['weights']['opset'] == 18
+    assert card['weights']['computes_in'] == 'float32'
+    assert card['dynamic'] == {'batch': False, 'size': False, 'multiple': 8}
+    parameters = 2_000_000  # of ERFNet's encoder: 1.9 M
+    assert 0.8 * parameters < card['network']['parameters'] < 1.2 * parameters
+
+
+def test_the_card_tells_how_well_labels_agree_and_score(exported):
+    metrics = load_bundle(exported).metrics
+    agreement = metrics['agreement']
+    assert agreement['frames'] == 2  # all there are
+    assert agreement['which'] == 'nyudv2-test: 0, 1'
+    assert 0.999 <= agreement['labels_equal_to_torch'] <= 1
+    assert 0 <= agreement['largest_logit_error'] < 1e-2
+    assert '128x96' in agreement['measured_with']
+    assert metrics['nyudv2_test']['frames'] == 2
+    assert 0 <= metrics['nyudv2_test']['mIoU'] <= metrics['nyudv2_test']['pixel_accuracy'] <= 1
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def spoilt(model):
+    """Return the network with its classes in another order."""
+    model = copy.deepcopy(model)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.shape == (40, 128, 1, 1):
+            turned = np.ascontiguousarray(values[::-1])
+            tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
+    return model
+
+
+def test_a_graph_that_says_something_else_leaves_the_old_bundle(
+    files, exported, tmp_path, monkeypatch
+):
+    target, good = tmp_path / 'models' / 'mine', onnx.load(exported / 'model.onnx')
+    monkeypatch.setattr(exporting, 'build_graph', lambda *_: good)
+    export(files[0], target, files[1], storage='fp32', frames=1, score=False)
+    before = contents(target)
+    assert set(load_bundle(target).metrics) == {'agreement'}
+    monkeypatch.setattr(exporting, 'build_graph', lambda *_: spoilt(good))
+    with pytest.raises(BundleError, match=r'agrees with the network on .*99\.9% are needed'):
+        export(files[0], target, files[1], storage='fp32', frames=1)
+    assert contents(target) == before
+    with pytest.raises(BundleError):
+        export(files[0], tmp_path / 'models' / 'new', files[1], storage='fp32', frames=1)
+    assert [p.name for p in (tmp_path / 'models').iterdir()] == ['mine']
+
+
+def test_logits_that_are_not_finite_are_refused(fusion):
+    checkpoint, bundle = fusion
+    network = checkpoint.build()
+    network.head.bias.data[0] = float('nan')
+    with pytest.raises(BundleError, match='logit error is nan'):
+        agreement(network, bundle, ToyFrames(), 1)
+
+
+def test_a_bundle_is_replaced_at_once_or_not_at_all(tmp_path):
+    target = tmp_path / 'mine'
+    for text in ('first', 'second'):
+        with replacing(target) as draft:
+            draft.mkdir()
+            (draft / 'model.yaml').write_text(text)
+            before = contents(target) if target.exists() else None
+        assert contents(target) == {'model.yaml': text.encode()}
+    assert before == {'model.yaml': b'first'}
+    with pytest.raises(ZeroDivisionError), replacing(target) as draft:
+        draft.mkdir(1 // 0)
+    assert contents(target) == {'model.yaml': b'second'}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_other_folders_are_never_replaced(tmp_path):
+    (tmp_path / 'thesis').mkdir()
+    (tmp_path / 'thesis/text').write_text('years of work')
+    (tmp_path / 'file').write_text('')
+    for name in ('thesis', 'file', 'file/mine'):
+        with pytest.raises(InputError, match=name), replacing(tmp_path / name):
+            pass
+    assert (tmp_path / 'thesis/text').read_text() == 'years of work'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'size': (100, 96)}, 'cannot take 100x96 images; give a size of multiples of 8'),
+        ({'frames': 0}, '0 of the 2 frames of nyudv2-test'),
+        ({'opset': 99}, 'opset must be 18 to'),
+    ],
+)
+def test_wrong_options_are_one_sentence(files, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        export(files[0], tmp_path / 'b', files[1], **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_classes_is_refused(files, tmp_path):
+    checkpoint = tiny_checkpoint('erfnet_encoder', {})
+    save_checkpoint(tmp_path / 'toy.safetensors', checkpoint.build(), checkpoint.info)
+    with pytest.raises(
+        InputError, match=r'the 3 classes of toy .* nyudv2-test has the 40 of nyu40'
+    ):
+        export(tmp_path / 'toy.safetensors', tmp_path / 'b', files[1])
