@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import nyu_packs
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,3 +35,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a bundle that labels by brightness and height (bundles.py); leave it as it is."""
     bundles = pytest.importorskip('bundles', reason='making bundles needs onnx')
     return bundles.write_bundle(tmp_path_factory.mktemp('bundles') / 'tiny')
+
+
+@pytest.fixture(scope='session')
+def nyu_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 6 training and 2 test frames in the layout of the NYUDv2 pack (nyu_packs.py)."""
+    return nyu_packs.write_pack(tmp_path_factory.mktemp('pack'))

@@ -1,4 +1,4 @@
-"""Small labelled data in the layouts that training reads."""
+"""A small labelled data set in the layout of the NYUDv2 pack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
 
 def room(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,10 +26,8 @@ def room(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.clip(colour + noise, 0, 255).astype(np.uint8), depth, labels
 
 
-@pytest.fixture(scope='session')
-def nyu_pack(tmp_path_factory) -> Path:
-    """A pack of 6 + 2 frames in the layout of the NYUDv2 pack."""
-    folder = tmp_path_factory.mktemp('pack')
+def write_pack(folder: Path) -> Path:
+    """Write 6 training and 2 test frames into ``folder``."""
     rng = np.random.default_rng(5)
     for name in ('rgb', 'depth8', 'label40'):
         (folder / name).mkdir()
