@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
-from goldens import fill  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from rgbd_fusion_seg.training.networks import (  # noqa: E402
@@ -59,12 +57,21 @@ every_network = pytest.mark.parametrize(('name', 'options'), variants())
 
 def built(name: str, options: dict, seed: int = 0) -> nn.Module:
     """Build a network and give every tensor values that no other one has, norms included."""
-    network = build_network(name, NUM_CLASSES, **options)
-    weights = {
-        key: torch.from_numpy(np.asarray(fill(f'{seed}.{key}', tuple(value.shape))))
-        for key, value in network.state_dict().items()
-    }
-    network.load_state_dict(weights)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device('meta'):  # the values are drawn below
+        network = build_network(name, NUM_CLASSES, **options)
+    weights = {}
+    for key, value in network.state_dict().items():
+        if not value.is_floating_point():
+            weights[key] = torch.zeros(value.shape, dtype=value.dtype)
+        elif value.ndim > 1:
+            scale = value[0].numel() ** -0.5
+            weights[key] = scale * torch.randn(value.shape, generator=generator)
+        elif key.endswith(('bias', 'running_mean')):
+            weights[key] = 0.1 * torch.randn(value.shape, generator=generator)
+        else:
+            weights[key] = 0.5 + torch.rand(value.shape, generator=generator)
+    network.load_state_dict(weights, assign=True)
     return network.eval()
 
 
