@@ -13,7 +13,6 @@ EXTRAS = {
     'train': [
         'torch>=2.6',
         'lightning-fabric>=2.5',
-        'kornia>=0.8',
         'torchmetrics>=1.7',
         'tensorboard>=2.18',
         'matplotlib>=3.9',
@@ -24,7 +23,7 @@ EXTRAS = {
         'onnx>=1.18',
         'onnxscript>=0.5',
     ],
-    'test': ['pytest>=8', 'hypothesis>=6', 'onnx>=1.18'],
+    'test': ['pytest>=8', 'hypothesis>=6', 'onnx>=1.18', 'kornia>=0.8'],
     'dev': ['ruff>=0.12', 'import-linter>=2'],
 }
 

@@ -53,7 +53,7 @@ class DataConfig:
     Args:
         dataset: what is trained on.
         synthetic_frames: views of synthetic rooms to train on besides (NYU40 classes only).
-        synthetic_share: their share of the drawn training views, 0..1.
+        synthetic_share: their share of the drawn training views, 0..1, 1 excluded.
         synthetic_test_frames: views of held-out rooms to be scored on.
         cache: folder for prepared frames.
         width, height: size of the network's colour input.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -112,9 +111,9 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if not report_only:
         plan = _plan(study, output)
-        for seed in study.seeds:
-            for row in study.rows:
-                _train_row(study, row, seed, plan[row.name], output)
+        runs = ((row, seed) for seed in study.seeds for row in study.rows)
+        # A signal ends the study after the run that it met has been saved.
+        all(_train_row(study, row, seed, plan[row.name], output) for row, seed in runs)
     write_report(study, collect(study, output), output)
 
 
@@ -181,17 +180,19 @@ def _seconds_per_epoch(study: StudyConfig, row: RowConfig, output: Path) -> floa
     return trainer.steps_per_epoch * statistics.median(times[MEASURED_STEPS // 3 :])
 
 
-def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, output: Path) -> None:
+def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, output: Path) -> bool:
+    """Train a row unless it is done; False when a signal ended it early."""
     folder = output / f'{row.name}-{seed}'
     if (folder / 'scores.json').is_file():
-        return
+        return True
     trainer = Trainer(row_config(study, row, seed, epochs))
     if not trainer.fit():
-        raise KeyboardInterrupt
+        return False
     trainer.save()
     trainer.evaluate('scores.json')
     # A finished row is not continued; its optimiser's state is the largest file of all.
-    os.unlink(folder / 'resume.ckpt')
+    (folder / 'resume.ckpt').unlink()
+    return True
 
 
 def collect(study: StudyConfig, output: Path) -> list[dict[str, Any]]:

@@ -113,7 +113,14 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
                 f'{config.name} has no encoder for {modality} alone to start from {path}; '
                 'use init_from, or a fusion network'
             )
-        network.initialise_encoder(modality, load_checkpoint(Path(path)).weights)
+        checkpoint = load_checkpoint(Path(path))
+        seen = checkpoint.info['options'].get('modality', 'rgb')
+        if seen != modality:
+            raise InputError(
+                f'{path} was trained on {seen} but is given as init_{modality}; give a unimodal '
+                f'checkpoint of {modality}'
+            )
+        network.initialise_encoder(modality, checkpoint.weights)
     if config.init_from:
         start_from(network, config.name, num_classes, Path(config.init_from))
     return network
@@ -135,7 +142,9 @@ class Trainer:
         size = network.hha_size(config.data.height, config.data.width)
         self.hha_size = size if 'hha' in self.modalities else None
         self.frames = self._prepare(source.size)
-        self.steps_per_epoch = max(1, len(self.frames['train']) // config.batch_size)
+        # Synthetic views come on top, so an epoch with them is longer.
+        real = 1 - (config.data.synthetic_share if 'synthetic' in self.frames else 0)
+        self.steps_per_epoch = max(1, int(len(self.frames['train']) / (config.batch_size * real)))
         self.num_steps = config.epochs * self.steps_per_epoch
 
         if self.fabric.world_size > 1 and self.fabric.device.type == 'cuda':

@@ -100,6 +100,26 @@ def test_fused_rows_start_from_the_unimodal_ones(tiny_study, tmp_path, monkeypat
         torch.testing.assert_close(started['fused-0'][f'{modality}_encoder.{name}'], weights)
 
 
+def test_a_signal_ends_the_study_and_leaves_a_report(tiny_study, tmp_path, monkeypatch):
+    real = study_module.Trainer.fit
+
+    def signalled(self):
+        if self.folder.name == 'rgb-0':
+            self.save()
+            return False
+        return real(self)
+
+    monkeypatch.setattr(study_module.Trainer, 'fit', signalled)
+    study(tiny_study)
+    runs = json.loads((tmp_path / 'study' / 'results.json').read_text())['runs']
+    assert [run['row'] for run in runs] == ['rgb_first', 'hha_first']
+    assert not (tmp_path / 'study' / 'fused-0').exists()
+    monkeypatch.setattr(study_module.Trainer, 'fit', real)
+    study(tiny_study)
+    runs = json.loads((tmp_path / 'study' / 'results.json').read_text())['runs']
+    assert [run['row'] for run in runs][2:] == ['rgb', 'fused']
+
+
 def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path):
     seconds = {'rgb_first': 2.0, 'hha_first': 1.0, 'rgb': 2.0, 'fused': 4.0}
     monkeypatch.setattr(
