@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 
-OPSETS = range(18, 25)
+OPSETS = range(18, 27)
 """What the exporter writes and ONNX Runtime runs; 18 is what everything reads."""
 PRECISIONS = ('fp32', 'fp16')
 STORE_AS_HALF_FROM = 64

@@ -19,10 +19,10 @@ from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.errors import BundleError, InputError  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
 from rgbd_fusion_seg.training import export as exporting  # noqa: E402
-from rgbd_fusion_seg.training.checkpoints import save_checkpoint  # noqa: E402
+from rgbd_fusion_seg.training.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
-from rgbd_fusion_seg.training.export import agreement, export, replacing, write_bundle  # noqa: E402
+from rgbd_fusion_seg.training.export import export, replacing, write_bundle  # noqa: E402
 from rgbd_fusion_seg.training.networks import NETWORKS  # noqa: E402
 from rgbd_fusion_seg.training.onnx_graph import OPSETS, GraphOptions, store_as_half  # noqa: E402
 
@@ -277,12 +277,15 @@ def test_a_graph_that_says_something_else_leaves_the_old_bundle(
     assert [p.name for p in (tmp_path / 'models').iterdir()] == ['mine']
 
 
-def test_logits_that_are_not_finite_are_refused(fusion):
-    checkpoint, bundle = fusion
-    network = checkpoint.build()
-    network.head.bias.data[0] = float('nan')
-    with pytest.raises(BundleError, match='logit error is nan'):
-        agreement(network, bundle, ToyFrames(), 1)
+def test_logits_that_are_not_finite_are_refused(files, exported, tmp_path, monkeypatch):
+    """Though both agree that no pixel has a label."""
+    checkpoint, model = load_checkpoint(files[0]), onnx.load(exported / 'model.onnx')
+    checkpoint.weights['head.bias'][:] = float('nan')
+    (bias,) = (t for t in model.graph.initializer if list(t.dims) == [40])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(40, np.nan, np.float32), bias.name))
+    monkeypatch.setattr(exporting, 'build_graph', lambda *_: model)
+    with pytest.raises(BundleError, match=r'on 100\.0000% .* logit error is nan'):
+        write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), GraphOptions(storage='fp32'))
 
 
 def test_a_bundle_is_replaced_at_once_or_not_at_all(tmp_path):
