@@ -26,7 +26,6 @@ Z / s (`depth_scaling`; for depth maps: Eigen et al., NIPS 2014, §3.4, "Scale")
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +41,8 @@ MISSING_HHA = (255.0, -hha.FLOOR_GUESS_CM, hha.NO_NORMAL_DEG + hha.ANGLE_OFFSET)
 """HHA of a frame without a single reading, as the runtime makes it."""
 MISSING_RGB = (0.0, 0.0, 0.0)
 """Colour of a lens that is covered."""
+PLACE_STEP = 2.0**-12
+"""Places in images are rounded to multiples of this, in pixels."""
 NOISE_OFFSETS = 1 << 22
 """A view's noise starts at one of so many places in the table of :func:`noise_table`."""
 
@@ -134,6 +135,16 @@ class View:
     hha_scale: np.ndarray
     hha_shift: np.ndarray
     drop: str
+
+    @property
+    def drop_rgb(self) -> bool:
+        """Whether colour is blank."""
+        return self.drop == 'rgb'
+
+    @property
+    def drop_hha(self) -> bool:
+        """Whether HHA is blank."""
+        return self.drop == 'hha'
 
 
 def draw_view(
@@ -240,20 +251,15 @@ def inside_frame(to_frame: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_images(
-    images: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    maps: Tensor,
-    size: tuple[int, int],
-    taps: int = 1,
+    images: Tensor, extents: Tensor, maps: Tensor, size: tuple[int, int], taps: int = 1
 ) -> Tensor:
     """Resample images bilinearly; outside an image its nearest pixel counts.
 
     Args:
         images: uint8 (N, h, w, 3).
-        sizes: rows and columns of each image; what lies below and to the right only pads it to
-            the size of the largest.
-        maps: as in :func:`positions`, to -1..1 from the left or upper edge of an image to the
-            other.
+        extents: float32 (N, 2), columns and rows of each image; what lies to the right and below
+            only pads it. Where h and w are powers of two, results do not depend on them.
+        maps: as in :func:`positions`, to pixels.
         size: height and width of the result.
         taps: samples per pixel and axis; their mean keeps small images free of aliasing.
 
@@ -261,36 +267,36 @@ def sample_images(
         float32 (N, 3, height, width), 0..255.
     """
     finer = torch.cat([maps[..., :2] / taps, maps[..., 2:]], -1)
-    grid = positions(finer, size[0] * taps, size[1] * taps)
-    # grid_sample of planes takes a quarter of its time on interleaved channels. It rounds places
-    # by the image's size: one view at a time, so that others' sizes do not matter.
+    places = positions(finer, size[0] * taps, size[1] * taps).clamp_(min=0.5)
+    places = torch.minimum(places, (extents - 0.5)[:, None, None], out=places)
+    # To -1..1 over the canvas, as grid_sample wants. Of multiples of a small power of two, all
+    # its arithmetic up to the weights is exact, so each view is sampled as if it were alone.
+    places.mul_(1 / PLACE_STEP).round_()
+    for axis, side in ((0, images.shape[2]), (1, images.shape[1])):
+        places[..., axis].mul_(2 * PLACE_STEP / side)
+    # grid_sample of planes takes a quarter of its time on interleaved channels.
     planes = images.permute(0, 3, 1, 2).contiguous().float()
-    views = zip(planes.split(1), grid.split(1), sizes, strict=True)
-    result = torch.cat(
-        [
-            functional.grid_sample(
-                image[..., :h, :w], places, padding_mode='border', align_corners=False
-            )
-            for image, places, (h, w) in views
-        ]
+    result = functional.grid_sample(
+        planes, places.sub_(1), padding_mode='border', align_corners=False
     )
     return functional.avg_pool2d(result, taps) if taps > 1 else result
 
 
-def sample_labels(labels: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Take the label under the centre of each pixel; any label outside an image.
+def sample_labels(labels: Tensor, extents: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Take the label under the centre of each pixel; outside an image that of its nearest pixel.
 
     Args:
         labels: uint8 (N, h, w).
+        extents: float32 (N, 2), columns and rows of each image, the rest pads it.
         maps: as in :func:`positions`, to pixels, whose centres are at 0.5, 1.5, …
         size: height and width of the result.
 
     Returns:
         uint8 (N, height, width).
     """
-    h, w = labels.shape[1:]
-    x, y = positions(maps, *size).long().unbind(-1)
-    index = y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
+    places = positions(maps, *size).clamp_(min=0)
+    x, y = torch.minimum(places, (extents - 1)[:, None, None], out=places).long().unbind(-1)
+    index = y * labels.shape[2] + x
     return labels.flatten(1).gather(1, index.flatten(1)).view(-1, *size)
 
 
@@ -302,17 +308,18 @@ def jitter_rgb(
     Args:
         image: float32 (N, 3, H, W), 0..255.
         matrix: (N, 3, 3).
-        contrast, strength: (N,), the second a factor on the noise.
+        contrast, strength: (N,) or (N, 1), the second a factor on the noise.
         noise: (N, 3, H, W).
 
     Returns:
         float32 (N, 3, H, W), 0..255.
     """
-    # One view at a time, so that a sum is the same whatever else is in the batch.
-    means = torch.stack([view.mean((1, 2)) for view in image])
-    pivot = (1 - contrast) * (matrix * means[:, None]).sum(2).mean(1)
-    result = torch.addcmul(pivot.view(-1, 1, 1, 1), noise, strength.view(-1, 1, 1, 1))
-    matrix = contrast.view(-1, 1, 1) * matrix
+    # One axis at a time: torch splits a longer sum as the size of the batch suggests.
+    means = image.mean(3).mean(2)
+    contrast, strength = contrast.reshape(-1, 1), strength.reshape(-1, 1, 1, 1)
+    pivot = (1 - contrast) * (matrix * means[:, None]).sum(2).mean(1, keepdim=True)
+    result = torch.addcmul(pivot[..., None, None], noise, strength)
+    matrix = contrast[..., None] * matrix
     for c in range(3):
         result.addcmul_(image[:, c : c + 1], matrix[:, :, c, None, None])
     return result.clamp_(0, 255)

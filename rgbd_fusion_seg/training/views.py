@@ -1,15 +1,17 @@
 """From prepared frames to batches on the training device.
 
-Frames are kept on the device where they fit, else loader processes read them from the memory
-maps; either way only the windows that the views show are gathered, still as uint8, and
-everything else is done by torch on the device (`augment`). A batch depends on the seed and the
-step alone: not on the number of loader processes, nor on where the frames are kept, and with
-several training processes each makes its slice of the same batch.
+Loader processes draw the views. Frames are kept on the device where they fit, else the loaders
+read them from the memory maps; either way only the windows that the views show are gathered, still
+as uint8, and everything else is done by torch on the device (`augment`), a whole batch at a time:
+a GPU is kept waiting by the number of its tasks more than by their size. A batch depends on the
+seed and the step alone: not on the number of loader processes, nor on where the frames are kept,
+and with several training processes each makes its slice of the same batch.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -34,6 +36,15 @@ RESIDENT_SHARE = 0.5
 """Frames stay on the device when they take no more than this share of its free memory."""
 COPIED_FRAMES = 64
 """Frames copied to the device at a time."""
+FIELDS = {
+    'to_frame': (2, 3), 'rgb_matrix': (3, 3), 'contrast': (1,), 'noise': (1,),
+    'hha_scale': (3,), 'hha_shift': (3,), 'drop_rgb': (1,), 'drop_hha': (1,),
+}  # fmt: skip
+"""Numbers of a view in a batch, and their shapes; each modality's (2, 3) map comes after them."""
+PLACE = 4
+"""Numbers of a window in a batch: first pixel, pixels a row of its level, columns and rows."""
+CORNERS = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+"""Of a view, as in `View.to_frame`."""
 
 Levels = dict[str, list[Any]]
 """'rgb', 'hha' and 'labels' -> uint8 (N, h, w, ...) arrays or tensors, the smallest first."""
@@ -48,6 +59,8 @@ class ViewReader(Dataset):
         sizes: 'rgb', 'hha' and 'labels' -> (height, width) of the views; what is absent here is
             not read.
         rank, world_size: this process and how many there are.
+        resident: the frames lie on the device, one level after the other as by `to_device`, so
+            only the places of windows are told.
     """
 
     def __init__(
@@ -57,33 +70,47 @@ class ViewReader(Dataset):
         sizes: Mapping[str, tuple[int, int]],
         rank: int,
         world_size: int,
+        resident: bool,
     ) -> None:
-        self.sources, self.config, self.sizes = sources, config, sizes
+        self.sources, self.config, self.sizes, self.resident = sources, config, sizes, resident
         share = config.batch_size // world_size
         self.slice = range(rank * share, (rank + 1) * share)
+        self.starts = {name: level_starts(sources, name) for name in sizes}
 
     def __getitem__(self, step: int) -> dict[str, Any]:
+        """Return the views of a step.
+
+        Returns:
+            'numbers' float32 (n, ...) and 'places' int64 (n, ...), see `FIELDS` and `PLACE`, one
+            tensor each, so that they reach a device in one copy; 'noise_offset', n numbers;
+            'canvas', (height, width) of each modality's canvas; and unless frames are resident
+            the canvases, uint8 (n, height, width, ...) with a window in each corner.
+        """
         chosen = [self.choose(step * self.config.batch_size + k) for k in self.slice]
-        views = [view for _, _, view in chosen]
-        batch: dict[str, Any] = {
-            name: torch.tensor(
-                np.stack([getattr(view, name) for view in views]), dtype=torch.float
-            )
-            for name in ('to_frame', 'rgb_matrix', 'contrast', 'noise', 'hha_scale', 'hha_shift')
-        }
-        for name in MODALITIES:
-            batch[f'drop_{name}'] = torch.tensor([[[view.drop == name]] for view in views])
-        batch['noise_offset'] = [view.noise_offset for view in views]
+        numbers = [[np.ravel(getattr(view, name)) for name in FIELDS] for _, _, view in chosen]
+        places: list[list[int]] = [[] for _ in chosen]
+        batch: dict[str, Any] = {'canvas': {}}
         for name, size in self.sizes.items():
-            windows, maps = zip(
-                *(window(self.sources[s][name], index, view, size) for s, index, view in chosen),
-                strict=True,
-            )
-            sizes = [tuple(image.shape[:2]) for image in windows]
-            if name != 'labels':
-                maps = [to_grid(m, *s) for m, s in zip(maps, sizes, strict=True)]
-            batch[name], batch[f'{name}_sizes'] = stack_windows(windows), sizes
-            batch[f'{name}_map'] = torch.tensor(np.stack(maps), dtype=torch.float)
+            windows = []
+            for k, (source, index, view) in enumerate(chosen):
+                levels = self.sources[source][name]
+                level, rows, columns, pixel_map = window(levels, view, size)
+                height, width = levels[level].shape[1:3]
+                first = (index * height + rows.start) * width + columns.start
+                first += self.starts[name][source][level]
+                places[k] += [first, width, columns.stop - columns.start, rows.stop - rows.start]
+                numbers[k].append(pixel_map.ravel())
+                windows.append((levels[level], index, rows, columns))
+            shapes = [(rows.stop - rows.start, c.stop - c.start) for _, _, rows, c in windows]
+            canvas = tuple(power_of_two(max(sides)) for sides in zip(*shapes, strict=True))
+            batch['canvas'][name] = canvas
+            if not self.resident:
+                batch[name] = stack_windows([x[i, rows, c] for x, i, rows, c in windows], canvas)
+        batch['numbers'] = torch.tensor(
+            np.stack([np.concatenate(row) for row in numbers]), dtype=torch.float
+        )
+        batch['places'] = torch.tensor(places)
+        batch['noise_offset'] = [view.noise_offset for _, _, view in chosen]
         return batch
 
     def choose(self, draw: int) -> tuple[int, int, View]:
@@ -111,38 +138,33 @@ def shuffled(count: int, seed: int, epoch: int, source: int) -> np.ndarray:
 
 
 def window(
-    levels: Sequence[Any], index: int, view: View, size: tuple[int, int]
-) -> tuple[Any, np.ndarray]:
-    """Cut what a view shows out of the smallest level of a frame that has the detail.
+    levels: Sequence[Any], view: View, size: tuple[int, int]
+) -> tuple[int, slice, slice, np.ndarray]:
+    """Tell where to cut what a view shows out of a frame.
 
     Args:
-        levels: uint8 (N, h, w, ...) arrays or tensors, the smallest first.
-        index: the frame.
+        levels: uint8 (N, h, w, ...) arrays, the smallest first; only their shapes matter.
         view: what to show.
         size: height and width at which it will be shown.
 
     Returns:
-        the uint8 (h', w', ...) window with a pixel's margin for interpolation, and the float64
-        (2, 3) map from pixels of the view to its pixels, see `augment.positions`.
+        the number of the smallest level that has the detail; the rows and columns there, with a
+        pixel's margin for interpolation; and the float64 (2, 3) map from pixels of the view to
+        those of the window, see `augment.positions`.
     """
-    level = next(
-        (x for x in levels if pixels_per_pixel(x, view, size) >= ENOUGH_DETAIL), levels[-1]
+    chosen = next(
+        (i for i, x in enumerate(levels) if pixels_per_pixel(x, view, size) >= ENOUGH_DETAIL),
+        len(levels) - 1,
     )
-    extent = np.array([level.shape[2], level.shape[1]])
+    extent = np.array(levels[chosen].shape[2:0:-1])
     to_level = view.to_frame * extent[:, None]
-    corners = to_level @ np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+    corners = to_level @ CORNERS
     low = np.clip(np.floor(corners.min(1) - 0.5).astype(int), 0, extent - 1)
     high = np.clip(np.ceil(corners.max(1) + 0.5).astype(int), low + 1, extent)
     pixel_map = to_level / (size[1], size[0], 1)
     pixel_map[:, 2] -= low
-    return level[index, low[1] : high[1], low[0] : high[0]], pixel_map
-
-
-def to_grid(pixel_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return a (2, 3) map to pixels as one to -1..1 over the image, as `sample_images` wants."""
-    grid = pixel_map * np.array([[2 / width], [2 / height]])
-    grid[:, 2] -= 1
-    return grid
+    (left, top), (right, bottom) = low.tolist(), high.tolist()
+    return chosen, slice(top, bottom), slice(left, right), pixel_map
 
 
 def pixels_per_pixel(level: Any, view: View, size: tuple[int, int]) -> float:
@@ -151,16 +173,27 @@ def pixels_per_pixel(level: Any, view: View, size: tuple[int, int]) -> float:
     return math.sqrt(share * level.shape[1] * level.shape[2] / (size[0] * size[1]))
 
 
-def stack_windows(windows: Sequence[Any]) -> Tensor:
-    """Stack uint8 windows of different sizes into the corners of (N, h, w, ...) zeros."""
-    first = windows[0]
-    shape = [len(windows), *(max(w.shape[axis] for w in windows) for axis in (0, 1))]
-    device = first.device if isinstance(first, Tensor) else None
-    result = torch.zeros((*shape, *first.shape[2:]), dtype=torch.uint8, device=device)
-    target = result if isinstance(first, Tensor) else result.numpy()
-    for place, image in zip(target, windows, strict=True):
+def power_of_two(size: int) -> int:
+    """Return the smallest power of two that is not less: the sides of canvases.
+
+    Places on such a canvas are rounded by no other view's size, see `augment.sample_images`.
+    """
+    return 1 << (size - 1).bit_length()
+
+
+def stack_windows(windows: Sequence[np.ndarray], canvas: tuple[int, ...]) -> Tensor:
+    """Put uint8 windows of different sizes into the corners of (N, *canvas, ...) anything."""
+    result = np.empty((len(windows), *canvas, *windows[0].shape[2:]), np.uint8)
+    for place, image in zip(result, windows, strict=True):
         place[: image.shape[0], : image.shape[1]] = image
-    return result
+    return torch.from_numpy(result)
+
+
+def level_starts(sources: Sequence[Levels], name: str) -> list[list[int]]:
+    """Return the first pixel of each source's levels, where `to_device` lays them."""
+    counts = [[math.prod(level.shape[:3]) for level in source[name]] for source in sources]
+    starts = iter(itertools.accumulate(itertools.chain(*counts), initial=0))
+    return [[next(starts) for _ in pyramid] for pyramid in counts]
 
 
 class TrainingViews:
@@ -206,12 +239,12 @@ class TrainingViews:
         frames = [real] if synthetic is None else [real, synthetic]
         sources = [{name: levels(f, name) for name in self.sizes} for f in frames]
         self.resident = is_resident(config.data.resident, sources, self.device)
-        if self.resident:
-            sources = [
-                {name: [to_device(x, self.device) for x in pyramid] for name, pyramid in s.items()}
-                for s in sources
-            ]
-        self.reader = ViewReader(sources, config, self.sizes, rank, world_size)
+        self.pixels = {
+            name: to_device([x for source in sources for x in source[name]], self.device)
+            for name in self.sizes
+            if self.resident
+        }
+        self.reader = ViewReader(sources, config, self.sizes, rank, world_size, self.resident)
         self.rgb_taps = self._taps(sources) if 'rgb' in self.sizes else 1
         self.noise = augment.noise_table(size[0] * size[1]).to(self.device)
         mean = channel_statistics(real)['rgb'][0] if config.augment.leaves_frame else (0, 0, 0)
@@ -229,19 +262,16 @@ class TrainingViews:
             last in memory, as far as the network reads them, and 'labels' uint8 (n, H, W), 255 =
             void.
         """
-        steps = range(first_step, first_step + num_steps)
-        gathered = (self.reader[step] for step in steps)
-        if not self.resident:
-            workers = self.config.data.workers
-            gathered = DataLoader(
-                self.reader,
-                batch_size=None,
-                sampler=steps,
-                num_workers=workers,
-                pin_memory=self.device.type == 'cuda',
-                # Forked processes share the memory maps; others would be sent copies of them.
-                multiprocessing_context='fork' if workers else None,
-            )
+        workers = self.config.data.workers
+        gathered = DataLoader(
+            self.reader,
+            batch_size=None,
+            sampler=range(first_step, first_step + num_steps),
+            num_workers=workers,
+            pin_memory=self.device.type == 'cuda',
+            # Forked processes share the memory maps; others would be sent copies of them.
+            multiprocessing_context='fork' if workers else None,
+        )
         for batch in gathered:
             yield self._render(batch)
 
@@ -258,22 +288,42 @@ class TrainingViews:
             name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
+        shapes = {**FIELDS, **{f'{name}_map': (2, 3) for name in self.sizes}}
+        parts = batch['numbers'].split([math.prod(x) for x in shapes.values()], dim=1)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True):
+            batch[name] = part.unflatten(1, shape)
         result = {}
         if 'rgb' in self.sizes:
             result['rgb'] = self._render_rgb(batch)
         if 'hha' in self.sizes:
             result['hha'] = self._render_hha(batch)
         size = self.sizes['labels']
-        labels = augment.sample_labels(batch['labels'], batch['labels_map'], size)
+        labels, extents = self._canvas(batch, 'labels')
+        labels = augment.sample_labels(labels, extents, batch['labels_map'], size)
         if self.config.augment.leaves_frame:
             labels.masked_fill_(~augment.inside_frame(batch['to_frame'], size), augment.VOID)
         return {**result, 'labels': labels}
 
+    def _canvas(self, batch: dict[str, Any], name: str) -> tuple[Tensor, Tensor]:
+        """Return uint8 (n, h, w, ...) windows, and float32 (n, 2) columns and rows of each."""
+        place = PLACE * list(self.sizes).index(name)
+        first, stride, *sides = batch['places'][:, place : place + PLACE].unbind(1)
+        extents = torch.stack(sides, 1)
+        if not self.resident:
+            return batch[name], extents.float()
+        last = (extents - 1)[:, :, None, None]
+        rows, columns = (torch.arange(side, device=self.device) for side in batch['canvas'][name])
+        # Beyond a window its last row or column is repeated, which nobody looks at.
+        rows = rows[:, None].minimum(last[:, 1]) * stride[:, None, None]
+        index = first[:, None, None] + rows + columns.minimum(last[:, 0])
+        pixels = self.pixels[name]
+        windows = pixels.index_select(0, index.flatten())
+        return windows.view(*index.shape, *pixels.shape[1:]), extents.float()
+
     def _render_rgb(self, batch: dict[str, Any]) -> Tensor:
         size = self.sizes['rgb']
-        image = augment.sample_images(
-            batch['rgb'], batch['rgb_sizes'], batch['rgb_map'], size, self.rgb_taps
-        )
+        canvas = self._canvas(batch, 'rgb')
+        image = augment.sample_images(*canvas, batch['rgb_map'], size, self.rgb_taps)
         run = 3 * size[0] * size[1]
         noise = torch.stack([self.noise[i : i + run] for i in batch['noise_offset']])
         image = augment.jitter_rgb(
@@ -282,10 +332,9 @@ class TrainingViews:
         return self._finish(image, batch, 'rgb', self.blanks['mean'])
 
     def _render_hha(self, batch: dict[str, Any]) -> Tensor:
-        image = augment.sample_images(
-            batch['hha'], batch['hha_sizes'], batch['hha_map'], self.sizes['hha']
-        )
-        scale, shift = (batch[name].view(-1, 3, 1, 1) for name in ('hha_scale', 'hha_shift'))
+        canvas = self._canvas(batch, 'hha')
+        image = augment.sample_images(*canvas, batch['hha_map'], self.sizes['hha'])
+        scale, shift = (batch[name][..., None, None] for name in ('hha_scale', 'hha_shift'))
         image = torch.addcmul(shift, image, scale).clamp_(0, 255)
         return self._finish(image, batch, 'hha', self.blanks['hha'])
 
@@ -296,7 +345,8 @@ class TrainingViews:
             inside = augment.inside_frame(batch['to_frame'], self.sizes[name])
             image = augment.blank(image, ~inside, outside)
         if config.drop_rgb or config.drop_hha:
-            image = augment.blank(image, batch[f'drop_{name}'], self.blanks[name])
+            lost = batch[f'drop_{name}'][:, None] > 0
+            image = augment.blank(image, lost, self.blanks[name])
         return image.contiguous(memory_format=torch.channels_last)
 
 
@@ -318,11 +368,15 @@ def is_resident(wish: str, sources: Sequence[Levels], device: torch.device) -> b
     return size <= RESIDENT_SHARE * free
 
 
-def to_device(images: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a memory map to a device, some frames at a time."""
-    result = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for i in range(0, len(images), COPIED_FRAMES):
-        result[i : i + COPIED_FRAMES] = torch.from_numpy(np.array(images[i : i + COPIED_FRAMES]))
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Lay uint8 (N, h, w, ...) memory maps on a device, one after the other: (pixels, ...)."""
+    counts = [math.prod(x.shape[:3]) for x in arrays]
+    result = torch.empty((sum(counts), *arrays[0].shape[3:]), dtype=torch.uint8, device=device)
+    for images, target in zip(arrays, result.split(counts), strict=True):
+        target = target.view(images.shape)
+        for i in range(0, len(images), COPIED_FRAMES):
+            part = torch.from_numpy(np.array(images[i : i + COPIED_FRAMES]))
+            target[i : i + COPIED_FRAMES] = part
     return result
 
 

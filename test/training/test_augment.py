@@ -23,7 +23,7 @@ from rgbd_fusion_seg.frame import Intrinsics  # noqa: E402
 from rgbd_fusion_seg.training import augment  # noqa: E402
 from rgbd_fusion_seg.training.augment import AugmentConfig, draw_view  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, TrainConfig  # noqa: E402
-from rgbd_fusion_seg.training.views import TrainingViews, channel_statistics, to_grid, window  # noqa: E402
+from rgbd_fusion_seg.training.views import TrainingViews, channel_statistics, window  # noqa: E402
 
 STILL = {
     'brightness': 0, 'contrast': 0, 'saturation': 0, 'hue': 0, 'noise': 0, 'hha_shift': 0,
@@ -48,14 +48,16 @@ def batch_and_views(count: int = 24, **options) -> tuple[dict[str, torch.Tensor]
 def warp(image: np.ndarray, view: augment.View) -> np.ndarray:
     """Show a view of one uint8 (H, W, 3) image at its own size: float (H, W, 3)."""
     size = image.shape[:2]
-    return sample(*window([image[None]], 0, view, size), size)
+    _, rows, columns, pixel_map = window([image[None]], view, size)
+    return sample(image[rows, columns], pixel_map, size)
 
 
 def sample(image: np.ndarray, pixel_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resample one uint8 (h, w, 3) image: float (height, width, 3)."""
-    maps = torch.tensor(to_grid(pixel_map, *image.shape[:2]), dtype=torch.float)[None]
+    maps = torch.tensor(pixel_map, dtype=torch.float)[None]
     images = torch.from_numpy(image.copy())[None]
-    return augment.sample_images(images, [image.shape[:2]], maps, size)[0].permute(1, 2, 0).numpy()
+    extents = torch.tensor([[image.shape[1], image.shape[0]]]).float()
+    return augment.sample_images(images, extents, maps, size)[0].permute(1, 2, 0).numpy()
 
 
 def test_colour_lies_where_the_view_says():
@@ -219,8 +221,9 @@ def squares(height: int, width: int, side: int) -> np.ndarray:
 
 def test_small_images_average_what_they_cover():
     board = torch.from_numpy(squares(96, 128, 2))[None]
-    maps = torch.tensor([[[2 / 16, 0, -1], [0, 2 / 12, -1]]])
-    small = augment.sample_images(board, [(96, 128)], maps, (12, 16), taps=4)
+    maps = torch.tensor([[[8.0, 0, 0], [0, 8, 0]]])
+    extents = torch.tensor([[128.0, 96]])
+    small = augment.sample_images(board, extents, maps, (12, 16), taps=4)
     torch.testing.assert_close(small, torch.full_like(small, 120.0))
 
 
@@ -239,12 +242,13 @@ def test_windows_hold_all_that_a_view_shows():
     size, config = (HEIGHT, WIDTH), AugmentConfig(**WILD)
     for seed in range(40):
         view = draw_view(config, size, np.random.default_rng(seed))
-        cut, _ = window([image], 0, view, size)
+        _, rows, columns, _ = window([image], view, size)
         pixel_map = view.to_frame * [[WIDTH], [HEIGHT]] / (WIDTH, HEIGHT, 1)
         whole = sample(image[0], pixel_map, size)
-        np.testing.assert_allclose(warp(image[0], view), whole, atol=0.01)
+        np.testing.assert_allclose(warp(image[0], view), whole, atol=0.1)
         shown = np.abs(view.to_frame[:, :2]).sum(1)[::-1] * size
-        assert (cut.shape[:2] <= np.minimum(shown + 3, size)).all()
+        cut = (rows.stop - rows.start, columns.stop - columns.start)
+        assert (cut <= np.minimum(shown + 3, size)).all()
 
 
 def floor_and_wall(roll_deg: float = 0.0) -> np.ndarray:
@@ -353,3 +357,27 @@ def test_missing_hha_is_what_the_runtime_makes_of_no_reading():
 def test_values_out_of_range_are_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         AugmentConfig(**wrong)
+
+
+def test_only_an_image_counts_not_what_pads_it_nor_how_much():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 256, (20, 27, 3), np.uint8))
+    labels = image[..., 0]
+    maps = torch.tensor([[[-0.83, 0.21, 25.0], [0.17, 0.94, -3.0]]])
+    extents = torch.tensor([[27.0, 20.0]])
+    alone, found = [], []
+    for height, width, fill in ((32, 32, 0), (64, 32, 255), (32, 512, 9)):
+        canvas = torch.full((1, height, width, 3), fill, dtype=torch.uint8)
+        canvas[0, :20, :27] = image
+        alone.append(augment.sample_images(canvas, extents, maps, (24, 40)))
+        found.append(augment.sample_labels(canvas[..., 0], extents, maps, (24, 40)))
+    for sampled, taken in zip(alone, found, strict=True):
+        torch.testing.assert_close(sampled, alone[0], rtol=0, atol=0)
+        torch.testing.assert_close(taken, found[0], rtol=0, atol=0)
+    places = augment.positions(maps, 24, 40)
+    grid = places * torch.tensor([2 / 27, 2 / 20]) - 1
+    planes = image.permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.grid_sample(planes, grid, 'bilinear', 'border', False)
+    torch.testing.assert_close(alone[0], expected, rtol=0, atol=0.1)
+    x, y = places[0].floor().long().unbind(-1)
+    torch.testing.assert_close(found[0][0], labels[y.clamp(0, 19), x.clamp(0, 26)])

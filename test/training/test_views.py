@@ -81,7 +81,11 @@ def test_batches_are_what_they_promise():
             assert 200 < batch[name].max() <= 255
 
 
-@pytest.mark.parametrize('way', [{'workers': 1}, {'workers': 2}, {'resident': 'always'}], ids=str)
+@pytest.mark.parametrize(
+    'way',
+    [{'workers': 1}, {'workers': 2}, {'resident': 'always'}, {'resident': 'always', 'workers': 1}],
+    ids=str,
+)
 def test_how_frames_are_read_changes_nothing(way):
     assert_same(list(make_views(**way).batches(3, 5)), list(make_views().batches(3, 5)))
 
@@ -166,10 +170,11 @@ def test_a_window_is_no_larger_than_what_is_shown(zoom):
     size = (120, 160)
     for seed in range(20):
         view = augment.draw_view(config, (240, 320), np.random.default_rng(seed))
-        image, pixel_map = views.window(pyramid, 0, view, size)
-        level = {1.0: 160, 1.2: 160, 2.0: 320, 4.0: 320}[zoom]
-        assert abs(pixel_map[0, 0]) == pytest.approx(level / zoom / 160)
-        np.testing.assert_array_less(image.shape[:2], np.array([60, 80]) * level / 80 / zoom + 4)
+        level, rows, columns, pixel_map = views.window(pyramid, view, size)
+        image = pyramid[level][0, rows, columns]
+        width = {1.0: 160, 1.2: 160, 2.0: 320, 4.0: 320}[zoom]
+        assert abs(pixel_map[0, 0]) == pytest.approx(width / zoom / 160)
+        np.testing.assert_array_less(image.shape[:2], np.array([60, 80]) * width / 80 / zoom + 4)
 
 
 def test_resident_frames_must_leave_memory_to_train_in(monkeypatch):
