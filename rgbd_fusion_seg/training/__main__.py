@@ -7,31 +7,48 @@ Each command is the function that does the work; its arguments are the command's
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import NoReturn
 
-from jsonargparse import CLI
+from jsonargparse import CLI, ArgumentParser
 
 from rgbd_fusion_seg.errors import RgbdFusionSegError
-from rgbd_fusion_seg.training.datasets.prepare import prepare
-from rgbd_fusion_seg.training.evaluation import evaluate
-from rgbd_fusion_seg.training.export import export
-from rgbd_fusion_seg.training.public_checkpoints import import_weights
-from rgbd_fusion_seg.training.study import study
-from rgbd_fusion_seg.training.trainer import train
 
 COMMANDS = {
-    'prepare': prepare,
-    'train': train,
-    'evaluate': evaluate,
-    'export': export,
-    'import-weights': import_weights,
-    'study': study,
+    'prepare': 'datasets.prepare',
+    'train': 'trainer',
+    'evaluate': 'evaluation',
+    'export': 'export',
+    'import-weights': 'public_checkpoints',
+    'study': 'study',
 }
+"""Modules of this package with the function of each command."""
+PROGRAM = 'python -m rgbd_fusion_seg.training'
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong with the options in one line, without the hundred that there are."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and where help is, and exit with 2."""
+        program = getattr(ex, 'subcommand_parser', self).prog.replace(' [options]', '')
+        self.exit(2, f'error: {" ".join(message.split())} (see {program} --help)\n')
+
+
+def functions() -> dict[str, Callable[..., None]]:
+    """Load the command that is asked for, or all to tell of them: their libraries take seconds."""
+    found = {}
+    for name in [name for name in COMMANDS if name in sys.argv[1:2]] or COMMANDS:
+        module = import_module(f'rgbd_fusion_seg.training.{COMMANDS[name]}')
+        found[name] = getattr(module, name.replace('-', '_'))
+    return found
 
 
 def main() -> int:
     """Run the command line; errors of the user's making are one sentence."""
     try:
-        CLI(COMMANDS, as_positional=False)
+        CLI(functions(), as_positional=False, parser_class=Parser, prog=PROGRAM)
     except RgbdFusionSegError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -30,7 +30,7 @@ class Monitor:
             return
         self.log = (folder / 'log.jsonl').open('a', encoding='utf-8')
         # A run that was killed has told more than it saved; those events are taken back.
-        self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
+        self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
         self.bar = tqdm(total=num_steps, initial=step, desc='train', unit='step', smoothing=0.05)
 
     def __enter__(self) -> Monitor:
@@ -52,6 +52,11 @@ class Monitor:
         if self.speaks:
             self.bar.update()
 
+    def say(self, text: str) -> None:
+        """Write a line above the progress bar."""
+        if self.speaks:
+            tqdm.write(text)
+
     def numbers(self, step: int, progress: float, **values: float) -> None:
         """Record scalars at ``step``, when a share ``progress`` of the run is done."""
         if not self.speaks:
@@ -69,7 +74,7 @@ class Monitor:
         if not self.speaks:
             return
         miou, accuracy = result['mIoU'], result['pixel_accuracy']
-        tqdm.write(f'{name} at step {step}: mIoU {miou:.4f}, pixel accuracy {accuracy:.4f}')
+        self.say(f'{name} at step {step}: mIoU {miou:.4f}, pixel accuracy {accuracy:.4f}')
         for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy'):
             self.board.add_scalar(f'{name}/{key}', result[key], step)
         self.log.flush()

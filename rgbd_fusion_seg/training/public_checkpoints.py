@@ -88,6 +88,7 @@ def import_weights(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(output, network, info)
+    print(f'wrote {output}: {variant.network} with {len(class_set)} classes')
 
 
 def read_tensors(source: Path) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
         # A signal ends the study after the run that it met has been saved.
         all(_train_row(study, row, seed, plan[row.name], output) for row, seed in runs)
     write_report(study, collect(study, output), output)
+    print(f'written to {output}')
 
 
 def _check(study: StudyConfig) -> None:
@@ -185,11 +186,10 @@ def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, outpu
     folder = output / f'{row.name}-{seed}'
     if (folder / 'scores.json').is_file():
         return True
+    print(f'{row.name}, seed {seed}: {epochs} epochs', flush=True)
     trainer = Trainer(row_config(study, row, seed, epochs))
     if not trainer.fit():
         return False
-    trainer.save()
-    trainer.evaluate('scores.json')
     # A finished row is not continued; its optimiser's state is the largest file of all.
     (folder / 'resume.ckpt').unlink()
     return True

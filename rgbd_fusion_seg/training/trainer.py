@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
@@ -64,9 +65,7 @@ def train(run: TrainConfig) -> None:
         TrainingError: the loss is not finite any more, or the disk is full.
     """
     trainer = Trainer(run)
-    if trainer.fit():
-        trainer.save()
-        trainer.evaluate('scores.json')
+    trainer.fit()
     if torch.distributed.is_initialized():
         # A process that leaves while others still talk to it takes them down.
         trainer.fabric.barrier()
@@ -126,6 +125,17 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
     return network
 
 
+def check_size(network: nn.Module, config: TrainConfig) -> None:
+    """Raise InputError unless the network takes views of the size that is set."""
+    size, multiple = (config.data.width, config.data.height), network.size_multiple
+    if any(side < multiple or side % multiple for side in size):
+        fits = [max(1, round(side / multiple)) * multiple for side in size]
+        raise InputError(
+            f'{config.network.name} needs data.width and data.height to be multiples of '
+            f'{multiple}, not {size[0]}x{size[1]}; {fits[0]}x{fits[1]} would do'
+        )
+
+
 class Trainer:
     """A run: the network, what trains it, and where it stands."""
 
@@ -133,15 +143,17 @@ class Trainer:
         self.config = config
         self.folder = Path(config.output)
         self.fabric = make_fabric(config)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings()
         source = open_dataset(config.data.dataset, 'train')
         self.classes = source.classes
         torch.manual_seed(config.seed)
         network = make_network(config.network, len(self.classes))
+        check_size(network, config)
         self.modalities = network.modalities
         size = network.hha_size(config.data.height, config.data.width)
         self.hha_size = size if 'hha' in self.modalities else None
         self.frames = self._prepare(source.size)
+        self.folder.mkdir(parents=True, exist_ok=True)
         # Synthetic views come on top, so an epoch with them is longer.
         real = 1 - (config.data.synthetic_share if 'synthetic' in self.frames else 0)
         self.steps_per_epoch = max(1, int(len(self.frames['train']) / (config.batch_size * real)))
@@ -151,7 +163,9 @@ class Trainer:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         # Channels last is the layout in which CPUs and tensor cores convolve fastest.
         network = network.to(memory_format=torch.channels_last)
-        optimiser = build_optimiser(network, config.optimiser)
+        # On a GPU one task updates all parameters; a loss scaler cannot do with it, though.
+        fused = self.fabric.device.type == 'cuda' and config.precision != '16-mixed'
+        optimiser = build_optimiser(network, config.optimiser, fused)
         self.network, self.optimiser = self.fabric.setup(network, optimiser)
         self.average = WeightAverage(self.network.module, config.optimiser.ema)
         device = self.fabric.device
@@ -181,20 +195,31 @@ class Trainer:
         with self.fabric.rank_zero_first():
             return prepare_frames(self.config.data, sizes)
 
+    def _check_settings(self) -> None:
+        """Refuse to continue a run whose settings were others, before anything is prepared."""
+        saved = self.folder / 'run.json'
+        if not (saved.is_file() and (self.folder / 'resume.ckpt').is_file()):
+            return
+        settings = json.loads(json.dumps(dataclasses.asdict(self.config)))  # tuples as lists
+        settings, before = flatten(settings), flatten(json.loads(saved.read_text()))
+        changed = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
+        changed = sorted(set(changed) - FREE_TO_CHANGE)
+        if changed:
+            raise InputError(
+                f'{self.folder} holds a run with another {", ".join(changed)}; choose another '
+                'output folder, or the same settings to continue it'
+            )
+
     def _resume(self) -> None:
-        settings, saved = flatten(dataclasses.asdict(self.config)), self.folder / 'run.json'
-        path = self.folder / 'resume.ckpt'
-        if path.is_file() and saved.is_file():
-            before = flatten(json.loads(saved.read_text()))
-            settings = json.loads(json.dumps(settings))  # tuples compare as the file has them
-            changed = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
-            changed = sorted(set(changed) - FREE_TO_CHANGE)
-            if changed:
+        saved, path = self.folder / 'run.json', self.folder / 'resume.ckpt'
+        if path.is_file():
+            try:
+                self.fabric.load(path, self.state)
+            except (OSError, RuntimeError, ValueError, KeyError, EOFError, PickleError) as error:
                 raise InputError(
-                    f'{self.folder} holds a run with another {", ".join(changed)}; choose another '
-                    'output folder, or the same settings to continue it'
-                )
-            self.fabric.load(path, self.state)
+                    f'{path} cannot be continued from ({str(error).splitlines()[0]}); move it '
+                    f'away and start from network.init_from {self.folder / "last.safetensors"}'
+                ) from error
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             text = json.dumps(dataclasses.asdict(self.config), indent=1)
@@ -209,29 +234,43 @@ class Trainer:
         return min(done, 1.0)
 
     def fit(self) -> bool:
-        """Take the steps that are left.
+        """Take the steps that are left, save, and score the result.
 
         Returns:
             False when a signal ended the run early; the state was saved then.
         """
+        speaks = self.fabric.is_global_zero
+        with Monitor(self.folder, self.state['step'], self.num_steps, speaks) as monitor:
+            finished = self._take_steps(monitor)
+            self.save()
+            if finished:
+                best = self.state['best']
+                self.evaluate('scores.json', monitor)
+                if self.state['best'] > best:  # a longer run must know what it has to beat
+                    self.save()
+            else:
+                monitor.say(f'stopped and saved at step {self.state["step"]}; start the same '
+                            'command again to go on')  # fmt: skip
+        return finished
+
+    def _take_steps(self, monitor: Monitor) -> bool:
         fabric, first = self.fabric, self.state['step']
         clock = Clock(self.state['seconds'])
-        speaks = fabric.is_global_zero
-        monitor = Monitor(self.folder, first, self.num_steps, speaks)
         losses = torch.zeros((), device=fabric.device)
-        with monitor, StopSignal() as stop:
+        with StopSignal(fabric.is_global_zero) as stop:
             for batch in self.views().batches(first, self.num_steps - first):
                 if self.progress >= 1:
                     break
                 losses += self.step(batch)
                 monitor.step()
-                if self.state['step'] % LOG_EVERY == 0:
+                look = self.state['step'] % LOG_EVERY == 0
+                if look:
                     self._look(losses, clock, monitor)
                     losses.zero_()
-                    if self._agree(stop.received):
-                        self.save()
-                        return False
                 self._after_step(monitor, clock)
+                if (look or fabric.world_size == 1) and self._agree(stop.received):
+                    self.state['seconds'] = clock.seconds
+                    return False
         return True
 
     def views(self) -> TrainingViews:
@@ -248,7 +287,8 @@ class Trainer:
         seed = self.config.seed * 1_000_003 + self.state['step']
         torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
         set_learning_rate(self.optimiser, learning_rate(self.progress, self.config.optimiser))
-        self.network.train()
+        if not self.network.training:  # telling every module takes longer than asking one
+            self.network.train()
         loss = self.loss(batch)
         self.fabric.backward(loss)
         if self.config.optimiser.clip_norm:
@@ -258,7 +298,7 @@ class Trainer:
             )  # fmt: skip
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.average.update(self.network.module, self.state['step'])
+        self.average.update(self.state['step'])
         self.state['step'] += 1
         return loss.detach()
 
@@ -278,13 +318,14 @@ class Trainer:
                 # Their own resolution is enough for a hint, and costs little.
                 own = [min(a, b) for a, b in zip(size, logits.shape[2:], strict=True)]
                 parts.append(cross_entropy(logits, labels, self.class_weights, own))
-        sums = torch.stack([s for s, _ in parts])
         counts = torch.stack([c for _, c in parts])
         if self.fabric.world_size > 1:
             # The processes' gradients are averaged, so each divides by the mean count.
             counts = self.fabric.all_reduce(counts, reduce_op='mean')
-        means = sums / counts.clamp(min=1e-12)
-        return (means * means.new_tensor([1.0, *weights][: len(parts)])).sum()
+        counts = counts.clamp(min=1e-12).unbind()
+        # Factors stay numbers: to make a tensor of them on a GPU would wait for it.
+        terms = zip([1.0, *weights], parts, counts, strict=False)
+        return torch.stack([factor * (total / n) for factor, (total, _), n in terms]).sum()
 
     def _look(self, losses: Tensor, clock: Clock, monitor: Monitor) -> None:
         """Read loss and clock, the same ones on every process."""
@@ -292,10 +333,11 @@ class Trainer:
         loss, seconds = self.fabric.all_reduce(values, reduce_op='mean').tolist()
         step, rate = self.state['step'], self.optimiser.param_groups[0]['lr']
         if not math.isfinite(loss):
+            last = self.folder / 'last.safetensors'
+            start = f' and network.init_from {last}' if last.is_file() else ''
             raise TrainingError(
                 f'the loss is {loss} near step {step}; start the same command again with a '
-                f'lower optimiser.lr in a new output folder and network.init_from '
-                f'{self.folder / "last.safetensors"}'
+                f'lower optimiser.lr in a new output folder{start}'
             )
         speed = LOG_EVERY / max(seconds - self.state['seconds'], 1e-9)
         self.state['seconds'] = seconds
@@ -314,11 +356,12 @@ class Trainer:
         late = step % LOG_EVERY == 0 and clock.minutes_since_save(self.state['seconds']) >= (
             config.save_minutes or math.inf
         )
+        if not within and config.evaluate_every and epoch % config.evaluate_every == 0:
+            # Before saving, so that a run that is continued knows its best score.
+            self.evaluate(f'scores-{epoch:04d}.json', monitor)
         if due or late:
             self.save()
             clock.saved(self.state['seconds'])
-        if not within and config.evaluate_every and epoch % config.evaluate_every == 0:
-            self.evaluate(f'scores-{epoch:04d}.json', monitor)
 
     def save(self) -> None:
         """Write the state to resume from, and the averaged weights.
@@ -327,7 +370,8 @@ class Trainer:
             TrainingError: weights that are not finite, or a full disk; older files stay.
         """
         network = self.average.network(self.network.module)
-        if not all(bool(x.isfinite().all()) for x in network.state_dict().values()):
+        finite = [x.isfinite().all() for x in network.state_dict().values()]
+        if not bool(torch.stack(finite).all()):
             raise TrainingError(
                 f'weights are not finite any more at step {self.state["step"]}; nothing was '
                 'written, start again with a lower optimiser.lr'
@@ -371,14 +415,15 @@ class Trainer:
                 monitor.scores(step, name, results[name])
                 pictures = predicted_labels(network, self.normalise, frames, size, range(3))
                 monitor.overlays(step, name, pictures, self.classes.colors)
-        if self.fabric.is_global_zero:
-            text = json.dumps({'step': step, **results}, indent=1)
-            (self.folder / file_name).write_text(text, encoding='utf-8')
         score = results['test']['mIoU']
         if score > self.state['best']:
             self.state['best'] = score
             if self.fabric.is_global_zero:
                 save_checkpoint(self.folder / 'best.safetensors', network, self.info())
+        if self.fabric.is_global_zero:  # last: where these are, the rest is complete
+            text = json.dumps({'step': step, **results}, indent=1)
+            path = self.folder / file_name
+            write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
 class Clock:
@@ -406,8 +451,9 @@ class StopSignal:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: bool = True) -> None:
         self.received = False
+        self._speaks = speaks
 
     def __enter__(self) -> StopSignal:
         self._before = {s: signal.signal(s, self._note) for s in self.SIGNALS}
@@ -419,6 +465,9 @@ class StopSignal:
     def _note(self, *_: object) -> None:
         self.received = True
         self._restore()
+        if self._speaks:  # past Python's buffers, which the signal may have met half written
+            text = f'\nstopping: saves within {LOG_EVERY} steps; once more ends it without\n'
+            os.write(sys.__stderr__.fileno(), text.encode())
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
 from rgbd_fusion_seg.training import checkpoints, trainer  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
@@ -134,6 +136,44 @@ def test_a_signal_saves_and_the_run_goes_on_identically(run_config, monkeypatch)
     trainer.train(stopped)
     theirs = load_checkpoint(trainer.Path(whole.output) / 'last.safetensors').weights
     assert_equal_weights(load_checkpoint(path).weights, theirs)
+
+
+def test_the_board_of_a_stopped_run_lacks_nothing(run_config, monkeypatch, capfd):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    config = run_config(epochs=2, evaluate_every=1)
+    real = Trainer.loss
+
+    def interrupted(self, batch):
+        if self.state['step'] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, 'loss', interrupted)
+    trainer.train(config)
+    assert 'saved at step 3;' in capfd.readouterr().out
+    monkeypatch.setattr(Trainer, 'loss', real)
+    trainer.train(config)
+    board = EventAccumulator(str(trainer.Path(config.output) / 'tensorboard')).Reload()
+    assert [event.step for event in board.Scalars('train/loss')] == [1, 2, 3, 4, 5, 6]
+    # The stop fell together with an evaluation; the last one is that of the end.
+    assert {event.step for event in board.Scalars('test/mIoU')} == {3, 6}
+    assert {event.step for event in board.Images('test/0')} == {3, 6}
+
+
+def test_the_end_of_a_run_is_scored_on_the_board_too(run_config):
+    config = run_config(epochs=1, evaluate_every=0)
+    trainer.train(config)
+    board = EventAccumulator(str(trainer.Path(config.output) / 'tensorboard')).Reload()
+    scores = json.loads((trainer.Path(config.output) / 'scores.json').read_text())['test']
+    assert board.Scalars('test/mIoU')[-1].value == pytest.approx(scores['mIoU'])
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_at_once(run_config):
+    config = run_config()
+    config.data.height = 40
+    with pytest.raises(InputError, match='multiples of 16, not 64x40; 64x'):
+        Trainer(config)
+    assert not trainer.Path(config.output).exists()
 
 
 def test_a_run_is_not_continued_with_other_settings(run_config):
