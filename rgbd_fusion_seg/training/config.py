@@ -147,20 +147,20 @@ class TrainConfig:
         epochs: passes over the training frames; synthetic views come on top.
         max_minutes: end by then, with the whole schedule run through; 0 = no limit.
         evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
-        save_every: epochs between checkpoints.
+        save_every: epochs between checkpoints; 0 = by time only.
         save_minutes: minutes between checkpoints, whichever comes first; 0 = by epochs only.
         precision: of lightning-fabric: 'bf16-mixed', '16-mixed', '32-true'.
         accelerator: of lightning-fabric: 'auto', 'cpu', 'cuda'.
         seed: of weights, order and augmentation.
     """
 
-    output: str = 'runs/rfbnet_erfnet_nyu40'
+    output: str = 'runs/mine'
     batch_size: int = 8
     epochs: int = 100
     max_minutes: float = 0.0
     evaluate_every: int = 0
-    save_every: int = 1
-    save_minutes: float = 10.0
+    save_every: int = 0
+    save_minutes: float = 2.0
     precision: str = 'bf16-mixed'
     accelerator: str = 'auto'
     seed: int = 0

@@ -75,21 +75,28 @@ def _search(pattern: str, name: str) -> bool:
         ) from error
 
 
-def build_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+def build_optimiser(
+    network: nn.Module, config: OptimiserConfig, fused: bool = False
+) -> torch.optim.Optimizer:
     """Return the optimiser over the groups of `parameter_groups`.
+
+    Args:
+        network: what is trained.
+        config: how.
+        fused: update all parameters in one task of the device; False leaves it to torch.
 
     Raises:
         InputError: an unknown optimiser or schedule, or a bad group.
     """
     if config.schedule not in SCHEDULES:
         raise InputError(f'schedule must be one of {", ".join(SCHEDULES)}, not {config.schedule}')
-    groups = parameter_groups(network, config)
+    groups, options = parameter_groups(network, config), {'lr': config.lr, 'fused': fused or None}
     if config.name == 'adamw':
-        return torch.optim.AdamW(groups, lr=config.lr)
+        return torch.optim.AdamW(groups, **options)
     if config.name == 'adam':
-        return torch.optim.Adam(groups, lr=config.lr)
+        return torch.optim.Adam(groups, **options)
     if config.name == 'sgd':
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD(groups, momentum=config.momentum, **options)
     raise InputError(f'optimiser must be one of {", ".join(OPTIMISERS)}, not {config.name}')
 
 
@@ -106,20 +113,20 @@ class WeightAverage:
     (1 + t) / (10 + t). The step is counted by the caller, so that no device is waited for.
 
     Args:
-        network: what is averaged.
+        network: what is averaged; it keeps the memory of its parameters from now on.
         decay: of the average; 0 always returns the newest parameters.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = [p.detach().clone() for p in network.parameters()]
+        self.newest = [p.detach() for p in network.parameters()]
+        self.parameters = [p.clone() for p in self.newest]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Take in the parameters after step ``step``, counted from 0."""
+    def update(self, step: int) -> None:
+        """Take in the network's parameters after step ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = [p.detach() for p in network.parameters()]
-        torch._foreach_lerp_(self.parameters, current, 1 - decay)
+        torch._foreach_lerp_(self.parameters, self.newest, 1 - decay)
 
     @torch.no_grad()
     def network(self, network: nn.Module) -> nn.Module:

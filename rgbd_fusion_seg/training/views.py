@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -271,6 +272,7 @@ class TrainingViews:
             pin_memory=self.device.type == 'cuda',
             # Forked processes share the memory maps; others would be sent copies of them.
             multiprocessing_context='fork' if workers else None,
+            worker_init_fn=leave_signals,
         )
         for batch in gathered:
             yield self._render(batch)
@@ -348,6 +350,15 @@ class TrainingViews:
             lost = batch[f'drop_{name}'][:, None] > 0
             image = augment.blank(image, lost, self.blanks[name])
         return image.contiguous(memory_format=torch.channels_last)
+
+
+def leave_signals(worker: int) -> None:
+    """Leave SIGINT and SIGTERM to the training process, which needs its loaders to end in order.
+
+    Terminals and `timeout` send them to a whole group of processes.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def levels(frames: CachedFrames, name: str) -> list[np.ndarray]:

@@ -110,7 +110,7 @@ def test_the_average_equals_torchs_once_it_is_old():
     for step in range(200, 220):
         with torch.no_grad():
             network.weight.add_(torch.randn(2, 3))
-        ours.update(network, step)
+        ours.update(step)
         theirs.update_parameters(network)
     torch.testing.assert_close(ours.network(network).weight, theirs.module.weight)
 
@@ -121,7 +121,7 @@ def test_a_young_average_follows_the_weights():
     with torch.no_grad():
         network.weight.fill_(5.0)
     for step in range(20):
-        average.update(network, step)
+        average.update(step)
     assert float(average.network(network).weight) == pytest.approx(5.0, abs=0.01)
 
 

@@ -44,7 +44,7 @@ def run_config(nyu_pack, cache, tmp_path):
         )  # fmt: skip
         options = {
             'output': str(tmp_path / name), 'batch_size': 2, 'epochs': 2,
-            'precision': '32-true', 'accelerator': 'cpu', 'data': data,
+            'precision': '32-true', 'accelerator': 'cpu', 'data': data, 'save_every': 1,
             'network': NetworkConfig(options={'dropout': (0.1, 0.3)}),
             'optimiser': OptimiserConfig(lr=3e-3, warmup=0.1, ema=0.9),
         }  # fmt: skip
