@@ -6,6 +6,7 @@ Each command is the function that does the work; its arguments are the command's
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -51,6 +52,12 @@ def main() -> int:
         CLI(functions(), as_positional=False, parser_class=Parser, prog=PROGRAM)
     except RgbdFusionSegError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f'error: the disk is full ({error}); free some space and start the same command '
+              'again', file=sys.stderr)  # fmt: skip
         return 1
     return 0
 

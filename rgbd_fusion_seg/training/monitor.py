@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from rgbd_fusion_seg import palette
+from rgbd_fusion_seg.training.checkpoints import write_atomically
 
 
 class Monitor:
@@ -28,8 +29,12 @@ class Monitor:
         self.speaks = speaks
         if not speaks:
             return
-        self.log = (folder / 'log.jsonl').open('a', encoding='utf-8')
-        # A run that was killed has told more than it saved; those events are taken back.
+        # A run that was killed has told more than it saved; that is taken back.
+        path = folder / 'log.jsonl'
+        lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+        kept = ''.join(f'{line}\n' for line in lines if _is_before(line, step))
+        write_atomically(path, lambda part: part.write_text(kept, encoding='utf-8'))
+        self.log = path.open('a', encoding='utf-8')
         self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
         self.bar = tqdm(total=num_steps, initial=step, desc='train', unit='step', smoothing=0.05)
 
@@ -100,3 +105,11 @@ class Monitor:
             row = [rgb, *(palette.overlay(rgb, x, colors) for x in (truth, labels))]
             image = np.concatenate(row, axis=1)
             self.board.add_image(f'{name}/{number}', image, step, dataformats='HWC')
+
+
+def _is_before(line: str, step: int) -> bool:
+    """Whether a line of the log is whole and of a step up to this one."""
+    try:
+        return json.loads(line)['step'] <= step
+    except json.JSONDecodeError:
+        return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,15 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
 from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
 from rgbd_fusion_seg.training.cost import empty_network, gflops
+from rgbd_fusion_seg.training.evaluation import predicted_labels
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.study_report import write_report
 from rgbd_fusion_seg.training.trainer import Trainer
 
-MEASURED_STEPS = 6
-"""Steps of which the first third is left out when a row's speed is measured."""
+MEASURED_STEPS, MEASURED_SECONDS = 4, 2.0
+"""How many steps, and for how long at least, a row trains for its speed to be measured."""
+MEASURED_FRAMES = 16
+"""Frames labelled to measure how long a row's scores take."""
 
 
 @dataclass
@@ -76,8 +79,8 @@ class StudyConfig:
     Args:
         name: of the study; names its section in the document.
         output: folder for its runs and results.
-        minutes: time for everything; every row's epochs are scaled by one factor, from
-            measured speeds, to fit into it. 0 trains the epochs as they stand.
+        minutes: time for everything, measuring and scoring too; every row's epochs are scaled
+            by one factor, from measured speeds, to fit into it. 0 trains the epochs as they stand.
         seeds: every row is trained with each.
         run: what all rows share.
         rows: the networks.
@@ -158,27 +161,46 @@ def _plan(study: StudyConfig, output: Path) -> dict[str, int]:
         plan = json.loads(path.read_text())
         if set(plan) >= {row.name for row in study.rows}:
             return plan
-    factor = 1.0
+    factor, start = 1.0, time.monotonic()
     if study.minutes:
-        seconds = sum(row.epochs * _seconds_per_epoch(study, row, output) for row in study.rows)
-        factor = 60 * study.minutes / (seconds * len(study.seeds))
+        costs = [_seconds(study, row, output) for row in study.rows]
+        left = 60 * study.minutes - (time.monotonic() - start)
+        left = left / len(study.seeds) - sum(once for once, _ in costs)
+        pairs = zip(study.rows, costs, strict=True)
+        factor = left / sum(row.epochs * epoch for row, (_, epoch) in pairs)
     plan = {row.name: max(1, round(row.epochs * factor)) for row in study.rows}
     write_atomically(path, lambda part: part.write_text(json.dumps(plan, indent=1)))
     return plan
 
 
-def _seconds_per_epoch(study: StudyConfig, row: RowConfig, output: Path) -> float:
+def _seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[float, float]:
+    """Return what a row takes besides its epochs, to start and to be scored, and an epoch."""
     bare = RowConfig(row.name, network=row.network)
     config = row_config(study, bare, 0, 1)
     config.output = str(output / 'speed' / row.name)
+    start = time.perf_counter()
     trainer = Trainer(config)
-    batches = trainer.views().batches(0, MEASURED_STEPS)
-    times = []
-    for batch in batches:
-        start = time.perf_counter()
-        float(trainer.step(batch))
-        times.append(time.perf_counter() - start)
-    return trainer.steps_per_epoch * statistics.median(times[MEASURED_STEPS // 3 :])
+    batches = trainer.views().batches(0, sys.maxsize)
+
+    def steps(seconds: float) -> float:
+        """Take steps for so long, MEASURED_STEPS at least; return the seconds of one."""
+        begin, count = time.perf_counter(), 0
+        while count < MEASURED_STEPS or time.perf_counter() - begin < seconds:
+            loss = trainer.step(next(batches))
+            count += 1
+            if count % MEASURED_STEPS == 0:
+                float(loss)  # waits for a GPU
+        float(loss)
+        return (time.perf_counter() - begin) / count
+
+    steps(0)  # the first ones are slow: loaders start, libraries choose their algorithms
+    once = time.perf_counter() - start
+    epoch = trainer.steps_per_epoch * steps(MEASURED_SECONDS)
+    start, test = time.perf_counter(), trainer.frames['test']
+    some = range(min(MEASURED_FRAMES, len(test)))
+    size = config.data.width, config.data.height
+    predicted_labels(trainer.network.module, trainer.normalise, test, size, some)
+    return once + (time.perf_counter() - start) * len(test) / len(some), epoch
 
 
 def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, output: Path) -> bool:
@@ -191,7 +213,7 @@ def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, outpu
     if not trainer.fit():
         return False
     # A finished row is not continued; its optimiser's state is the largest file of all.
-    (folder / 'resume.ckpt').unlink()
+    (folder / 'resume.ckpt').unlink(missing_ok=True)
     return True
 
 

@@ -122,20 +122,28 @@ def test_a_signal_ends_the_study_and_leaves_a_report(tiny_study, tmp_path, monke
 
 def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path):
     seconds = {'rgb_first': 2.0, 'hha_first': 1.0, 'rgb': 2.0, 'fused': 4.0}
+    # Each of the eight runs takes 5 seconds besides its epochs.
     monkeypatch.setattr(
-        study_module, '_seconds_per_epoch', lambda study, row, output: seconds[row.name]
+        study_module, '_seconds', lambda study, row, output: (5.0, seconds[row.name])
     )
-    tiny_study.minutes, tiny_study.seeds = 4.0, [0, 1]
+    monkeypatch.setattr(study_module.time, 'monotonic', lambda: 0.0)
+    tiny_study.minutes, tiny_study.seeds = 4.0 + 40 / 60, [0, 1]
     (tmp_path / 'study').mkdir()
     plan = study_module._plan(tiny_study, tmp_path / 'study')
     assert plan == {'rgb_first': 20, 'hha_first': 20, 'rgb': 10, 'fused': 10}
-    monkeypatch.setattr(study_module, '_seconds_per_epoch', None)
+    monkeypatch.setattr(study_module, '_seconds', None)
     assert study_module._plan(tiny_study, tmp_path / 'study') == plan
 
 
 def test_the_speed_of_a_row_is_measured(tiny_study, tmp_path):
     row = tiny_study.rows[-1]
-    assert study_module._seconds_per_epoch(tiny_study, row, tmp_path) > 0
+    tiny_study.run.data.width, tiny_study.run.data.height = 32, 32
+    once, epoch = study_module._seconds(tiny_study, row, tmp_path)
+    tiny_study.run.data.width, tiny_study.run.data.height = 256, 192
+    once_more, longer = study_module._seconds(tiny_study, row, tmp_path)
+    assert 0 < epoch < longer
+    assert once > 0
+    assert once_more > 0
 
 
 def test_rows_and_claims_must_name_rows(tiny_study):
