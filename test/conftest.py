@@ -8,6 +8,10 @@ from pathlib import Path
 import nyu_packs
 import pytest
 
+# Before torch is loaded, here or in a process that a test starts: on tensors as small as those of
+# tests, more threads only wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
 

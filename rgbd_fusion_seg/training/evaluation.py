@@ -11,11 +11,10 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -45,6 +44,9 @@ from rgbd_fusion_seg.training.predictors import (
 )
 from rgbd_fusion_seg.training.report import headline, make_folder, write_frame, write_report
 from rgbd_fusion_seg.training.views import Normaliser, whole_frames
+
+if TYPE_CHECKING:  # export need not wait for it, which loads for seconds
+    from lightning_fabric import Fabric
 
 GPU_BATCH = 8
 """Frames a GPU labels at a time; a CPU takes one, so that results do not depend on who is next."""

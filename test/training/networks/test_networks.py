@@ -40,8 +40,7 @@ def backbone(name: str) -> str:
     return 'adapnetpp' if name.endswith('adapnetpp') else 'erfnet'
 
 
-def variants() -> list:
-    cases = [(name, {}) for name in NETWORKS] + FURTHER_VARIANTS
+def variants(cases: list[tuple[str, dict]]) -> list:
     return [
         pytest.param(
             name,
@@ -52,7 +51,9 @@ def variants() -> list:
     ]
 
 
-every_network = pytest.mark.parametrize(('name', 'options'), variants())
+every_network = pytest.mark.parametrize(
+    ('name', 'options'), variants([(name, {}) for name in NETWORKS] + FURTHER_VARIANTS)
+)
 
 
 def built(name: str, options: dict, seed: int = 0) -> nn.Module:
@@ -191,8 +192,9 @@ def test_the_size_of_hha_is_told(name, options):
             run(network, {**x, 'hha': torch.zeros(2, 3, *other)})
 
 
-@every_network
+@pytest.mark.parametrize(('name', 'options'), variants(FURTHER_VARIANTS))
 def test_networks_can_be_exported(name, options):
+    """With further options; test_export.py takes every network to its bundle."""
     network = built(name, options)
     x = inputs(network, batch=1)
     program = torch.export.export(network, (x,))
