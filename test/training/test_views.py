@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from prepared_frames import HEIGHT, WIDTH, ramp_frames, random_frames  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from rgbd_fusion_seg import preprocess  # noqa: E402
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
@@ -250,3 +254,45 @@ def test_statistics_are_those_of_each_channel():
     for mean, std in channel_statistics(frames).values():
         assert mean == [30, 30, 0]
         assert std == [0, 20, 0]
+
+
+class DeviceTasks(TorchDispatchMode):
+    """Counts what is launched on another device than the CPU, and copies between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks = self.copies = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs, out))
+        devices = {x.device.type for x in leaves if isinstance(x, torch.Tensor)}
+        self.tasks += 'meta' in devices and not function.is_view
+        self.copies += len(devices) > 1
+        return out
+
+
+def test_a_larger_batch_is_no_more_work_for_who_launches_it():
+    # The meta device computes nothing, but refuses tensors that are not on it, as a GPU would.
+    counted = []
+    for batch_size in (4, 16):
+        made = make_views(resident='always', device='meta', batch_size=batch_size)
+        batches = made.batches(0, 2)
+        next(batches)
+        with DeviceTasks() as tasks:
+            batch = next(batches)
+        assert {x.device.type for x in batch.values()} == {'meta'}
+        counted.append((tasks.tasks, tasks.copies))
+    assert counted[0] == counted[1]
+    assert counted[0][1] == 2
+
+
+def test_signals_to_a_whole_group_do_not_end_the_loaders():
+    before = set(multiprocessing.active_children())
+    batches = make_views(workers=2).batches(0, 12)
+    made = [next(batches), next(batches)]  # each loader has begun then
+    for loader in set(multiprocessing.active_children()) - before:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(loader.pid, number)
+    made += list(batches)
+    assert_same(made, list(make_views().batches(0, 12)))
