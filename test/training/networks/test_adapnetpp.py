@@ -210,7 +210,8 @@ def test_the_last_unit_alone_drops_activations():
                 lambda _m, x, y, key=(i, j): seen.__setitem__(key, (x[0], y))
             )
     encoder(torch.randn(2, 3, 64, 96))
-    dropped = {key: float((y == 0).float().mean()) for key, (_, y) in seen.items()}
+    # Of what was not zero before: activations of so few channels may be so by themselves.
+    dropped = {key: float((y == 0)[x != 0].float().mean()) for key, (x, y) in seen.items()}
     last = dropped.pop((3, 2))
     assert last == pytest.approx(0.7, abs=0.05)
     assert max(dropped.values()) < 0.01
