@@ -163,7 +163,9 @@ class Trainer:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         # Channels last is the layout in which CPUs and tensor cores convolve fastest.
         network = network.to(memory_format=torch.channels_last)
-        optimiser = build_optimiser(network, config.optimiser)
+        # On a GPU one task updates all parameters; a loss scaler cannot do with it, though.
+        fused = self.fabric.device.type == 'cuda' and config.precision != '16-mixed'
+        optimiser = build_optimiser(network, config.optimiser, fused)
         self.network, self.optimiser = self.fabric.setup(network, optimiser)
         self.average = WeightAverage(self.network.module, config.optimiser.ema)
         device = self.fabric.device
@@ -296,7 +298,7 @@ class Trainer:
             )  # fmt: skip
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.average.update(self.network.module, self.state['step'])
+        self.average.update(self.state['step'])
         self.state['step'] += 1
         return loss.detach()
 
