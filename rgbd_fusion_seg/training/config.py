@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.augment import AugmentConfig
+
+
+def require(settings: object, rules: dict[str, bool]) -> None:
+    """Raise InputError that names the rules which settings do not keep to.
+
+    Args:
+        settings: as the message shows them.
+        rules: as the user is told them, and whether they hold.
+    """
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise InputError(f'settings must have {", ".join(broken)}; correct {settings}')
 
 
 @dataclass
@@ -57,7 +70,8 @@ class DataConfig:
         synthetic_test_frames: views of held-out rooms to be scored on.
         cache: folder for prepared frames.
         width, height: size of the network's colour input.
-        workers: loader processes, where frames are not kept on the device.
+        workers: loader processes; a GPU keeps one busy with drawing views of resident frames,
+            and several with reading others.
         resident: keep all frames in the device's memory and augment them there: 'auto' on a
             GPU whose free memory is at least twice their size, 'always', 'never'.
     """
@@ -71,6 +85,12 @@ class DataConfig:
     height: int = 240
     workers: int = 1
     resident: str = 'auto'
+
+    def __post_init__(self) -> None:
+        rules = {'0 <= synthetic_share < 1': 0 <= self.synthetic_share < 1}
+        for name in ('workers', 'synthetic_frames', 'synthetic_test_frames'):
+            rules[f'{name} >= 0'] = getattr(self, name) >= 0
+        require(self, rules)
 
 
 @dataclass
@@ -119,6 +139,15 @@ class OptimiserConfig:
     ema: float = 0.999
     groups: list[GroupConfig] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        rules = {
+            'lr > 0': self.lr > 0,
+            '0 <= warmup < 1': 0 <= self.warmup < 1,
+            '0 <= ema < 1': 0 <= self.ema < 1,
+            'clip_norm >= 0': self.clip_norm >= 0,
+        }
+        require(self, rules)
+
 
 @dataclass
 class LossConfig:
@@ -135,6 +164,11 @@ class LossConfig:
     class_weight: float = 1.05
     stride: int = 2
     auxiliary: float = 1.0
+
+    def __post_init__(self) -> None:
+        weighted = self.class_weight == 0 or self.class_weight > 1
+        rules = {'class_weight 0 or above 1': weighted, 'stride >= 1': self.stride >= 1}
+        require(self, rules)
 
 
 @dataclass
@@ -169,3 +203,9 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        rules = {'epochs >= 1': self.epochs >= 1, 'batch_size >= 1': self.batch_size >= 1}
+        for name in ('max_minutes', 'evaluate_every', 'save_every', 'save_minutes'):
+            rules[f'{name} >= 0'] = getattr(self, name) >= 0
+        require(self, rules)

@@ -78,13 +78,19 @@ def make_fabric(config: TrainConfig) -> Fabric:
     world = int(os.environ.get('WORLD_SIZE', 1))
     # Auxiliary heads take no part in runs without their loss.
     strategy = 'ddp_find_unused_parameters_true' if world > 1 else 'auto'
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        strategy=strategy,
-        devices=local,
-        num_nodes=world // local,
-        precision=config.precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            strategy=strategy,
+            devices=local,
+            num_nodes=world // local,
+            precision=config.precision,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f'accelerator {config.accelerator} with precision {config.precision} cannot be used: '
+            f'{error}'
+        ) from error
     fabric.launch()
     if config.batch_size % fabric.world_size:
         raise InputError(
@@ -216,8 +222,9 @@ class Trainer:
             try:
                 self.fabric.load(path, self.state)
             except (OSError, RuntimeError, ValueError, KeyError, EOFError, PickleError) as error:
+                reason = str(error).partition('\n')[0] or type(error).__name__
                 raise InputError(
-                    f'{path} cannot be continued from ({str(error).splitlines()[0]}); move it '
+                    f'{path} cannot be continued from ({reason}); move it '
                     f'away and start from network.init_from {self.folder / "last.safetensors"}'
                 ) from error
         self.fabric.barrier()

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from lightning_fabric import Fabric  # noqa: E402
+from lightning_fabric.plugins import MixedPrecision  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
@@ -267,6 +269,108 @@ def test_auxiliary_losses_add_to_the_main_one(run_config):
         values[factor] = float(run.loss(batch).detach())
     assert values[0.5] - values[0.0] == pytest.approx(values[1.0] - values[0.5], rel=1e-3)
     assert values[1.0] - values[0.0] > 1.0
+
+
+def test_the_scale_of_half_precision_losses_is_continued(run_config, monkeypatch):
+    def scaled(config):
+        scaler = torch.amp.GradScaler('cpu', init_scale=512.0, growth_interval=2)
+        precision = MixedPrecision('16-mixed', 'cpu', scaler)
+        return Fabric(accelerator='cpu', devices=1, plugins=[precision])
+
+    monkeypatch.setattr(trainer, 'make_fabric', scaled)
+    run = Trainer(run_config())
+    for batch in run.views().batches(0, 3):
+        run.step(batch)
+    run.save()
+    state = run.fabric.strategy.precision.state_dict()
+    assert state['scale'] != 512.0
+    assert Trainer(run_config()).fabric.strategy.precision.state_dict() == state
+
+
+def test_a_state_that_cannot_be_read_is_named(run_config):
+    config = run_config(epochs=1)
+    trainer.train(config)
+    path = trainer.Path(config.output) / 'resume.ckpt'
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b'', b'nonsense'):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r'resume\.ckpt cannot be continued from'):
+            Trainer(config)
+        assert path.read_bytes() == content
+
+
+def test_the_best_score_is_known_to_a_longer_run(run_config, monkeypatch):
+    scores = itertools.count(90, -10)
+
+    def worse(*args, **kwargs):
+        miou = next(scores) / 100
+        return {'mIoU': miou, 'pixel_accuracy': miou, 'mean_accuracy': miou}
+
+    monkeypatch.setattr(trainer, 'evaluate_network', worse)
+    trainer.train(run_config(epochs=1))
+    trainer.train(run_config(epochs=2, evaluate_every=1))
+    path = trainer.Path(run_config().output) / 'best.safetensors'
+    assert load_checkpoint(path).info['step'] == 3
+
+
+def test_a_full_disk_leaves_scores_whole(run_config, monkeypatch):
+    run = Trainer(run_config())
+    run.evaluate('scores.json')
+    before = (run.folder / 'scores.json').read_bytes()
+    real = trainer.Path.write_text
+
+    def full(path, text, **options):
+        real(path, text[:10], **options)
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(trainer.Path, 'write_text', full)
+    with pytest.raises(TrainingError, match='No space left'):
+        run.evaluate('scores.json')
+    assert (run.folder / 'scores.json').read_bytes() == before
+
+
+def test_the_log_of_a_killed_run_has_no_step_twice(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    config = run_config()
+    real = Trainer.loss
+
+    def dies(self, batch):
+        if self.state['step'] == 5:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, 'loss', dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config)
+    with (trainer.Path(config.output) / 'log.jsonl').open('a') as log:
+        log.write('{"step": 6, "lo')
+    monkeypatch.setattr(Trainer, 'loss', real)
+    trainer.train(config)
+    assert [entry['step'] for entry in log_of(config)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ('section', 'settings', 'words'),
+    [
+        (TrainConfig, {'epochs': 0}, 'epochs >= 1'),
+        (TrainConfig, {'batch_size': 0}, 'batch_size >= 1'),
+        (TrainConfig, {'save_minutes': -1}, 'save_minutes >= 0'),
+        (DataConfig, {'synthetic_share': 1.0}, 'synthetic_share < 1'),
+        (OptimiserConfig, {'lr': 0.0}, 'lr > 0'),
+        (OptimiserConfig, {'lr': math.nan}, 'lr > 0'),
+        (OptimiserConfig, {'warmup': 1.0}, 'warmup < 1'),
+        (LossConfig, {'class_weight': 1.0}, 'class_weight 0 or above 1'),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(section, settings, words):
+    with pytest.raises(InputError, match=words):
+        section(**settings)
+
+
+@pytest.mark.parametrize('changes', [{'precision': '8-mixed'}, {'accelerator': 'abacus'}])
+def test_devices_and_precisions_that_are_not_there_are_named(run_config, changes):
+    with pytest.raises(InputError, match=r'-mixed|abacus'):
+        Trainer(run_config(**changes))
 
 
 def test_a_fusion_network_starts_from_unimodal_ones(run_config):
