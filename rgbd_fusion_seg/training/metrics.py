@@ -73,11 +73,11 @@ def confusion_on_device(labels: Tensor, truth: Tensor, num_classes: int) -> Tens
         num_classes: K.
 
     Returns:
-        int64 (K, K + 1) on the tensors' device; nothing waits for it.
+        int64 (K, K + 1) on the tensors' device, which is waited for once (by bincount).
     """
     columns = num_classes + 1
-    # Void pixels are counted in a row of their own: leaving them out would need their number,
-    # and with it the device to stop.
+    # Void pixels are counted in a row of their own: leaving them out would need their number, and
+    # the device to stop for it once more.
     rows = truth.long().clamp(max=num_classes)
     pairs = rows * columns + labels.long().clamp(max=num_classes)
     counts = torch.bincount(pairs.flatten(), minlength=columns * columns)

@@ -272,7 +272,7 @@ class Trainer:
                 monitor.step()
                 look = self.state['step'] % LOG_EVERY == 0
                 if look:
-                    self._look(losses, clock, monitor)
+                    self._look(losses / min(LOG_EVERY, self.state['step'] - first), clock, monitor)
                     losses.zero_()
                 self._after_step(monitor, clock)
                 if (look or fabric.world_size == 1) and self._agree(stop.received):
@@ -334,9 +334,9 @@ class Trainer:
         terms = zip([1.0, *weights], parts, counts, strict=False)
         return torch.stack([factor * (total / n) for factor, (total, _), n in terms]).sum()
 
-    def _look(self, losses: Tensor, clock: Clock, monitor: Monitor) -> None:
+    def _look(self, mean_loss: Tensor, clock: Clock, monitor: Monitor) -> None:
         """Read loss and clock, the same ones on every process."""
-        values = torch.stack([losses / LOG_EVERY, losses.new_tensor(clock.seconds)]).double()
+        values = torch.stack([mean_loss, mean_loss.new_tensor(clock.seconds)]).double()
         loss, seconds = self.fabric.all_reduce(values, reduce_op='mean').tolist()
         step, rate = self.state['step'], self.optimiser.param_groups[0]['lr']
         if not math.isfinite(loss):
@@ -473,7 +473,7 @@ class StopSignal:
         self.received = True
         self._restore()
         if self._speaks:  # past Python's buffers, which the signal may have met half written
-            text = f'\nstopping: saves within {LOG_EVERY} steps; once more ends it without\n'
+            text = '\nstopping: saves first; once more ends it without\n'
             os.write(sys.__stderr__.fileno(), text.encode())
 
     def _restore(self) -> None:

@@ -120,7 +120,6 @@ def test_a_run_that_was_killed_continues_identically(run_config, monkeypatch, st
 
 
 def test_a_signal_saves_and_the_run_goes_on_identically(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
     whole, stopped = run_config('whole'), run_config('stopped')
     trainer.train(whole)
     real = Trainer.loss
