@@ -83,6 +83,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f'{path.name}.partial')
     try:
         write(part)
+        part.chmod(0o644)  # safetensors leaves files that only their owner can read
         os.replace(part, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors wrap a full disk into errors of their own.
@@ -99,6 +100,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: no such file, or not a checkpoint of this package.
     """
+    if not Path(path).is_file():
+        raise InputError(f'there is no checkpoint {path}; give the path of a .safetensors file')
     try:
         with safe_open(path, framework='pt') as file:
             info = json.loads((file.metadata() or {})['info'])

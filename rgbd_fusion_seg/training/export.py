@@ -219,6 +219,7 @@ def describe(
         'training': {
             'command': info.get('command', ''),
             'data': info.get('data', []),
+            'started_from': info.get('started_from', []),
             'steps': info.get('step', 0),
             'minutes': info.get('minutes', 0.0),
         },

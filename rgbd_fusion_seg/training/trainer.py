@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
 from rgbd_fusion_seg.training.monitor import Monitor
-from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.networks import NETWORKS, build_network
 from rgbd_fusion_seg.training.optimiser import (
     WeightAverage,
     build_optimiser,
@@ -106,6 +107,10 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
     Raises:
         InputError: an unknown network or option, or a checkpoint that does not fit.
     """
+    if config.name in NETWORKS:
+        known = list(inspect.signature(NETWORKS[config.name]).parameters)[1:]
+        for option in set(config.options) - set(known):
+            raise InputError(f'{config.name} has no option {option!r}; it has {", ".join(known)}')
     try:
         network = build_network(config.name, num_classes, **config.options)
     except (TypeError, ValueError) as error:
@@ -142,6 +147,16 @@ def check_size(network: nn.Module, config: TrainConfig) -> None:
         )
 
 
+def origins(config: NetworkConfig) -> list[dict[str, Any]]:
+    """Return file, command and steps of the checkpoints that a network starts from."""
+    files = [path for path in (config.init_from, config.init_rgb, config.init_hha) if path]
+    infos = [load_checkpoint(Path(path)).info for path in files]
+    return [
+        {'file': path, 'command': info.get('command', ''), 'steps': info.get('step', 0)}
+        for path, info in zip(files, infos, strict=True)
+    ]
+
+
 class Trainer:
     """A run: the network, what trains it, and where it stands."""
 
@@ -154,6 +169,7 @@ class Trainer:
         self.classes = source.classes
         torch.manual_seed(config.seed)
         network = make_network(config.network, len(self.classes))
+        self.origins = origins(config.network)
         check_size(network, config)
         self.modalities = network.modalities
         size = network.hha_size(config.data.height, config.data.width)
@@ -405,6 +421,7 @@ class Trainer:
             'step': self.state['step'],
             'minutes': round(self.state['seconds'] / 60, 1),
             'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
+            'started_from': self.origins,
             'data': [{'name': f.name, 'frames': len(f), 'terms': f.terms} for f in used],
             'depth_range_m': list(self.frames['train'].depth_range_m),
         }

@@ -221,6 +221,7 @@ def test_the_card_tells_where_the_bundle_comes_from(exported):
     assert card['training'] == {
         'command': 'python -m rgbd_fusion_seg.training train --run toy.yaml',
         'data': [{'name': 'toy-train', 'frames': 6, 'terms': 'drawn by a test'}],
+        'started_from': [],
         'steps': 12,
         'minutes': 3.5,
     }

@@ -386,6 +386,9 @@ def test_a_fusion_network_starts_from_unimodal_ones(run_config):
         weights = load_checkpoint(folder / modality / 'last.safetensors').weights
         theirs = weights['encoder.initial_block.conv.weight']
         torch.testing.assert_close(encoder.initial_block.conv.weight, theirs)
+    started = Trainer(run_config('again', network=network)).info()['started_from']
+    assert [origin['file'] for origin in started] == [network.init_rgb, network.init_hha]
+    assert [origin['steps'] for origin in started] == [3, 3]
     absent = NetworkConfig(init_rgb=str(folder / 'absent.safetensors'))
     with pytest.raises(InputError, match=r'absent\.safetensors'):
         Trainer(run_config('absent', network=absent))
@@ -398,7 +401,7 @@ def test_a_fusion_network_starts_from_unimodal_ones(run_config):
     ('network', 'words'),
     [
         (NetworkConfig('rfbnet_of_tomorrow'), 'choose one of'),
-        (NetworkConfig('rfbnet_erfnet', {'gate': True}), 'gate'),
+        (NetworkConfig('rfbnet_erfnet', {'gate': True}), "no option 'gate'; it has .*gates"),
         (NetworkConfig('rfbnet_erfnet', {'combination': 'product'}), 'combination'),
     ],
 )
