@@ -108,8 +108,10 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
         InputError: an unknown network or option, or a checkpoint that does not fit.
     """
     if config.name in NETWORKS:
-        known = list(inspect.signature(NETWORKS[config.name]).parameters)[1:]
-        for option in set(config.options) - set(known):
+        parameters = list(inspect.signature(NETWORKS[config.name]).parameters.values())[1:]
+        known = [p.name for p in parameters]
+        takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for option in set() if takes_more else set(config.options) - set(known):
             raise InputError(f'{config.name} has no option {option!r}; it has {", ".join(known)}')
     try:
         network = build_network(config.name, num_classes, **config.options)
