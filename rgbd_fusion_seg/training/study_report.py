@@ -22,6 +22,8 @@ Entry = dict[str, Any]
 def write_report(study: StudyConfig, entries: list[Entry], output: Path) -> None:
     """Write results.json, report.md and miou.png, and the section of the study's document.
 
+    The document's section shows the picture too, from ``images/study_NAME.png`` beside it.
+
     Raises:
         InputError: the document lacks the study's markers.
     """
@@ -29,10 +31,16 @@ def write_report(study: StudyConfig, entries: list[Entry], output: Path) -> None
     payload = json.dumps({'study': study.name, 'runs': entries}, indent=1)
     write_atomically(output / 'results.json', lambda part: part.write_text(payload))
     write_atomically(output / 'report.md', lambda part: part.write_text(text, encoding='utf-8'))
-    if entries:
-        picture(study, entries).savefig(output / 'miou.png', dpi=110)
+    pictures = [output / 'miou.png']
     if study.document:
-        insert(Path(study.document), study.name, text)
+        document = Path(study.document)
+        image = document.parent / 'images' / f'study_{study.name}.png'
+        pictures.append(image)
+        shown = f'\n![mIoU of each row](images/{image.name})\n' if entries else ''
+        insert(document, study.name, text + shown)
+    for path in pictures if entries else ():
+        path.parent.mkdir(exist_ok=True)
+        picture(study, entries).savefig(path, dpi=110)
 
 
 def report(study: StudyConfig, entries: list[Entry]) -> str:

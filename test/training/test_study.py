@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -71,7 +72,9 @@ def test_a_study_trains_compares_and_is_continued(tiny_study, tmp_path, monkeypa
     assert 'RFBNet' in table[3]
     assert '2 + 1' in table[3]
     assert 'first part' not in document
-    assert (output / 'miou.png').stat().st_size > 1000
+    assert '](images/study_tiny.png)' in document
+    for path in (output / 'miou.png', tmp_path / 'images' / 'study_tiny.png'):
+        assert cv2.imread(str(path)).shape[1] > 500
 
     trained = []
     monkeypatch.setattr(study_module, 'Trainer', lambda config: trained.append(config))
