@@ -19,11 +19,25 @@ A module has ``probe() -> (usable, version or reason)`` and ``open_engine(bundle
 """
 
 
+class StepDown(NamedTuple):
+    """A better backend that was passed over, and why."""
+
+    backend: str
+    reason: str
+    unexpected: bool
+    """True where the backend is here with its device, so that somebody should look into it."""
+
+    def __str__(self) -> str:
+        return f'{self.backend} is not used: {self.reason}'
+
+
 class Engine(Protocol):
     """A network that is ready to run. One thread may use it at a time."""
 
     name: str
     """Backend and device, for people: ``onnxruntime (CPU, 4 threads)``."""
+    step_downs: tuple[StepDown, ...]
+    """The better backends that ``auto`` could not take."""
 
     def infer(self, rgb: np.ndarray | None = None, hha: np.ndarray | None = None) -> np.ndarray:
         """Run the network.
@@ -34,7 +48,7 @@ class Engine(Protocol):
                 does not have is not looked at.
 
         Returns:
-            Logits, float32 (N, K, h, w).
+            Logits, float32 (N, K, h, w); they are the caller's to keep.
 
         Raises:
             EngineError: an input that is absent or of another form, a failure of the backend,
@@ -66,15 +80,17 @@ def open_engine(bundle: ModelBundle, backend: str = 'auto', **options: Any) -> E
 
     Args:
         bundle: the network and its card; `ModelBundle.resized` for another input size.
-        backend: one of :data:`BACKENDS`, or ``auto`` for the first that can run here.
-        options: passed to the ``open_engine`` of the backend's module, which documents them.
+        backend: one of :data:`BACKENDS`, or ``auto`` for the first that can run here; its
+            ``step_downs`` then tell why the ones before it could not.
+        options: of the ``open_engine`` of the backend's module, which documents them. With
+            ``auto`` each backend is given those that it knows.
 
     Raises:
         EngineError: an unknown or unusable backend, or an option it does not know.
         BundleError: a network that is damaged or contradicts its card.
     """
     if backend == 'auto':
-        backend = next((b.name for b in available_backends() if b.usable), next(iter(BACKENDS)))
+        return _open_best(bundle, options)
     if backend not in BACKENDS:
         raise EngineError(
             f'there is no inference backend {backend!r}; choose one of: auto, '
@@ -84,12 +100,41 @@ def open_engine(bundle: ModelBundle, backend: str = 'auto', **options: Any) -> E
     usable, detail = module.probe()
     if not usable:
         raise EngineError(f'the backend {backend} cannot run here: {detail}')
-    known = list(inspect.signature(module.open_engine).parameters)[1:]
+    known = _options(module)
     if unknown := sorted(set(options) - set(known)):
         raise EngineError(
             f'the backend {backend} has no option {unknown[0]!r}; it knows: {", ".join(known)}'
         )
     return module.open_engine(bundle, **options)
+
+
+def _open_best(bundle: ModelBundle, options: dict[str, Any]) -> Engine:
+    modules = {name: _module(name) for name in BACKENDS}
+    known = {option for module in modules.values() for option in _options(module)}
+    if unknown := sorted(set(options) - known):
+        raise EngineError(
+            f'no backend has the option {unknown[0]!r}; there are: {", ".join(sorted(known))}'
+        )
+    passed: list[StepDown] = []
+    for name, module in modules.items():
+        usable, detail = module.probe()
+        if not usable:
+            passed.append(StepDown(name, detail, unexpected=False))
+            continue
+        try:
+            own = {key: options[key] for key in _options(module) if key in options}
+            engine = module.open_engine(bundle, **own)
+        except EngineError as error:
+            passed.append(StepDown(name, str(error), unexpected=True))
+            continue
+        engine.step_downs = tuple(passed)
+        return engine
+    reasons = '; '.join(map(str, passed))
+    raise EngineError(f'no inference backend can run {bundle.name} here: {reasons}')
+
+
+def _options(module: ModuleType) -> list[str]:
+    return list(inspect.signature(module.open_engine).parameters)[1:]
 
 
 def _module(backend: str) -> ModuleType:

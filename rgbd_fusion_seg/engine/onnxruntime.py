@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.errors import BundleError, EngineError
 
 
@@ -41,6 +42,8 @@ def open_engine(
 
 class OnnxRuntimeEngine:
     """An ONNX Runtime session; see :class:`rgbd_fusion_seg.engine.Engine`."""
+
+    step_downs: tuple[StepDown, ...] = ()
 
     def __init__(self, bundle: ModelBundle, num_threads: int | None, allow_spinning: bool) -> None:
         if num_threads is None:

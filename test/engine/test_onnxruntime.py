@@ -103,7 +103,7 @@ def test_backends_tell_their_version_or_the_reason(monkeypatch, tiny_bundle: Pat
     (backend,) = available_backends()
     assert not backend.usable
     assert 'pip install onnxruntime' in backend.detail
-    with pytest.raises(EngineError, match=r'onnxruntime cannot run here: .*pip install'):
+    with pytest.raises(EngineError, match=r'onnxruntime is not used: .*pip install'):
         open_engine(load_bundle(tiny_bundle))
 
 

@@ -1,0 +1,254 @@
+"""Engine files: where they lie, the card beside each, and writing them without losing any.
+
+An engine has a card ``NAME.json``, which names the file with the engine itself beside it. Both
+lie in the folder ``engines`` of the bundle, or where that cannot be written in the user's cache
+folder. A new build takes a file name of its own and the card is replaced last, so that at every
+moment the card belongs to a whole engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.errors import EngineError
+
+CARD_FORMAT = 1
+SUFFIX = '.engine'
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """An input or output of an engine.
+
+    Args:
+        name: as in the ONNX graph.
+        mode: ``input`` or ``output``.
+        dtype: NumPy's name of its type.
+        shape: -1 for an open side.
+        profile: smallest, best and largest shape of an input with open sides.
+    """
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...]
+    profile: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineCard:
+    """What is known of an engine without loading it.
+
+    Args:
+        bundle: name of the bundle it was built from.
+        onnx_sha256: hash of the bundle's ONNX file.
+        engine_file: name of the file with the engine, beside the card.
+        engine_sha256: hash of that file.
+        flavour, version: the TensorRT package that built it.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        compute_capabilities: of the GPUs it runs on, such as ``8.7``.
+        gpu: name of the GPU that it was built on; empty where there was none.
+        tensors: inputs and outputs.
+        options: of the builder.
+        build_seconds: time it took to build.
+        built_at: date and time, ISO 8601.
+        platform: operating system and processor, such as ``linux x86_64``.
+        agreement: with ONNX Runtime on frames, where a GPU was at hand.
+        latency_ms: percentiles, where a GPU was at hand.
+    """
+
+    bundle: str
+    onnx_sha256: str
+    flavour: str
+    version: str
+    precision: str
+    compute_capabilities: tuple[str, ...]
+    gpu: str
+    tensors: tuple[EngineTensor, ...]
+    engine_file: str = ''
+    engine_sha256: str = ''
+    options: dict[str, Any] = field(default_factory=dict)
+    build_seconds: float = 0.0
+    built_at: str = ''
+    platform: str = ''
+    agreement: dict[str, Any] | None = None
+    latency_ms: dict[str, float] | None = None
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for engines of bundles that cannot be written to."""
+    base = os.environ.get('XDG_CACHE_HOME', '')
+    root = Path(base) if os.path.isabs(base) else Path.home() / '.cache'
+    return root / 'rgbd_fusion_seg' / 'engines'
+
+
+def engine_folders(bundle: ModelBundle) -> list[Path]:
+    """Return the folders that may hold engines of a bundle, the first one preferred."""
+    cached = cache_folder() / f'{bundle.name}-{bundle.weights_sha256[:12]}'
+    return [bundle.path / 'engines', cached]
+
+
+def writable_folder(bundle: ModelBundle) -> Path:
+    """Return the first folder of :func:`engine_folders` that can be written to, and make it.
+
+    Raises:
+        EngineError: none of them can.
+    """
+    reasons = []
+    for folder in engine_folders(bundle):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            reasons.append(f'{folder}: {error.strerror}')
+    raise EngineError(
+        f'no folder for engines can be written to ({"; ".join(reasons)}); '
+        'set XDG_CACHE_HOME to one that can, or give an output folder'
+    )
+
+
+def list_engines(bundle: ModelBundle) -> dict[Path, EngineCard | EngineError]:
+    """Return the cards of a bundle's engines by path, or what is wrong with them."""
+    found: dict[Path, EngineCard | EngineError] = {}
+    for folder in engine_folders(bundle):
+        for path in sorted(folder.glob('*.json')):
+            try:
+                found[path] = read_card(path)
+            except EngineError as error:
+                found[path] = error
+    return found
+
+
+def read_card(path: Path) -> EngineCard:
+    """Read the card of an engine.
+
+    Raises:
+        EngineError: a card that is absent, unreadable, or of another format.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding='utf-8'))
+        if entries.pop('format') != CARD_FORMAT:
+            raise ValueError('it is of another format')
+        tensors = tuple(_tensor(entry) for entry in entries.pop('tensors'))
+        capabilities = tuple(entries.pop('compute_capabilities'))
+        card = EngineCard(tensors=tensors, compute_capabilities=capabilities, **entries)
+        if Path(card.engine_file).name != card.engine_file:
+            raise ValueError('it names a file in another folder')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = 'it is absent' if isinstance(error, FileNotFoundError) else f'{error}'
+        raise EngineError(
+            f'the card {path} of an engine cannot be used ({reason}); build the engine again'
+        ) from error
+    return card
+
+
+def _tensor(entry: dict[str, Any]) -> EngineTensor:
+    profile = tuple(tuple(shape) for shape in entry.pop('profile'))
+    return EngineTensor(shape=tuple(entry.pop('shape')), profile=profile, **entry)
+
+
+def read_plan(path: Path, card: EngineCard) -> bytes:
+    """Return the engine that a card belongs to.
+
+    Args:
+        path: of the card.
+        card: its content.
+
+    Raises:
+        EngineError: a file that is absent, cut short or damaged.
+    """
+    engine = path.parent / card.engine_file
+    try:
+        plan = engine.read_bytes()
+    except OSError as error:
+        raise EngineError(
+            f'the engine {engine} cannot be read ({error.strerror}); build it again'
+        ) from error
+    if hashlib.sha256(plan).hexdigest() != card.engine_sha256:
+        raise EngineError(
+            f'the engine {engine} ({len(plan)} bytes) is not the one that its card {path.name} '
+            'describes: it was damaged, cut short or replaced; build it again'
+        )
+    return plan
+
+
+def write_engine(folder: Path, name: str, plan: bytes, card: EngineCard) -> Path:
+    """Write an engine and its card; an older engine of that name stays until the new one is whole.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        EngineError: a folder or disk that cannot be written to.
+    """
+    sha256 = hashlib.sha256(plan).hexdigest()
+    engine, path = folder / f'{name}-{sha256[:8]}{SUFFIX}', folder / f'{name}.json'
+    card = dataclasses.replace(card, engine_file=engine.name, engine_sha256=sha256)
+    entries = {'format': CARD_FORMAT, **dataclasses.asdict(card)}
+    try:
+        _write_atomically(engine, plan)
+        text = json.dumps(entries, indent=1, ensure_ascii=False) + '\n'
+        _write_atomically(path, text.encode())
+    except OSError as error:
+        raise EngineError(
+            f'the engine {engine} cannot be written ({error.strerror}); make room or give '
+            'another folder'
+        ) from error
+    for old in folder.glob(f'{name}-????????{SUFFIX}'):
+        if old != engine:
+            old.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def build_lock(folder: Path) -> Iterator[None]:
+    """Hold the right to build in a folder; a process that dies gives it back.
+
+    Raises:
+        EngineError: another process is building there.
+    """
+    with (folder / '.build.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EngineError(
+                f'another process is building an engine in {folder}; wait until it is done'
+            ) from error
+        yield
+
+
+def belongs_to(card: EngineCard, bundle: ModelBundle) -> bool:
+    """Return whether an engine was built from this very ONNX file."""
+    return card.onnx_sha256 == bundle.weights_sha256
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
