@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,13 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from rgbd_fusion_seg.frame import Intrinsics
-from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array, stamp_to_ns
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.ros.images import (
+    frame_from_msgs,
+    info_from_intrinsics,
+    msg_from_array,
+    stamp_to_ns,
+)
 
 WAIT_S = 60.0
 """Patience with a machine that is busy with other things; what works takes a fraction of it."""
@@ -245,3 +250,27 @@ class Camera:
 def mask_stamps(client: Client) -> list[int]:
     """Return the stamps of the masks received so far."""
     return [stamp_to_ns(m.header.stamp) for _, m in client.received['segmentation/mask']]
+
+
+@contextlib.contextmanager
+def labelling_node(
+    context: Any, namespace: str, parameters: Mapping[str, Any]
+) -> Iterator[tuple[Client, RgbdFrame, np.ndarray]]:
+    """Run a segmentation node; yield a client, a frame that it was sent, and its mask of it."""
+    node = NodeProcess('rgbd_fusion_seg.ros.node', parameters, f'/{namespace}')
+    client = Client(context, f'/{namespace}')
+    client.collect('segmentation/mask', Image)
+    try:
+        node.wait_for_output('waiting for')
+        client.wait_for_matched()
+        camera = Camera(client)
+        pixels = np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)
+        color, depth = camera.color(pixels), camera.depth()
+        masks = client.received['segmentation/mask']
+        client.wait_for(lambda: camera.send(color, depth) and masks, 'a mask', 60.0)
+        mask = np.frombuffer(masks[0][1].data, np.uint8).reshape(48, 64)
+        assert stamp_to_ns(masks[0][1].header.stamp) > 0
+        yield client, frame_from_msgs(color, depth, camera.intrinsics), mask
+    finally:
+        client.close()
+        node.stop()

@@ -11,12 +11,10 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 torch = pytest.importorskip('torch', reason='training needs torch (pip install .[train])')
 
-from ros_harness import Camera, Client, NodeProcess  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
+from ros_harness import labelling_node  # noqa: E402
 from tiny_checkpoints import small_options  # noqa: E402
 
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
-from rgbd_fusion_seg.ros.images import frame_from_msgs  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
 from rgbd_fusion_seg.training import trainer  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
@@ -30,8 +28,6 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
 from rgbd_fusion_seg.training.evaluation import evaluate  # noqa: E402
 from rgbd_fusion_seg.training.export import export  # noqa: E402
 from rgbd_fusion_seg.training.networks import NETWORKS  # noqa: E402
-
-MASK = 'segmentation/mask'
 
 
 @pytest.fixture(scope='module')
@@ -49,29 +45,6 @@ def configuration(network: str, pack: Path, cache: Path, output: Path) -> TrainC
         data=data, network=NetworkConfig(network, dict(small_options(network))),
         optimiser=OptimiserConfig(lr=3e-3, warmup=0, schedule='constant', ema=0.5),
     )  # fmt: skip
-
-
-def mask_of_node(ros_context, bundle: Path, namespace: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask that the node makes of a frame, and that of the pipeline alone."""
-    node = NodeProcess('rgbd_fusion_seg.ros.node', {'engine.bundle': bundle}, f'/{namespace}')
-    client = Client(ros_context, f'/{namespace}')
-    client.collect(MASK, Image)
-    try:
-        node.wait_for_output('waiting for')
-        client.wait_for_matched()
-        camera = Camera(client)
-        pixels = np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)
-        color, depth = camera.color(pixels), camera.depth()
-        client.wait_for(
-            lambda: camera.send(color, depth) and client.received[MASK], 'a mask', 60.0
-        )
-        mask = np.frombuffer(client.received[MASK][0][1].data, np.uint8).reshape(48, 64)
-        with Segmenter(bundle) as segmenter:
-            expected = segmenter.segment(frame_from_msgs(color, depth, camera.intrinsics)).labels
-        return mask, expected
-    finally:
-        client.close()
-        node.stop()
 
 
 @pytest.mark.parametrize('network', NETWORKS)
@@ -93,9 +66,13 @@ def test_a_network_goes_all_the_way(network, nyu_pack, cache, tmp_path, ros_cont
     theirs = next(iter(scored['sets'].values()))['pixel_accuracy']
     assert ours == pytest.approx(theirs, abs=0.005)
 
-    mask, expected = mask_of_node(ros_context, tmp_path / 'bundle', network)
-    np.testing.assert_array_equal(mask, expected)
-    assert mask.max() < 40
+    parameters = {'engine.bundle': tmp_path / 'bundle'}
+    with (
+        labelling_node(ros_context, network, parameters) as (_, frame, mask),
+        Segmenter(tmp_path / 'bundle') as segmenter,
+    ):
+        np.testing.assert_array_equal(mask, segmenter.segment(frame).labels)
+        assert mask.max() < 40
 
 
 @pytest.mark.parametrize('network', NETWORKS)
