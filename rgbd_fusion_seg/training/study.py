@@ -2,15 +2,19 @@
 
 Rows are trained in the order of the configuration; a fusion network may start from the encoders
 of unimodal rows before it, as the RFBNet paper trains. What is done is never done again: start
-the same command once more and it goes on.
+the same command once more and it goes on. Start it several times and the processes share the
+rows, which fills a large GPU with small networks.
 """
 
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ MEASURED_STEPS, MEASURED_SECONDS = 4, 2.0
 """How many steps, and for how long at least, a row trains for its speed to be measured."""
 MEASURED_FRAMES = 16
 """Frames labelled to measure how long a row's scores take."""
+LOOK_AGAIN_S = 5.0
+"""Pause of a process that has nothing to do until another has trained a row."""
 
 
 @dataclass
@@ -113,10 +119,9 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
     output = Path(study.output)
     output.mkdir(parents=True, exist_ok=True)
     if not report_only:
-        plan = _plan(study, output)
-        runs = ((row, seed) for seed in study.seeds for row in study.rows)
-        # A signal ends the study after the run that it met has been saved.
-        all(_train_row(study, row, seed, plan[row.name], output) for row, seed in runs)
+        with _claimed(output / 'plan.lock', wait=True):
+            plan = _plan(study, output)
+        _train_rows(study, plan, output)
     write_report(study, collect(study, output), output)
     print(f'written to {output}')
 
@@ -124,7 +129,7 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
 def _check(study: StudyConfig) -> None:
     known: set[str] = set()
     for row in study.rows:
-        wanted = {*row.encoders.values(), *([row.continues] if row.continues else [])}
+        wanted = _sources(row)
         if row.name in known or wanted - known:
             raise InputError(
                 f'the study row {row.name!r} appears twice or starts from '
@@ -135,6 +140,11 @@ def _check(study: StudyConfig) -> None:
     for claim in study.claims:
         if {claim.better, claim.worse} - known:
             raise InputError(f'the claim {claim.text!r} compares rows that the study lacks')
+
+
+def _sources(row: RowConfig) -> set[str]:
+    """Return the names of the rows that a row starts from."""
+    return {*row.encoders.values(), *([row.continues] if row.continues else [])}
 
 
 def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> TrainConfig:
@@ -203,17 +213,47 @@ def _seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[float, f
     return once + (time.perf_counter() - start) * len(test) / len(some), epoch
 
 
+def _train_rows(study: StudyConfig, plan: dict[str, int], output: Path) -> None:
+    """Train what is not done; a signal ends it after the run that it met has been saved."""
+
+    def done(name: str, seed: int) -> bool:
+        return (output / f'{name}-{seed}' / 'scores.json').is_file()
+
+    left = [(row, seed) for seed in study.seeds for row in study.rows]
+    while left := [(row, seed) for row, seed in left if not done(row.name, seed)]:
+        for row, seed in left:
+            if not all(done(name, seed) for name in _sources(row)):
+                continue
+            with _claimed(output / f'{row.name}-{seed}.lock') as mine:
+                if not mine or done(row.name, seed):
+                    continue
+                if not _train_row(study, row, seed, plan[row.name], output):
+                    return
+                break
+        else:
+            time.sleep(LOOK_AGAIN_S)
+
+
+@contextmanager
+def _claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
+    """Claim what a file stands for among processes; yield whether it is ours now."""
+    with lock.open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, output: Path) -> bool:
-    """Train a row unless it is done; False when a signal ended it early."""
-    folder = output / f'{row.name}-{seed}'
-    if (folder / 'scores.json').is_file():
-        return True
+    """Train a row; False when a signal ended it early."""
     print(f'{row.name}, seed {seed}: {epochs} epochs', flush=True)
     trainer = Trainer(row_config(study, row, seed, epochs))
     if not trainer.fit():
         return False
     # A finished row is not continued; its optimiser's state is the largest file of all.
-    (folder / 'resume.ckpt').unlink(missing_ok=True)
+    (output / f'{row.name}-{seed}' / 'resume.ckpt').unlink(missing_ok=True)
     return True
 
 

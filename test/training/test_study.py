@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import pytest
+import yaml
 
 torch = pytest.importorskip('torch')
 
@@ -101,6 +107,37 @@ def test_fused_rows_start_from_the_unimodal_ones(tiny_study, tmp_path, monkeypat
         path = tmp_path / 'study' / f'{modality}_first-0' / 'last.safetensors'
         weights = load_checkpoint(path).weights[f'encoder.{name}']
         torch.testing.assert_close(started['fused-0'][f'{modality}_encoder.{name}'], weights)
+
+
+def test_processes_share_the_rows(tiny_study, tmp_path):
+    """Two of them train each row once, and a row that another one holds is left to it."""
+    config = tmp_path / 'study.yaml'
+    config.write_text(yaml.safe_dump({'study': asdict(tiny_study)}))
+    command = [sys.executable, '-m', 'rgbd_fusion_seg.training', 'study', '--config', str(config)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    trained = [re.findall(r'^(\w+), seed 0: ', output, re.MULTILINE) for output in outputs]
+    assert sorted(trained[0] + trained[1]) == sorted(row.name for row in tiny_study.rows)
+    runs = json.loads((tmp_path / 'study' / 'results.json').read_text())['runs']
+    assert len(runs) == len(tiny_study.rows)
+
+
+def test_a_row_that_another_process_trains_is_waited_for(tiny_study, tmp_path, monkeypatch):
+    output = tmp_path / 'study'
+    output.mkdir()
+    other = (output / 'hha_first-0.lock').open('w')
+    fcntl.flock(other, fcntl.LOCK_EX)
+    waits = []
+
+    def look_again(seconds):
+        waits.append({path.parent.name for path in output.glob('*/scores.json')})
+        other.close()
+
+    monkeypatch.setattr(study_module.time, 'sleep', look_again)
+    study(tiny_study)
+    assert waits == [{'rgb_first-0', 'rgb-0'}]  # all that does not need the other's row
+    assert (output / 'fused-0' / 'scores.json').is_file()
 
 
 def test_a_signal_ends_the_study_and_leaves_a_report(tiny_study, tmp_path, monkeypatch):
