@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -11,11 +15,18 @@ import numpy as np
 
 from rgbd_fusion_seg import hha as hha_encoding
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, TensorInput, load_bundle
-from rgbd_fusion_seg.engine import open_engine
-from rgbd_fusion_seg.errors import BundleError, InputError
+from rgbd_fusion_seg.engine import Engine, StepDown, open_engine
+from rgbd_fusion_seg.errors import BundleError, EngineError, InputError, RgbdFusionSegError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics, RgbdFrame, Segmentation
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
+
+_log = logging.getLogger(__name__)
+
+
+def log_step_down(step_down: StepDown) -> None:
+    """Tell the log of a backend that was passed over: a warning where nobody expects it."""
+    _log.log(logging.WARNING if step_down.unexpected else logging.INFO, '%s', step_down)
 
 
 class Segmenter:
@@ -25,6 +36,9 @@ class Segmenter:
     the frame's size again. One thread may use a segmenter at a time: its input buffers are
     reused from frame to frame. Results are the caller's to keep.
 
+    With the backend ``auto``, an engine that fails while it runs gives way to the next one that
+    can run here, and the frame at hand is labelled by that one.
+
     Args:
         bundle: a loaded bundle, its folder, or the name of a shipped one.
         backend: inference backend, see :func:`rgbd_fusion_seg.engine.open_engine`.
@@ -32,6 +46,8 @@ class Segmenter:
         input_size: width and height at which the network sees frames (its depth stream may see
             a fraction of them); default: as on the card. Bundles with a dynamic size alone take
             another one.
+        on_step_down: told once of each better backend that ``auto`` could not take or that failed
+            while it ran; by default they are logged.
         options: of the backend, such as ``num_threads``.
 
     Raises:
@@ -52,6 +68,7 @@ class Segmenter:
         *,
         min_confidence: int = 0,
         input_size: tuple[int, int] | None = None,
+        on_step_down: Callable[[StepDown], None] = log_step_down,
         **options: Any,
     ) -> None:
         if not 0 <= min_confidence <= 255:
@@ -62,13 +79,44 @@ class Segmenter:
         if self.bundle.hha is not None:
             _check_hha_constants(self.bundle)
         self._engine = open_engine(self.bundle, backend, **options)
+        self._backend, self._options = backend, options
+        self._failed: tuple[StepDown, ...] = ()
+        self._told: set[StepDown] = set()
+        self._successor: Engine | None = None
+        self._changing = threading.Lock()
+        self._closed = False
+        self._on_step_down = on_step_down
         self._min_confidence = min_confidence
         self._buffers = {n: _empty_tensor(size) for n, size in self.bundle.inputs.items()}
+        self._tell_step_downs()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in use."""
+        return self._engine
 
     @property
     def engine_name(self) -> str:
         """Backend and device, for people."""
         return self._engine.name
+
+    @property
+    def step_downs(self) -> tuple[StepDown, ...]:
+        """The better backends that are not in use, and why."""
+        return self._engine.step_downs
+
+    def replace_engine(self, engine: Engine) -> None:
+        """Label the following frames with another engine of the same bundle; returns at once.
+
+        Any thread may call this while another one segments. The frame under way is finished
+        with the present engine, which is closed before the next one begins. The new engine
+        belongs to the segmenter from now on; one that is closed already closes it.
+        """
+        with self._changing:
+            waiting, self._successor = self._successor, None if self._closed else engine
+            unused = engine if self._closed else waiting
+        if unused is not None:
+            _close(unused)
 
     def segment(self, frame: RgbdFrame, gravity: np.ndarray | None = None) -> Segmentation:
         """Label a frame.
@@ -87,8 +135,18 @@ class Segmenter:
             ``inference``, ``postprocess``.
 
         Raises:
-            EngineError: inference failed, or the segmenter is closed.
+            EngineError: inference failed and no other backend can take over, or the segmenter
+                is closed.
         """
+        if self._successor is not None:
+            self._install_successor()
+        while True:
+            try:
+                return self._segment(frame, gravity)
+            except EngineError as error:
+                self._step_down(error)
+
+    def _segment(self, frame: RgbdFrame, gravity: np.ndarray | None) -> Segmentation:
         clock = _StageClock()
         rgb, hha, tensors = self.bundle.rgb, self.bundle.hha, self._buffers
         if hha is not None:
@@ -118,7 +176,12 @@ class Segmenter:
 
     def close(self) -> None:
         """Free the engine; closing again does nothing."""
-        self._engine.close()
+        with self._changing:
+            self._closed = True
+            successor, self._successor = self._successor, None
+        _close(self._engine)
+        if successor is not None:
+            _close(successor)
 
     def __enter__(self) -> Segmenter:
         return self
@@ -130,6 +193,43 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _install_successor(self) -> None:
+        with self._changing:
+            successor, self._successor = self._successor, None
+        if successor is not None:
+            self._take(successor)
+
+    def _step_down(self, error: EngineError) -> None:
+        """Go on with the next backend after a failure, or raise the error where none is left."""
+        if self._backend != 'auto' or self._closed:
+            raise error
+        failed = StepDown(self._engine.backend, str(error), unexpected=True)
+        try:
+            engine = open_engine(self.bundle, failed=(*self._failed, failed), **self._options)
+        except RgbdFusionSegError:
+            raise error from None
+        self._failed += (failed,)
+        self._take(engine)
+        self._tell_step_downs()
+
+    def _take(self, engine: Engine) -> None:
+        with self._changing:
+            former = engine
+            if not self._closed:
+                former, self._engine = self._engine, engine
+        _close(former)
+
+    def _tell_step_downs(self) -> None:
+        for step_down in self._engine.step_downs:
+            if step_down not in self._told:
+                self._told.add(step_down)
+                self._on_step_down(step_down)
+
+
+def _close(engine: Engine) -> None:
+    with suppress(EngineError):  # a device that was lost cannot be freed
+        engine.close()
 
 
 def _check_hha_constants(bundle: ModelBundle) -> None:

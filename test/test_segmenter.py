@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import stand_in_engine
 from bundles import MEAN, tiny_card, tiny_network, with_open_sizes, write_bundle
 
+from rgbd_fusion_seg import engine
 from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.engine import StepDown
+from rgbd_fusion_seg.engine.engine_files import EngineCard, writable_folder, write_engine
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.preprocess import hha_image
@@ -252,3 +259,111 @@ def test_a_network_trained_on_another_kind_of_hha_is_refused(tmp_path):
     del card['hha']
     with pytest.raises(BundleError, match="'hha'"):
         Segmenter(write_bundle(tmp_path / 'none', card))
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A bundle with an engine of the stand-in for TensorRT, which is the best backend."""
+    monkeypatch.setattr('rgbd_fusion_seg.engine.BACKENDS', dict(engine.BACKENDS))
+    monkeypatch.setattr(stand_in_engine, 'BACKENDS', engine.BACKENDS)
+    stand_in_engine.install()
+    bundle = load_bundle(write_bundle(tmp_path / 'tiny'))
+    card = EngineCard(
+        bundle.name, bundle.weights_sha256, 'tensorrt', '10.3.0', 'fp32', ('8.7',), '', ()
+    )
+    write_engine(writable_folder(bundle), 'tiny', b'an engine', card)
+    return bundle
+
+
+def test_an_engine_that_fails_while_it_runs_gives_way_to_the_next(stand_in, segmenter):
+    frame, told = half_lit_room(48, 64), []
+    expected = segmenter.segment(frame).labels
+    with Segmenter(stand_in, on_step_down=told.append) as opened:
+        assert opened.engine_name == 'tensorrt (stand-in)'
+        assert np.array_equal(opened.segment(frame).labels, expected)
+        assert (opened.step_downs, told) == ((), [])
+        lost = opened.engine
+        (stand_in.path / 'device_lost').touch()
+        for _ in range(2):
+            assert np.array_equal(opened.segment(frame).labels, expected)
+        assert lost.closed
+        assert opened.engine_name.startswith('onnxruntime')
+        failed = StepDown('tensorrt', 'the device of the stand-in was lost', unexpected=True)
+        assert failed in opened.step_downs
+        assert told.count(failed) == 1
+        assert sorted(told) == sorted(opened.step_downs)
+
+
+def test_an_engine_that_was_asked_for_by_name_has_no_deputy(stand_in):
+    with Segmenter(stand_in, backend='tensorrt') as opened:
+        (stand_in.path / 'device_lost').touch()
+        with pytest.raises(EngineError, match='was lost'):
+            opened.segment(half_lit_room(48, 64))
+
+
+def test_the_last_engine_that_fails_says_why(tiny_bundle, monkeypatch):
+    with Segmenter(tiny_bundle) as opened:
+        only = {opened.engine.backend: engine.BACKENDS[opened.engine.backend]}
+        monkeypatch.setattr('rgbd_fusion_seg.engine.BACKENDS', only)
+        opened.engine.close()
+        with pytest.raises(EngineError, match='is closed'):
+            opened.segment(half_lit_room(48, 64))
+
+
+def test_step_downs_are_logged_each_as_loudly_as_it_deserves(stand_in, caplog):
+    shutil.rmtree(stand_in.path / 'engines')
+    with caplog.at_level('INFO'), Segmenter(stand_in) as opened:
+        assert opened.engine_name.startswith('onnxruntime')
+    levels = {record.levelname: record.getMessage() for record in caplog.records}
+    assert levels['WARNING'] == (
+        'tensorrt is not used: tiny has no engine for the stand-in; build one'
+    )
+
+
+def test_an_engine_is_replaced_between_frames_while_another_thread_segments(tiny_bundle):
+    """Every frame has its labels, whichever engine made them, and each engine is closed once."""
+    frames = [half_lit_room(48, 64) for _ in range(2)]
+    frames[1].rgb[:] = 220
+    bundle = load_bundle(tiny_bundle)
+    with Segmenter(bundle) as opened:
+        expected = [opened.segment(frame).labels for frame in frames]
+        given = [CountingEngine(bundle) for _ in range(20)]
+        stop = threading.Event()
+        results = []
+
+        def segment():
+            while not stop.is_set() or opened.engine is not given[-1]:
+                turn = len(results) % 2
+                results.append(np.array_equal(opened.segment(frames[turn]).labels, expected[turn]))
+
+        thread = threading.Thread(target=segment)
+        thread.start()
+        for new in given:
+            opened.replace_engine(new)
+            time.sleep(0.01)
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert all(results)
+        assert len(results) > 20
+        assert [e.closings for e in given] == [1] * 19 + [0]
+        assert [e.failures for e in given] == [0] * 20
+    opened.replace_engine(late := CountingEngine(bundle))
+    assert (given[-1].closings, late.closings) == (1, 1)
+
+
+class CountingEngine:
+    name, backend, step_downs = 'counting', 'onnxruntime', ()
+
+    def __init__(self, bundle):
+        self._engine = engine.open_engine(bundle, 'onnxruntime', num_threads=1)
+        self.closings = self.failures = 0
+
+    def infer(self, **tensors):
+        if self.closings:
+            self.failures += 1
+        return self._engine.infer(**tensors)
+
+    def close(self):
+        self.closings += 1
+        self._engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -36,6 +37,8 @@ class Engine(Protocol):
 
     name: str
     """Backend and device, for people: ``onnxruntime (CPU, 4 threads)``."""
+    backend: str
+    """Its key in :data:`BACKENDS`."""
     step_downs: tuple[StepDown, ...]
     """The better backends that ``auto`` could not take."""
 
@@ -75,13 +78,20 @@ def available_backends() -> list[Backend]:
     return [Backend(name, *_module(name).probe()) for name in BACKENDS]
 
 
-def open_engine(bundle: ModelBundle, backend: str = 'auto', **options: Any) -> Engine:
+def open_engine(
+    bundle: ModelBundle,
+    backend: str = 'auto',
+    *,
+    failed: Sequence[StepDown] = (),
+    **options: Any,
+) -> Engine:
     """Open a bundle's network.
 
     Args:
         bundle: the network and its card; `ModelBundle.resized` for another input size.
         backend: one of :data:`BACKENDS`, or ``auto`` for the first that can run here; its
             ``step_downs`` then tell why the ones before it could not.
+        failed: backends that ``auto`` is not to try, for they failed while they ran.
         options: of the ``open_engine`` of the backend's module, which documents them. With
             ``auto`` each backend is given those that it knows.
 
@@ -90,7 +100,7 @@ def open_engine(bundle: ModelBundle, backend: str = 'auto', **options: Any) -> E
         BundleError: a network that is damaged or contradicts its card.
     """
     if backend == 'auto':
-        return _open_best(bundle, options)
+        return _open_best(bundle, failed, options)
     if backend not in BACKENDS:
         raise EngineError(
             f'there is no inference backend {backend!r}; choose one of: auto, '
@@ -105,18 +115,22 @@ def open_engine(bundle: ModelBundle, backend: str = 'auto', **options: Any) -> E
         raise EngineError(
             f'the backend {backend} has no option {unknown[0]!r}; it knows: {", ".join(known)}'
         )
-    return module.open_engine(bundle, **options)
+    engine = module.open_engine(bundle, **options)
+    engine.backend = backend
+    return engine
 
 
-def _open_best(bundle: ModelBundle, options: dict[str, Any]) -> Engine:
+def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[str, Any]) -> Engine:
     modules = {name: _module(name) for name in BACKENDS}
     known = {option for module in modules.values() for option in _options(module)}
     if unknown := sorted(set(options) - known):
         raise EngineError(
             f'no backend has the option {unknown[0]!r}; there are: {", ".join(sorted(known))}'
         )
-    passed: list[StepDown] = []
+    passed = list(failed)
     for name, module in modules.items():
+        if any(name == step_down.backend for step_down in failed):
+            continue
         usable, detail = module.probe()
         if not usable:
             passed.append(StepDown(name, detail, unexpected=False))
@@ -127,7 +141,7 @@ def _open_best(bundle: ModelBundle, options: dict[str, Any]) -> Engine:
         except EngineError as error:
             passed.append(StepDown(name, str(error), unexpected=True))
             continue
-        engine.step_downs = tuple(passed)
+        engine.backend, engine.step_downs = name, tuple(passed)
         return engine
     reasons = '; '.join(map(str, passed))
     raise EngineError(f'no inference backend can run {bundle.name} here: {reasons}')
