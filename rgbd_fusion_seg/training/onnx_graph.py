@@ -18,7 +18,8 @@ from onnxscript.optimizer import optimize_ir
 from onnxscript.rewriter import pattern, rewrite
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.errors import BundleError, InputError
+from rgbd_fusion_seg.engine.precision import compute_in, lowered
+from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 
 OPSETS = range(18, 27)
@@ -26,7 +27,6 @@ OPSETS = range(18, 27)
 PRECISIONS = ('fp32', 'fp16')
 STORE_AS_HALF_FROM = 64
 """Tensors with fewer numbers stay float32: halving them saves nothing."""
-FLOAT, HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
 JOINED = ('Conv', 'ConvTranspose', 'Gemm')
 """Operators that take a batch norm behind them into their weights."""
 
@@ -108,7 +108,7 @@ def build_graph(
         )
     fold_batch_norms(program.model)
     if options.precision == 'fp16':
-        compute_in_half(program.model)
+        compute_in(program.model, 'fp16')
     model = program.model_proto
     if options.precision == 'fp32' and options.storage == 'fp16':
         store_as_half(model)
@@ -234,79 +234,13 @@ def store_as_half(model: onnx.ModelProto) -> None:
         values, name = numpy_helper.to_array(tensor), tensor.name
         if tensor.data_type != TensorProto.FLOAT or values.size < STORE_AS_HALF_FROM:
             continue
-        tensor.CopyFrom(numpy_helper.from_array(_half(values, name), f'{name}_half'))
+        tensor.CopyFrom(numpy_helper.from_array(lowered(values, name, 'fp16'), f'{name}_half'))
         casts.append(helper.make_node('Cast', [tensor.name], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
     # Their recorded types speak of tensors that Cast makes now.
     del graph.value_info[:]
-
-
-def compute_in_half(model: onnx_ir.Model) -> None:
-    """Put fp16 in place of float32 everywhere but at the inputs and outputs, in place.
-
-    Raises:
-        BundleError: a weight that fp16 cannot hold.
-    """
-    graph, kept = model.graph, _always_float(model.graph)
-    for value in set(graph.initializers.values()) - kept:
-        if value.const_value.dtype == FLOAT:
-            value.const_value = _half_tensor(value.const_value, value.name)
-            value.dtype = HALF
-    for node in graph:
-        if kept.isdisjoint(node.outputs):
-            _make_half(node)
-    for value in graph.inputs:
-        cast = onnx_ir.node('Cast', [value], {'to': HALF})
-        cast.outputs[0].dtype, cast.outputs[0].shape = HALF, value.shape
-        value.replace_all_uses_with(cast.outputs[0])
-        cast.replace_input_with(0, value)
-        graph.insert_before(graph[0], cast)
-    for i, value in enumerate(graph.outputs):
-        cast = onnx_ir.node('Cast', [value], {'to': FLOAT})
-        cast.outputs[0].dtype, cast.outputs[0].shape = FLOAT, value.shape
-        cast.outputs[0].name, value.name = value.name, f'{value.name}_half'
-        graph.append(cast)
-        graph.outputs[i] = cast.outputs[0]
-
-
-def _always_float(graph: onnx_ir.Graph) -> set[onnx_ir.Value]:
-    """Return what only the scales of a Resize are made of; ONNX knows them in float32 alone."""
-    kept: set[onnx_ir.Value] = set()
-    wanted = [n.inputs[2] for n in graph if n.op_type == 'Resize' and len(n.inputs) > 2]
-    while wanted:
-        value = wanted.pop()
-        if value is None or value in kept:
-            continue
-        kept.add(value)
-        if value.producer() is not None:
-            wanted += value.producer().inputs
-    return kept
-
-
-def _make_half(node: onnx_ir.Node) -> None:
-    if node.op_type == 'ConstantOfShape' and 'value' not in node.attributes:
-        zero = onnx_ir.tensor(np.zeros(1, np.float32))  # what it stands for without one
-        node.attributes['value'] = onnx_ir.AttrTensor('value', zero)
-    for name, attribute in list(node.attributes.items()):
-        if attribute.type == onnx_ir.AttributeType.TENSOR and attribute.value.dtype == FLOAT:
-            node.attributes[name] = onnx_ir.AttrTensor(name, _half_tensor(attribute.value, name))
-        elif node.op_type == 'Cast' and name == 'to' and attribute.value == FLOAT:
-            node.attributes[name] = onnx_ir.AttrInt64(name, HALF)
-    for output in node.outputs:
-        if output.dtype == FLOAT:
-            output.dtype = HALF
-
-
-def _half_tensor(tensor: onnx_ir.TensorProtocol, name: str) -> onnx_ir.Tensor:
-    return onnx_ir.tensor(_half(tensor.numpy(), name), name=tensor.name)
-
-
-def _half(values: np.ndarray, name: str) -> np.ndarray:
-    if values.size and not np.abs(values).max() < np.finfo(np.float16).max:
-        raise BundleError(f'the weight {name} does not fit into fp16; train it anew')
-    return values.astype(np.float16)
 
 
 def count_weights(model: onnx.ModelProto) -> int:
