@@ -19,6 +19,7 @@ import numpy as np
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, bundle_folders, list_bundles, load_bundle
 from rgbd_fusion_seg.errors import RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.hardware import cpu_model_and_flags, usable_cores
 from rgbd_fusion_seg.ros_environment import (
     PROFILE_VARIABLES,
     fastdds_profile,
@@ -86,9 +87,9 @@ def examine(bundle: str = DEFAULT_BUNDLE) -> Report:
 
 def _machine() -> Iterator[Finding]:
     yield Finding('ok', 'system', f'{platform.system()} {platform.release()}, {_system_name()}')
-    model, flags = _cpu()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    yield Finding('ok', 'processor', f'{model or platform.machine()}, {cores} cores usable')
+    model, flags = cpu_model_and_flags()
+    text = f'{model or platform.machine()}, {usable_cores()} cores usable'
+    yield Finding('ok', 'processor', text)
     known = [flag for flag in _CPU_FLAGS if flag in flags]
     yield Finding('ok', 'features', ', '.join(known) or 'not known')
     free = Path('/dev/shm')
@@ -290,17 +291,3 @@ def _system_name() -> str:
         return platform.freedesktop_os_release()['PRETTY_NAME']
     except (OSError, KeyError):
         return 'unknown distribution'
-
-
-def _cpu() -> tuple[str, set[str]]:
-    """Return the model and the feature flags of the processor, as far as Linux tells them."""
-    try:
-        text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
-    except OSError:
-        return platform.processor(), set()
-    entries = {
-        key.strip(): value.strip()
-        for key, _, value in (line.partition(':') for line in reversed(text.splitlines()))
-    }
-    flags = entries.get('flags', entries.get('Features', ''))
-    return entries.get('model name', ''), set(flags.split())

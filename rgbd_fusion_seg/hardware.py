@@ -1,0 +1,77 @@
+"""What this machine is: its processor, memory and load, and the versions of the libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    'numpy',
+    'numba',
+    'opencv-python-headless',
+    'onnxruntime',
+    'onnxruntime-gpu',
+    'openvino',
+    'tensorrt',
+    'tensorrt-rtx-cu13-libs',
+    'torch',
+)
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor, its load now, and the versions of Python and the libraries."""
+    return {
+        'cpu': cpu_model_and_flags()[0],
+        'machine': platform.machine(),
+        'cores': os.cpu_count(),
+        'cores_usable': usable_cores(),
+        'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
+        'load_average_1_5_15_min': [round(value, 2) for value in os.getloadavg()],
+        'system': f'{platform.system()} {platform.release()}',
+        'python': platform.python_version(),
+        'packages': {name: v for name in _PACKAGES if (v := _version(name)) is not None},
+    }
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+def cpu_model_and_flags() -> tuple[str, frozenset[str]]:
+    """Return the processor's model and feature flags, as far as Linux tells them."""
+    try:
+        text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
+    except OSError:
+        return platform.processor(), frozenset()
+    entries = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(':') for line in reversed(text.splitlines()))
+    }
+    flags = entries.get('flags', entries.get('Features', ''))
+    return entries.get('model name', platform.processor()), frozenset(flags.split())
+
+
+def cpu_identity() -> str:
+    """Return a short name of the kind of processor: equal ones compute alike.
+
+    The flags belong to it, for the model of a virtual machine says little and libraries choose
+    their code by the flags.
+    """
+    model, flags = cpu_model_and_flags()
+    known = '\n'.join([platform.machine(), model, *sorted(flags)])
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
