@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -53,6 +53,30 @@ class DynamicAxes:
     multiple: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class FusedForm:
+    """What a graph does beside the network, see :func:`rgbd_fusion_seg.engine.fused_graph.fuse`.
+
+    Args:
+        width, height: of the frames it takes and of the labels it returns.
+        hha: it also computes HHA, from depth.
+        base_name, base_sha256: the bundle with the network alone and the hash of its weights.
+    """
+
+    width: int
+    height: int
+    hha: bool
+    base_name: str
+    base_sha256: str
+
+
+class TensorForm(NamedTuple):
+    """Type (NumPy's name) and shape of an input or output of a graph, for one image."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelBundle:
     """A validated bundle.
@@ -72,6 +96,7 @@ class ModelBundle:
         weights_path: the ONNX file.
         weights_sha256: its hash, in hexadecimal.
         metrics: as on the card.
+        fused: what the graph does beside the network; None: it is the network.
     """
 
     path: Path
@@ -87,6 +112,7 @@ class ModelBundle:
     weights_path: Path
     weights_sha256: str
     metrics: Mapping[str, Any] = field(repr=False)
+    fused: FusedForm | None = None
 
     @property
     def num_classes(self) -> int:
@@ -110,6 +136,35 @@ class ModelBundle:
         """Shape of what the network returns for one image: (1, K, height, width)."""
         width, height = self.input_size
         return (1, self.num_classes, height // self.stride, width // self.stride)
+
+    @property
+    def graph_inputs(self) -> dict[str, TensorForm]:
+        """What the graph in the ONNX file takes, by name."""
+        forms = {
+            name: TensorForm('float32', (1, 3, size.height, size.width))
+            for name, size in self.inputs.items()
+        }
+        if self.fused is None:
+            return forms
+        frame = (1, self.fused.height, self.fused.width)
+        if self.rgb is not None:
+            forms['rgb'] = TensorForm('uint8', (*frame, 3))
+        if self.fused.hha:
+            del forms['hha']
+            forms['depth'] = TensorForm('float32', frame)
+            forms['intrinsics'] = TensorForm('float32', (4,))
+            forms['gravity'] = TensorForm('float32', (3,))
+        elif self.hha is not None:
+            forms['hha'] = TensorForm('uint8', (1, self.hha.height, self.hha.width, 3))
+        return forms
+
+    @property
+    def graph_outputs(self) -> dict[str, TensorForm]:
+        """What the graph returns; a network may call its logits something else."""
+        if self.fused is None:
+            return {'logits': TensorForm('float32', self.logits_shape)}
+        frame = TensorForm('uint8', (1, self.fused.height, self.fused.width))
+        return {'labels': frame, 'confidence': frame}
 
     def resized(self, width: int, height: int) -> ModelBundle:
         """Return the bundle with another size of the leading input; the other one scales with it.
@@ -287,6 +342,7 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
         weights_path=weights,
         weights_sha256=sha256,
         metrics=card.get('metrics', dict),
+        fused=_fused(card, inputs, dynamic) if 'fused' in card.card else None,
     )
 
 
@@ -311,6 +367,14 @@ def _stride_and_dynamic(card: _Card, leading: TensorInput) -> tuple[int, Dynamic
     if step <= 0 or step % stride or leading.height % step or leading.width % step:
         raise card.wrong('dynamic.multiple', step)
     return stride, axes
+
+
+def _fused(card: _Card, inputs: Mapping[str, TensorInput], dynamic: DynamicAxes) -> FusedForm:
+    width, height = card.get('fused.width', int), card.get('fused.height', int)
+    hha, sha256 = card.flag('fused.hha'), card.get('fused.base.sha256', str)
+    if width <= 0 or height <= 0 or dynamic.batch or dynamic.size or (hha and 'hha' not in inputs):
+        raise card.wrong('fused', card.get('fused', dict))
+    return FusedForm(width, height, hha, card.get('fused.base.name', str), sha256)
 
 
 def _classes(card: _Card) -> tuple[tuple[str, ...], np.ndarray]:

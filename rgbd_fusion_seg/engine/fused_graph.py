@@ -1,0 +1,290 @@
+"""Bundles whose graph does the work around the network too, so that a GPU sees only bytes.
+
+A fused graph takes the frame's pixels and returns labels and confidence: resampling and
+normalisation before the network, interpolation, argmax and confidence behind it, and by choice HHA
+(``fused_hha``) are operators of the graph. A frame then crosses the bus once each way. The network
+inside is the base bundle's, in the types that it has; all around it is float32.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import yaml
+from onnx_ir import DataType
+
+from rgbd_fusion_seg import hha as hha_encoding
+from rgbd_fusion_seg.bundle import (
+    CARD_NAME,
+    ModelBundle,
+    TensorInput,
+    file_sha256,
+    load_bundle,
+)
+from rgbd_fusion_seg.engine import fused_hha
+from rgbd_fusion_seg.engine.graph_building import (
+    OpBuilder,
+    Size,
+    Value,
+    as_float,
+    constant,
+    operators,
+)
+from rgbd_fusion_seg.errors import BundleError, InputError
+from rgbd_fusion_seg.frame import UNLABELLED
+
+SCOPE = 'fused'
+"""Names of the nodes around the network begin with this and a slash; they are to stay float32."""
+OLDEST_OPSET = 18
+"""From here on reductions take their axes as an input."""
+LINEAR_STEPS = 2048
+"""OpenCV enlarges bytes with weights of 1 / 2048."""
+FINITE = 3e38
+"""Logits beyond this are taken for infinite."""
+
+
+def fused_name(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool = False) -> str:
+    """Return the name of a bundle's fused form; `frame_size` is width and height."""
+    return '{}_fused{}_{}x{}'.format(bundle.name, '_hha' if hha else '', *frame_size)
+
+
+def fuse(
+    bundle: ModelBundle, folder: Path, frame_size: tuple[int, int], hha: bool = False
+) -> ModelBundle:
+    """Write a bundle whose graph takes frames and returns labels and confidence.
+
+    ============== ============================= ==================================================
+    input, output  type and shape                content
+    ============== ============================= ==================================================
+    ``rgb``        uint8 (1, H, W, 3)            the frame's colour
+    ``hha``        uint8 (1, h, w, 3)            without `hha`: ``preprocess.hha_image``
+    ``depth``      float32 (1, H, W)             with `hha`: metres; 0 or non-finite = no reading
+    ``intrinsics`` float32 (4,)                  with `hha`: fx, fy, cx, cy of the frame
+    ``gravity``    float32 (3,)                  with `hha`: unit, or all 0 to estimate it
+    ``labels``     uint8 (1, H, W)               255 where a logit is not finite
+    ``confidence`` uint8 (1, H, W)               the winner's softmax probability times 255
+    ============== ============================= ==================================================
+
+    Inputs of a modality that the network does not have are left out. Colour is resampled as by
+    ``preprocess.rgb_image``: the same bytes when shrinking, within one grey level when enlarging.
+    Confidence is the exact softmax, where ``postprocess`` is slightly low.
+
+    Args:
+        bundle: the network; one of a dynamic size is fixed to the size it has.
+        folder: of the new bundle; an older fused one there is replaced.
+        frame_size: width and height of the frames.
+        hha: compute HHA in the graph, too.
+
+    Returns:
+        The bundle as :func:`rgbd_fusion_seg.bundle.load_bundle` reads it.
+
+    Raises:
+        BundleError: a bundle that is fused already, has no HHA to compute, records other
+            constants of HHA than this version's, or has a graph of an opset below 18.
+        InputError: a frame size that is not positive, or a folder that holds something else or
+            cannot be written to.
+    """
+    _check(bundle, frame_size, hha)
+    model = _fused_model(bundle, frame_size, hha)
+    if folder.exists() and not _is_fused(folder):
+        raise InputError(f'{folder} exists and is no fused bundle; choose another folder')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as place:
+            draft = Path(place) / folder.name
+            draft.mkdir()
+            onnx.save(model, draft / bundle.weights_path.name)
+            card = _card(bundle, draft, frame_size, hha)
+            text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
+            (draft / CARD_NAME).write_text(text, encoding='utf-8')
+            load_bundle(draft)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(draft, folder)
+    except OSError as error:
+        raise InputError(f'{folder} cannot be written: {error}; choose another folder') from error
+    return load_bundle(folder)
+
+
+def _check(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> None:
+    if min(frame_size) <= 0:
+        raise InputError('frames cannot be {}x{}; give a positive size'.format(*frame_size))
+    if bundle.fused is not None:
+        raise BundleError(
+            f'{bundle.name} is fused already; fuse the bundle it was made from, '
+            f'{bundle.fused.base_name}'
+        )
+    if hha and bundle.hha is None:
+        raise BundleError(f'the network of {bundle.name} sees no HHA, so none can be computed')
+    if hha and bundle.card.get('hha') != hha_encoding.constants():
+        raise BundleError(
+            f'the network of {bundle.name} was trained on HHA with other constants than this '
+            'version computes; use the version it was exported with, or train it again'
+        )
+
+
+def _is_fused(folder: Path) -> bool:
+    try:
+        return load_bundle(folder).fused is not None
+    except BundleError:
+        return False
+
+
+def _card(
+    bundle: ModelBundle, folder: Path, frame_size: tuple[int, int], hha: bool
+) -> dict[str, Any]:
+    weights = {
+        **bundle.card['weights'],
+        'sha256': file_sha256(folder / bundle.weights_path.name),
+    }
+    return {
+        **{key: value for key, value in bundle.card.items() if key != 'dynamic'},
+        'name': fused_name(bundle, frame_size, hha),
+        'inputs': {
+            name: {**bundle.card['inputs'][name], 'height': size.height, 'width': size.width}
+            for name, size in bundle.inputs.items()
+        },
+        'weights': weights,
+        'fused': {
+            'width': frame_size[0],
+            'height': frame_size[1],
+            'hha': hha,
+            'base': {'name': bundle.name, 'sha256': bundle.weights_sha256},
+        },
+    }
+
+
+def _fused_model(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> onnx.ModelProto:
+    try:
+        model = onnx_ir.load(bundle.weights_path)
+    except Exception as error:  # protobuf's errors have no base class of their own
+        raise BundleError(
+            f'{bundle.weights_path} is no ONNX network: {error}; export the bundle again'
+        ) from error
+    graph = model.graph
+    if graph.opset_imports.get('', 0) < OLDEST_OPSET:
+        raise BundleError(
+            f'{bundle.weights_path} is of ONNX opset {graph.opset_imports.get("", 0)}, fusing '
+            f'needs {OLDEST_OPSET} or newer; export the bundle again'
+        )
+    frame = (frame_size[1], frame_size[0])
+    network_inputs, logits = {value.name: value for value in graph.inputs}, graph.outputs[0]
+    graph.inputs.clear()
+    graph.outputs.clear()
+    for value in network_inputs.values():
+        value.name = f'network.{value.name}'
+    logits.name = 'network.logits'
+    with operators(graph, SCOPE) as op:
+        tensors = _tensors(op, bundle, frame, hha)
+        for name, tensor in tensors.items():
+            network_inputs[name].replace_all_uses_with(tensor)
+        outputs = _labels_and_confidence(op, logits, bundle.logits_shape, frame)
+    for name, value in zip(('labels', 'confidence'), outputs, strict=True):
+        value.name = name
+        graph.outputs.append(value)
+    graph.sort()
+    proto = onnx_ir.to_proto(model)
+    del proto.graph.value_info[:]  # sizes that the network left open are known now
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _tensors(op: OpBuilder, bundle: ModelBundle, frame: Size, hha: bool) -> dict[str, Value]:
+    """Append the inputs of the graph, and return those of the network."""
+    inputs = op.builder.input
+    tensors = {}
+    if (size := bundle.rgb) is not None:
+        pixels = inputs('rgb', DataType.UINT8, [1, *frame, 3])
+        tensors['rgb'] = _normalised(op, _resampled(op, pixels, frame, size), size)
+    if (size := bundle.hha) is None:
+        return tensors
+    if hha:
+        depth = inputs('depth', DataType.FLOAT, [1, *frame])
+        intrinsics = inputs('intrinsics', DataType.FLOAT, [4])
+        gravity = inputs('gravity', DataType.FLOAT, [3])
+        image = fused_hha.hha_image(
+            op, depth, intrinsics, gravity, frame, (size.height, size.width)
+        )
+    else:
+        pixels = inputs('hha', DataType.UINT8, [1, size.height, size.width, 3])
+        image = op.Transpose(as_float(op, pixels), perm=[0, 3, 1, 2])
+    tensors['hha'] = _normalised(op, image, size)
+    return tensors
+
+
+def _resampled(op: OpBuilder, pixels: Value, frame: Size, size: TensorInput) -> Value:
+    """``preprocess.rgb_image``: whole numbers, float32 (1, 3, h, w)."""
+    image = as_float(op, pixels)
+    if frame == (size.height, size.width):
+        return op.Transpose(image, perm=[0, 3, 1, 2])
+    shrinks = size.height <= frame[0] and size.width <= frame[1]
+    weights = _area_weights if shrinks else _linear_weights
+    (rows, per_row), (columns, per_column) = (
+        weights(frame[0], size.height),
+        weights(frame[1], size.width),
+    )
+    # Rows first, all columns and channels at once. The weights are whole numbers, so that even
+    # TF32 holds them exactly.
+    image = op.MatMul(constant(op, rows), op.Reshape(image, [frame[0], 3 * frame[1]]))
+    image = op.Transpose(op.Reshape(image, [1, size.height, frame[1], 3]), perm=[0, 3, 1, 2])
+    image = op.MatMul(image, constant(op, np.ascontiguousarray(columns.T)))
+    image = image / float(per_row * per_column)
+    # OpenCV averages 2x2 bytes in whole numbers and rounds halves up, all else to even numbers.
+    halves = shrinks and per_row == per_column == 2
+    return op.Floor(image + 0.5) if halves else op.Round(image)
+
+
+def _area_weights(size: int, new_size: int) -> tuple[np.ndarray, int]:
+    """Return how much of each pixel lies under each new one, (new_size, size), and their sum."""
+    common = math.gcd(size, new_size)
+    length, new_length = new_size // common, size // common
+    begin, new_begin = np.arange(size) * length, np.arange(new_size)[:, None] * new_length
+    shared = np.minimum(begin + length, new_begin + new_length) - np.maximum(begin, new_begin)
+    return np.maximum(shared, 0).astype(np.float32), new_length
+
+
+def _linear_weights(size: int, new_size: int) -> tuple[np.ndarray, int]:
+    """Return the weights of bilinear interpolation, (new_size, size), and their sum."""
+    source = np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)
+    first, new = source.astype(np.intp), np.arange(new_size)
+    second = np.rint((source - first) * LINEAR_STEPS)
+    weights = np.zeros((new_size, size), dtype=np.float32)
+    weights[new, np.minimum(first + 1, size - 1)] = second
+    weights[new, first] += LINEAR_STEPS - second
+    return weights, LINEAR_STEPS
+
+
+def _normalised(op: OpBuilder, image: Value, size: TensorInput) -> Value:
+    mean, std = (constant(op, values[None, :, None, None]) for values in (size.mean, size.std))
+    return (image - mean) / std
+
+
+def _labels_and_confidence(
+    op: OpBuilder, logits: Value, shape: tuple[int, ...], frame: Size
+) -> tuple[Value, Value]:
+    """``postprocess.labels_and_confidence``, with the softmax over all classes."""
+    finite = as_float(op, op.Less(op.Abs(logits), FINITE))
+    finite = op.ReduceMin(finite, [1], keepdims=1)
+    logits = op.Where(op.Greater(finite, 0.0), logits, 0.0)
+    logits = _interpolated(op, logits, shape[1], frame)
+    peak = op.ReduceMax(logits, [1], keepdims=1)
+    total = op.ReduceSum(op.Exp(logits - peak), [1], keepdims=0)
+    # Where a single logit of those mixed is not finite, less than one is left.
+    whole = op.Greater(_interpolated(op, finite, 1, frame), 1 - 1e-6)
+    whole = op.Reshape(whole, [1, *frame])
+    labels = op.Where(whole, as_float(op, op.ArgMax(logits, axis=1, keepdims=0)), UNLABELLED)
+    confidence = op.Where(whole, op.Floor(op.Div(255.0, total) + 0.5), 0.0)
+    return tuple(op.Cast(value, to=DataType.UINT8) for value in (labels, confidence))
+
+
+def _interpolated(op: OpBuilder, logits: Value, channels: int, frame: Size) -> Value:
+    sizes = constant(op, np.array([1, channels, *frame]))
+    return op.Resize(logits, None, None, sizes, mode='linear')
