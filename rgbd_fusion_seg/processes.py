@@ -54,7 +54,7 @@ class Processes:
                 stderr=None if visible else subprocess.STDOUT,
                 # Ctrl-C goes to this process alone, which then ends the others in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
+                preexec_fn=die_with_parent if sys.platform == 'linux' else None,
             )
 
     def exit_code(self, name: str) -> int | None:
@@ -105,9 +105,13 @@ def _raise_exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies by whatever cause; runs in the child."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies by whatever cause; call it in the child.
+
+    For the kernel the parent is the thread that started the child, so that must live on.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == 'linux' else None

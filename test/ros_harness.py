@@ -17,8 +17,12 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -70,6 +74,11 @@ class NodeProcess:
     def alive(self) -> bool:
         """True while the process runs."""
         return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def output(self) -> str:
         """Return what it has written so far."""
@@ -176,6 +185,44 @@ class Client(Node):
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
+
+
+class Manager:
+    """Calls the services of a lifecycle node."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._services = {
+            kind: client.create_client(kind, f'segmentation_node/{name}')
+            for kind, name in (
+                (ChangeState, 'change_state'),
+                (GetState, 'get_state'),
+                (SetParameters, 'set_parameters'),
+            )
+        }
+
+    def call(self, kind: Any, request: Any) -> Any:
+        """Call a service and return its response."""
+        service = self._services[kind]
+        assert service.wait_for_service(30)
+        future = service.call_async(request)
+        self._client.wait_for(future.done, kind.__name__, START_S)
+        return future.result()
+
+    def change(self, transition: int) -> bool:
+        """Ask for a transition; return whether it went well."""
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, request).success
+
+    def state(self) -> int:
+        """Return the id of the present state."""
+        return self.call(GetState, GetState.Request()).current_state.id
+
+    def set(self, name: str, value: Any) -> Any:
+        """Set a parameter; return the answer."""
+        parameter = Parameter(name, value=value).to_parameter_msg()
+        request = SetParameters.Request(parameters=[parameter])
+        return self.call(SetParameters, request).results[0]
 
 
 def bare_image(encoding: str, height: int, width: int, step: int, data: Any) -> Image:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.ros.synchroniser import Synchroniser
 
 ACTIVE_S = 5.0
@@ -226,11 +227,24 @@ def synchroniser_values(sync: Synchroniser) -> dict[str, str]:
     return values
 
 
+def step_down_values(step_downs: Sequence[StepDown]) -> dict[str, str]:
+    """Return the better backends that are not in use, with the reasons."""
+    return {f'not used: {backend}': reason for backend, reason, _ in step_downs}
+
+
+def step_down_problems(step_downs: Sequence[StepDown]) -> list[Problem]:
+    """Return those of them that somebody should look into."""
+    return [Problem(str(s), WARN, sticky=True) for s in step_downs if s.unexpected]
+
+
 def make_status(
-    name: str, hardware_id: str, health: Health, ok_message: str, values: Mapping[str, str]
+    name: str,
+    hardware_id: str,
+    problems: Sequence[Problem],
+    ok_message: str,
+    values: Mapping[str, str],
 ) -> DiagnosticStatus:
-    """Make the status of a node: the gravest present problem, or ``ok_message``, and values."""
-    problems = health.problems()
+    """Make the status of a node: the first problem, or ``ok_message``, and values."""
     status = DiagnosticStatus(name=name, hardware_id=hardware_id, level=OK, message=ok_message)
     if problems:
         status.level, status.message = problems[0].level, problems[0].sentence

@@ -25,10 +25,12 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
 from rgbd_fusion_seg import kernels
-from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
+from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
 from rgbd_fusion_seg.ros import diagnostics
-from rgbd_fusion_seg.ros.diagnostics import ERROR, Health, Rates
+from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Rates
+from rgbd_fusion_seg.ros.engine_builder import EngineBuilder, build_is_due
 from rgbd_fusion_seg.ros.parameters import (
     SegmentationConfig,
     declare_parameters,
@@ -70,6 +72,7 @@ class SegmentationNode(LifecycleNode):
         self.health = Health(self._log)
         self._rates = Rates()
         self._segmenter: Segmenter | None = None
+        self._builder: EngineBuilder | None = None
         self._outputs: SegmentationPublishers | None = None
         self._stream: _Stream | None = None
         self._diagnostics = self.create_publisher(
@@ -159,15 +162,15 @@ class SegmentationNode(LifecycleNode):
         began_s = time.monotonic()
         self.get_logger().info('preparing kernels (the first time ever they are compiled)')
         kernels.warm_up()
-        options = {'num_threads': config.engine.num_threads} if config.engine.num_threads else {}
-        self._segmenter = Segmenter(
-            bundle,
-            backend=config.engine.backend,
-            min_confidence=config.output.min_confidence,
-            input_size=config.engine.input_size,
-            **options,
-        )
+        self._segmenter = self._open_segmenter(bundle, self._tell_step_down)
         self._segmenter.warm_up()
+        if config.engine.build == 'background' and build_is_due(self._segmenter.step_downs):
+            self._builder = EngineBuilder(
+                self._segmenter,
+                lambda: self._open_segmenter(bundle, lambda _: None),
+                config.engine.build_options,
+                self._log,
+            )
         self._outputs = SegmentationPublishers(
             self, bundle, config.output, self.complain_about_qos
         )
@@ -176,17 +179,40 @@ class SegmentationNode(LifecycleNode):
             f'ready after {time.monotonic() - began_s:.1f} s'
         )
 
+    def _open_segmenter(
+        self, bundle: ModelBundle, on_step_down: Callable[[StepDown], None]
+    ) -> Segmenter:
+        config = self.config
+        return Segmenter(
+            bundle,
+            backend=config.engine.backend,
+            min_confidence=config.output.min_confidence,
+            input_size=config.engine.input_size,
+            on_step_down=on_step_down,
+            **config.engine.options,
+        )
+
+    def _tell_step_down(self, step_down: StepDown) -> None:
+        sentence = str(step_down)
+        if self._segmenter is not None:  # it failed while it ran
+            sentence += f'; {self._segmenter.engine_name} takes over'
+        self._log(WARN if step_down.unexpected else OK, sentence)
+
     def _activate(self) -> None:
         self.health.clear()
         self._rates = Rates()
         self._stream = _Stream(self, self._segmenter, self._outputs)
         self._outputs.publish_label_info()
+        if self._builder is not None:
+            self._builder.start()
         self.get_logger().info(
             f'waiting for {self.topics.color}, {self.topics.depth} and {self.topics.info} '
             f'(paired by {self._stream.sync.matcher_name})'
         )
 
     def _deactivate(self) -> None:
+        if self._builder is not None and not self._builder.stop():
+            self.health.complain('stop', 'opening the engine hangs; its thread is left', ERROR)
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -195,6 +221,7 @@ class SegmentationNode(LifecycleNode):
         if self._outputs is not None:
             self._outputs.destroy()
             self._outputs = None
+        self._builder = None
         if self._segmenter is not None:
             self._segmenter.close()
             self._segmenter = None
@@ -213,10 +240,14 @@ class SegmentationNode(LifecycleNode):
 
     def _report(self) -> None:
         """Publish a DiagnosticArray; complain first when no pair comes."""
-        values, ok_message = {}, 'inactive'
+        values, ok_message, step_downs = {}, 'inactive', ()
         if self._segmenter is not None:
             values['engine'] = self._segmenter.engine_name
             values['bundle'] = self._segmenter.bundle.name
+            step_downs = self._segmenter.step_downs
+            values |= diagnostics.step_down_values(step_downs)
+        if self._builder is not None:
+            values['engine build'] = self._builder.progress
         if self._stream is not None:
             self._stream.complain_about_silence()
             values |= self._rates.update(self._stream.counters())
@@ -227,7 +258,7 @@ class SegmentationNode(LifecycleNode):
         status = diagnostics.make_status(
             f'{self.get_fully_qualified_name()[1:]}: segmentation',
             values.get('engine', ''),
-            self.health,
+            self.health.problems() + diagnostics.step_down_problems(step_downs),
             ok_message,
             values | self.health.snapshot(),
         )
@@ -245,8 +276,10 @@ class SegmentationNode(LifecycleNode):
             return
         if level == ERROR:
             self.get_logger().error(sentence)
-        else:
+        elif level == WARN:
             self.get_logger().warning(sentence)
+        else:
+            self.get_logger().info(sentence)
 
 
 class _Stream:

@@ -53,6 +53,15 @@ class EngineConfig:
     backend: str = setting(
         'auto', 'Inference backend (rgbd-fusion-seg doctor lists them); auto takes the best.'
     )
+    build: str = setting(
+        'never',
+        'What to do where TensorRT and its GPU are here but no engine that fits: background '
+        'builds one in a process of its own while the CPU serves. It needs the backend auto.',
+        choices=('never', 'background'),
+    )
+    device: int = setting(
+        0, 'Number of the GPU, as nvidia-smi counts them.', minimum=0, maximum=63
+    )
     num_threads: int = setting(
         0, 'Threads of CPU inference; 0 = one for each core.', minimum=0, maximum=256
     )
@@ -67,12 +76,29 @@ class EngineConfig:
         0, 'Height at which the network sees images, in pixels.', minimum=0, maximum=8192
     )
 
+    def __post_init__(self) -> None:
+        if self.build == 'background' and self.backend != 'auto':
+            raise InputError(
+                f'the parameter engine.build is background but engine.backend is {self.backend}; '
+                'set it to auto, so that another engine can serve meanwhile'
+            )
+
     @property
     def input_size(self) -> tuple[int, int] | None:
         """Width and height that the network is to see; None for those on the card."""
         if not self.input_width and not self.input_height:
             return None
         return self.input_width, self.input_height
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the backends, as far as they were given."""
+        return {name: v for name in ('num_threads', 'device') if (v := getattr(self, name))}
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """Options of a build in the background."""
+        return {'device': self.device}
 
 
 @dataclass(frozen=True)
@@ -220,7 +246,7 @@ def read_parameters(node: Node, config: type[Config]) -> Config:
     """Return the current values as an instance of ``config``.
 
     Raises:
-        InputError: a value that is none of the choices.
+        InputError: a value that is none of the choices, or values that contradict each other.
     """
     return _read(node, config, '')
 

@@ -38,14 +38,14 @@ def test_the_log_is_throttled_but_the_newest_sentence_shown(health, clock, log):
         clock.now = 100.0 + second
         health.complain('sizes', f'sizes differ, frame {second}', ERROR)
     assert [s for _, s in log] == [f'sizes differ, frame {n}' for n in (0, 5, 10)]
-    status = make_status('node', 'cpu', health, 'fine', {})
+    status = make_status('node', 'cpu', health.problems(), 'fine', {})
     assert (status.level, status.message) == (ERROR, 'sizes differ, frame 11')
 
 
 def test_a_problem_ends_but_is_remembered(health, clock):
     health.complain('old', 'something was wrong')
     clock.now += 60
-    status = make_status('node', 'cpu', health, '30 masks/s', health.snapshot())
+    status = make_status('node', 'cpu', health.problems(), '30 masks/s', health.snapshot())
     assert (status.level, status.message) == (OK, '30 masks/s')
     assert values(status)['last error'] == 'something was wrong'
 
@@ -53,9 +53,9 @@ def test_a_problem_ends_but_is_remembered(health, clock):
 def test_a_sticky_problem_stays_until_cleared(health, clock):
     health.complain('qos', 'incompatible', sticky=True)
     clock.now += 1000
-    assert make_status('n', '', health, 'fine', {}).message == 'incompatible'
+    assert make_status('n', '', health.problems(), 'fine', {}).message == 'incompatible'
     health.clear()
-    assert make_status('n', '', health, 'fine', {}).message == 'fine'
+    assert make_status('n', '', health.problems(), 'fine', {}).message == 'fine'
 
 
 def test_endless_variety_of_problems_is_not_kept(health, clock):
@@ -69,7 +69,7 @@ def test_the_gravest_problem_is_the_message(health, clock):
     health.complain('a', 'grave', ERROR)
     clock.now += 1
     health.complain('b', 'light', WARN)
-    status = make_status('node', '', health, 'fine', {})
+    status = make_status('node', '', health.problems(), 'fine', {})
     assert status.message == 'grave'
     assert values(status) == {'problem 1': 'grave', 'problem 2': 'light'}
 

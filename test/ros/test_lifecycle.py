@@ -7,45 +7,8 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
-from ros_harness import START_S, Camera, Client, NodeProcess
+from ros_harness import Camera, Client, Manager, NodeProcess
 from sensor_msgs.msg import Image
-
-
-class Manager:
-    """Calls the services of a lifecycle node."""
-
-    def __init__(self, client):
-        self._client = client
-        self._services = {
-            kind: client.create_client(kind, f'segmentation_node/{name}')
-            for kind, name in (
-                (ChangeState, 'change_state'),
-                (GetState, 'get_state'),
-                (SetParameters, 'set_parameters'),
-            )
-        }
-
-    def call(self, kind, request):
-        service = self._services[kind]
-        assert service.wait_for_service(30)
-        future = service.call_async(request)
-        self._client.wait_for(future.done, kind.__name__, START_S)
-        return future.result()
-
-    def change(self, transition):
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return self.call(ChangeState, request).success
-
-    def state(self):
-        return self.call(GetState, GetState.Request()).current_state.id
-
-    def set(self, name, value):
-        parameter = Parameter(name, value=value).to_parameter_msg()
-        request = SetParameters.Request(parameters=[parameter])
-        return self.call(SetParameters, request).results[0]
 
 
 @pytest.fixture
