@@ -198,9 +198,9 @@ def write_engine(folder: Path, name: str, plan: bytes, card: EngineCard) -> Path
     card = dataclasses.replace(card, engine_file=engine.name, engine_sha256=sha256)
     entries = {'format': CARD_FORMAT, **dataclasses.asdict(card)}
     try:
-        _write_atomically(engine, plan)
+        write_atomically(engine, plan)
         text = json.dumps(entries, indent=1, ensure_ascii=False) + '\n'
-        _write_atomically(path, text.encode())
+        write_atomically(path, text.encode())
     except OSError as error:
         raise EngineError(
             f'the engine {engine} cannot be written ({error.strerror}); make room or give '
@@ -213,8 +213,12 @@ def write_engine(folder: Path, name: str, plan: bytes, card: EngineCard) -> Path
 
 
 @contextmanager
-def build_lock(folder: Path) -> Iterator[None]:
+def build_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold the right to build in a folder; a process that dies gives it back.
+
+    Args:
+        folder: of the engines.
+        wait: until another process that has it is done.
 
     Raises:
         EngineError: another process is building there.
@@ -223,9 +227,11 @@ def build_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise EngineError(
-                f'another process is building an engine in {folder}; wait until it is done'
-            ) from error
+            if not wait:
+                raise EngineError(
+                    f'another process is building an engine in {folder}; wait until it is done'
+                ) from error
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -234,7 +240,12 @@ def belongs_to(card: EngineCard, bundle: ModelBundle) -> bool:
     return card.onnx_sha256 == bundle.weights_sha256
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is there whole, or as it was before, whatever happens meanwhile.
+
+    Raises:
+        OSError: a folder or disk that cannot be written to.
+    """
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
         with os.fdopen(handle, 'wb') as file:

@@ -4,8 +4,8 @@ TensorRT 11 and TensorRT-RTX know no switch for precision: a network computes in
 its graph says, so a build in another precision begins with another graph. Inputs and outputs
 stay float32.
 
-Weights are rounded to nearest, ties to even. A node whose metadata hold :data:`KEEP_FLOAT` stays
-float32, with casts around it: geometry, for instance, does not survive fp16.
+Weights are rounded to nearest, ties to even. What stands around the network in a fused graph
+stays float32, with casts between: geometry, for instance, does not survive fp16.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from rgbd_fusion_seg.errors import BundleError
 
-KEEP_FLOAT = 'rgbd_fusion_seg.keep_float32'
-"""Key in the metadata of nodes that stay float32, with any value."""
+FLOAT_SCOPE = 'fused/'
+"""Nodes whose names begin so stay float32: see ``fused_graph.SCOPE``."""
 FLOAT = onnx_ir.DataType.FLOAT
 LOW = {'fp16': onnx_ir.DataType.FLOAT16, 'bf16': onnx_ir.DataType.BFLOAT16}
 NUMPY = {'fp16': np.dtype(np.float16), 'bf16': np.dtype(ml_dtypes.bfloat16)}
@@ -30,14 +30,14 @@ PRECISIONS = ('fp32', *LOW)
 
 
 def typed_network(
-    path: Path, precision: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: Path, precision: str, shapes: Mapping[str, tuple[int | None, ...]] | None = None
 ) -> bytes:
     """Return a bundle's network, serialized, that computes in a precision.
 
     Args:
         path: the ONNX file; of a network in float32, or in `precision` already.
         precision: one of :data:`PRECISIONS`.
-        shapes: of inputs whose open sides are to be fixed; by name.
+        shapes: of inputs whose open sides are to be fixed, by name; None leaves a side as it is.
 
     Raises:
         BundleError: no ONNX file, a network in another precision, or a weight that `precision`
@@ -53,6 +53,8 @@ def typed_network(
             f'{path} cannot be read as an ONNX network ({str(error).strip():.200}); '
             'export the bundle again'
         ) from error
+    for i, node in enumerate(model.graph):  # exporters leave names out; errors need them
+        node.name = node.name or f'{node.op_type}_{i}'
     own = own_precision(model)
     if own == 'fp32' and precision != 'fp32':
         compute_in(model, precision)
@@ -72,11 +74,12 @@ def own_precision(model: onnx_ir.Model) -> str:
     return next((name for name, dtype in LOW.items() if dtype in found), 'fp32')
 
 
-def fix_shapes(model: onnx_ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give inputs fixed shapes, in place; the shapes behind them are then unknown."""
+def fix_shapes(model: onnx_ir.Model, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Fix sides of inputs, in place; None leaves one open. The shapes behind are then unknown."""
     for value in model.graph.inputs:
-        if value.name in shapes:
-            value.shape = onnx_ir.Shape(shapes[value.name])
+        if value.name in shapes and value.shape is not None:
+            sides = zip(shapes[value.name], value.shape, strict=True)
+            value.shape = onnx_ir.Shape([old if new is None else new for new, old in sides])
     for node in model.graph:
         for output in node.outputs:
             output.shape = None
@@ -214,8 +217,8 @@ def _wants_float(node: onnx_ir.Node, position: int) -> bool:
 
 
 def _kept_nodes(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
-    """Return the nodes that stay float32: those that are marked, and those behind scales."""
-    kept = {node for node in graph if KEEP_FLOAT in node.metadata_props}
+    """Return the nodes that stay float32: around the network, and before scales."""
+    kept = {node for node in graph if (node.name or '').startswith(FLOAT_SCOPE)}
     wanted = [
         value for node in graph for i, value in enumerate(node.inputs) if _wants_float(node, i)
     ]

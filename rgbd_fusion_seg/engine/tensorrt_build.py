@@ -1,0 +1,413 @@
+"""Builds TensorRT engines from bundles, with ``tensorrt`` or TensorRT-RTX.
+
+``tensorrt`` measures kernels on the GPU that is to run the engine, so it builds there.
+TensorRT-RTX leaves that to the machine that opens the engine, and builds anywhere, also without a
+GPU. All networks are strongly typed: precision is that of the graph, see ``precision``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.engine.build_options import BUILDERS, CURRENT, BuildOptions, size_text
+from rgbd_fusion_seg.engine.build_progress import Progress, interruptible, monitor
+from rgbd_fusion_seg.engine.cuda import Device, find_device
+from rgbd_fusion_seg.engine.engine_files import (
+    EngineCard,
+    EngineTensor,
+    belongs_to,
+    build_lock,
+    read_card,
+    read_plan,
+    writable_folder,
+    write_atomically,
+    write_engine,
+)
+from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
+from rgbd_fusion_seg.engine.tensorrt import _DTYPES as DTYPES
+from rgbd_fusion_seg.engine.tensorrt import _logger as logger_of
+from rgbd_fusion_seg.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+_SHOWN_ERRORS = 5
+
+
+def build_engine(
+    bundle: ModelBundle,
+    options: BuildOptions | None = None,
+    output: Path | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Path:
+    """Build a bundle's engine and write it with its card; one that fits already is kept.
+
+    Args:
+        bundle: the network.
+        options: default: those of :class:`BuildOptions`.
+        output: folder to write to; default: the bundle's, or where that cannot be written to
+            the user's cache.
+        progress: called with the phase and how much is done, 0..1. What it raises ends the
+            build and is raised from here; so does Ctrl-C in the main thread.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        EngineError: no TensorRT that can build, or none for these options; a network that it
+            cannot take, or a build that failed; another process that builds in the same folder;
+            no folder or no room to write to. The engine that was there stays.
+        BundleError: a size or precision that the network does not have.
+        InputError: two answers to the same question.
+    """
+    options = options or BuildOptions()
+    sized = _sized(bundle, options)
+    target = _find_target(options)
+    folder = _writable(output) if output else writable_folder(bundle)
+    name = _engine_name(target, options, sized)
+    wanted = EngineCard(
+        bundle=bundle.name,
+        onnx_sha256=bundle.weights_sha256,
+        flavour=target.flavour.name,
+        version=target.flavour.version,
+        precision=options.precision,
+        compute_capabilities=target.capabilities,
+        gpu=target.device.name if target.device else '',
+        tensors=(),
+        options={'sizes': [list(b.input_size) for b in sized], **options.recorded()},
+        platform=f'{platform.system().lower()} {platform.machine()}',
+    )
+    with build_lock(folder, options.wait):
+        path = folder / f'{name}.json'
+        if not options.force and _fits(path, wanted, bundle):
+            _log.info('%s fits already, so nothing is built', path)
+            return path
+        for left in [*folder.glob(f'.{name}-*'), *folder.glob(f'.{name}.json.*')]:
+            left.unlink(missing_ok=True)  # of a build that was killed while writing
+        begin = time.perf_counter()
+        built = _build(target, options, sized, progress)
+        card = dataclasses.replace(
+            wanted,
+            tensors=built.tensors,
+            build_seconds=round(time.perf_counter() - begin, 3),
+            built_at=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        )
+        path = write_engine(folder, name, built.plan, card)
+        if options.timing_cache is not None:
+            _save_timing_cache(Path(options.timing_cache), built.timing_cache)
+        return path
+
+
+class _Target(NamedTuple):
+    """What builds, and for which GPUs."""
+
+    flavour: Flavour
+    device: Device | None
+    """The GPU at hand."""
+    capabilities: tuple[str, ...]
+
+
+class _Built(NamedTuple):
+    plan: bytes
+    tensors: tuple[EngineTensor, ...]
+    timing_cache: bytes
+
+
+def _find_target(options: BuildOptions) -> _Target:
+    device, absence = None, ''
+    try:
+        device = find_device()
+    except EngineError as error:
+        absence = str(error)
+    flavour = _find_builder(options.flavour, device is not None)
+    if flavour.name == 'tensorrt' and device is None:
+        raise EngineError(
+            f'{flavour} builds on the GPU that is to run the engine, but {absence}; build on the '
+            'robot, or with the flavour tensorrt_rtx, which needs no GPU, for RTX GPUs'
+        )
+    if flavour.name == 'tensorrt_rtx':
+        _check_rtx(options)
+        return _Target(flavour, device, _rtx_capabilities(flavour, options, device))
+    own = (device.compute_capability,) if device else ()
+    if other := [text for text in options.compute_capabilities if text not in (*own, CURRENT)]:
+        raise EngineError(
+            f'{flavour} builds for the GPU at hand ({device}) and not for compute capability '
+            f'{", ".join(other)}; build on a machine that has it'
+        )
+    return _Target(flavour, device, own)
+
+
+def _find_builder(name: str, has_device: bool) -> Flavour:
+    if name and name not in BUILDERS:
+        what = 'runs engines and cannot build them' if name in FLAVOURS else 'does not exist'
+        raise EngineError(
+            f'the TensorRT flavour {name} {what}; choose one of: {", ".join(BUILDERS)}'
+        )
+    if name:
+        return import_flavour(name)
+    reasons: list[str] = []
+    found: list[Flavour] = []
+    for candidate in BUILDERS:
+        try:
+            found.append(import_flavour(candidate))
+        except EngineError as error:
+            reasons.append(str(error))
+    if not found:
+        raise EngineError(f'no TensorRT here can build engines: {"; or ".join(reasons)}')
+    return found[0] if has_device else found[-1]
+
+
+def _check_rtx(options: BuildOptions) -> None:
+    """Refuse what TensorRT-RTX has the names for, but not the thing."""
+    if options.version_compatible:
+        raise EngineError(
+            'tensorrt_rtx builds no version-compatible engines; leave that out, or take tensorrt'
+        )
+    if options.timing_cache is not None:
+        raise EngineError(
+            'tensorrt_rtx measures no kernels when it builds, so it has no use for a timing '
+            'cache; leave that out'
+        )
+
+
+def _rtx_capabilities(
+    flavour: Flavour, options: BuildOptions, device: Device | None
+) -> tuple[str, ...]:
+    """Return what an engine is built for; without a wish all but Turing, which is RTX's default.
+
+    The header of its plans tells the same: a set of bits, one a member of ComputeCapability in
+    their order, of which the default has all but the first (and one that no member stands for).
+    """
+    if options.compute_capabilities == (CURRENT,):
+        if device is None:
+            raise EngineError(
+                'there is no GPU here whose compute capability could be taken; give it in '
+                'numbers, such as 8.6'
+            )
+        return (device.compute_capability,)
+    known = _rtx_targets(flavour)
+    if unknown := [text for text in options.compute_capabilities if text not in known]:
+        raise EngineError(
+            f'{flavour} cannot build for compute capability {", ".join(unknown)}; choose from: '
+            f'{", ".join(known)}, or {CURRENT}'
+        )
+    return options.compute_capabilities or tuple(text for text in known if text != '7.5')
+
+
+def _rtx_targets(flavour: Flavour) -> dict[str, Any]:
+    members = flavour.trt.ComputeCapability.__members__.items()
+    return {f'{name[2:-1]}.{name[-1]}': member for name, member in members if name[:2] == 'SM'}
+
+
+def _sized(bundle: ModelBundle, options: BuildOptions) -> tuple[ModelBundle, ...]:
+    """Return the bundle at each of the wanted sizes."""
+    return tuple(bundle.resized(*size) for size in options.sizes) or (bundle,)
+
+
+def _engine_name(target: _Target, options: BuildOptions, sized: tuple[ModelBundle, ...]) -> str:
+    parts = [target.flavour.name, options.precision, *(size_text(b.input_size) for b in sized)]
+    if options.compute_capabilities or target.flavour.name == 'tensorrt':
+        parts += [f'sm{text.replace(".", "")}' for text in target.capabilities]
+    return '-'.join([*parts, *['compatible'] * options.version_compatible])
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / '.build.lock').touch()
+    except OSError as error:
+        raise EngineError(
+            f'the folder {folder} cannot be written to ({error.strerror}); give another one'
+        ) from error
+    return folder
+
+
+def _fits(path: Path, wanted: EngineCard, bundle: ModelBundle) -> bool:
+    """Return whether there is a whole engine that a build would only make again."""
+    try:
+        card = read_card(path)
+        read_plan(path, card)
+    except EngineError:
+        return False
+    names = ('flavour', 'version', 'precision', 'compute_capabilities', 'options')
+    if wanted.flavour == 'tensorrt':
+        names += ('gpu', 'platform')
+    same = all(getattr(card, name) == getattr(wanted, name) for name in names)
+    return same and belongs_to(card, bundle)
+
+
+def _build(
+    target: _Target,
+    options: BuildOptions,
+    sized: tuple[ModelBundle, ...],
+    progress: Callable[[str, float], None] | None,
+) -> _Built:
+    """Parse and build; all of TensorRT's objects end here."""
+    flavour, trt, logger = target.flavour, target.flavour.trt, logger_of(target.flavour)
+    watch = Progress(progress)
+    with interruptible(watch):
+        watch.tell('reading the network', 0.0)
+        model = _typed_model(sized, options.precision)
+        logger.pop_error()  # of an engine before
+        try:
+            builder = trt.Builder(logger)
+            network = builder.create_network(
+                1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            )
+            parser = trt.OnnxParser(network, logger)
+            if not parser.parse(model):
+                raise _refusal(flavour, parser, sized[0])
+            config = builder.create_builder_config()
+            _configure(trt, config, target, options, sized[0])
+            if len(sized) > 1:
+                config.add_optimization_profile(_profile(builder, network, sized))
+            cache = _load_timing_cache(config, options.timing_cache)
+            observer = monitor(trt, watch)  # it has to live as long as the build
+            config.progress_monitor = observer
+            plan = builder.build_serialized_network(network, config)
+        except (RuntimeError, TypeError) as error:  # what the bindings make of a C++ failure
+            raise _failure(flavour, sized[0], f'{error}; {logger.pop_error()}') from error
+    watch.raise_if_ended()
+    if plan is None:
+        raise _failure(flavour, sized[0], logger.pop_error())
+    watch.tell('writing the engine', 1.0)
+    timing = bytes(cache.serialize()) if cache is not None else b''
+    return _Built(bytes(plan), _tensors(network, sized), timing)
+
+
+def _typed_model(sized: tuple[ModelBundle, ...], precision: str) -> bytes:
+    try:
+        from rgbd_fusion_seg.engine.precision import typed_network
+    except ImportError as error:
+        raise EngineError(
+            f'building engines needs onnx and onnx_ir ({error}); install them with: '
+            'pip install onnx onnx-ir'
+        ) from error
+    bundle = sized[0]
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    if len(sized) > 1:
+        shapes = dict.fromkeys(bundle.graph_inputs, (1, 3, None, None))
+    elif bundle.dynamic.batch or bundle.dynamic.size:
+        shapes = {name: form.shape for name, form in bundle.graph_inputs.items()}
+    return typed_network(bundle.weights_path, precision, shapes)
+
+
+def _configure(
+    trt: Any, config: Any, target: _Target, options: BuildOptions, bundle: ModelBundle
+) -> None:
+    if options.workspace_mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if bundle.fused is not None:
+        # Around the network are pixels and geometry, which 10 bits of mantissa do not hold.
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if target.flavour.name == 'tensorrt_rtx':
+        _configure_rtx(trt, config, target, options)
+
+
+def _configure_rtx(trt: Any, config: Any, target: _Target, options: BuildOptions) -> None:
+    """Set what TensorRT-RTX alone has."""
+    # Else memory may be taken while it runs, and such engines cannot be recorded in a CUDA graph.
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if options.compute_capabilities == (CURRENT,):
+        wanted = [trt.ComputeCapability.CURRENT]
+    else:
+        known = _rtx_targets(target.flavour)
+        wanted = [known[text] for text in options.compute_capabilities]
+    config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        config.set_compute_capability(capability, index)
+
+
+def _profile(builder: Any, network: Any, sized: tuple[ModelBundle, ...]) -> Any:
+    profile = builder.create_optimization_profile()
+    for name, shapes in _ranges(network, sized).items():
+        profile.set_shape(name, *shapes)
+    return profile
+
+
+def _ranges(
+    network: Any, sized: tuple[ModelBundle, ...]
+) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return the smallest, best and largest shape of each input with open sides."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    return {
+        tensor.name: tuple(bundle.graph_inputs[tensor.name].shape for bundle in sized)
+        for tensor in inputs
+        if -1 in tuple(tensor.shape)
+    }
+
+
+def _tensors(network: Any, sized: tuple[ModelBundle, ...]) -> tuple[EngineTensor, ...]:
+    ranges = _ranges(network, sized)
+    inputs = [('input', network.get_input(index)) for index in range(network.num_inputs)]
+    outputs = [('output', network.get_output(index)) for index in range(network.num_outputs)]
+    return tuple(
+        EngineTensor(
+            tensor.name,
+            mode,
+            DTYPES.get(tensor.dtype.name, tensor.dtype.name),
+            tuple(tensor.shape),
+            ranges.get(tensor.name, ()) if mode == 'input' else (),
+        )
+        for mode, tensor in (*inputs, *outputs)
+    )
+
+
+def _refusal(flavour: Flavour, parser: Any, bundle: ModelBundle) -> EngineError:
+    """Tell which nodes of a network TensorRT does not take, and why."""
+    reasons = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        reason = ' '.join(error.desc().split())
+        if reason in ('', 'false'):  # all that it says of operators it knows and cannot do
+            reason = error.code().name.lower().replace('_', ' ')
+        where = f'node {error.node_name() or error.node()} ({error.node_operator()}): '
+        reasons.append((where if error.node_operator() else '') + reason.rstrip('.'))
+    if len(reasons) > _SHOWN_ERRORS:
+        reasons[_SHOWN_ERRORS:] = [f'and {len(reasons) - _SHOWN_ERRORS} nodes more']
+    return EngineError(
+        f'{flavour} cannot take the network {bundle.weights_path}: {"; ".join(reasons)}; export '
+        'it without these operators'
+    )
+
+
+def _failure(flavour: Flavour, bundle: ModelBundle, reason: str) -> EngineError:
+    return EngineError(f'{flavour} could not build the engine of {bundle.name}: {reason}')
+
+
+def _load_timing_cache(config: Any, path: str | Path | None) -> Any:
+    """Give the builder the times of earlier builds; returns its cache, which a build fills."""
+    if path is None:
+        return None
+    try:
+        stored = Path(path).read_bytes()
+    except FileNotFoundError:
+        stored = b''
+    except OSError as error:
+        raise EngineError(
+            f'the timing cache {path} cannot be read ({error.strerror}); name another file'
+        ) from error
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):
+        _log.warning('the timing cache %s is of another GPU or TensorRT; it is begun anew', path)
+        cache = config.create_timing_cache(b'')
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _save_timing_cache(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, content)
+    except OSError as error:  # the engine is there, which is what was asked for
+        _log.warning('the timing cache %s cannot be written (%s)', path, error.strerror)
