@@ -131,7 +131,7 @@ def encode_hha(
         FrameError: sizes that do not match, or a gravity that is no direction.
     """
     cleaned = _clean(depth, intrinsics, missing)
-    down = _vote_for_gravity(cleaned, intrinsics) if gravity is None else _unit_direction(gravity)
+    down = _vote_for_gravity(cleaned, intrinsics) if gravity is None else unit_direction(gravity)
     level = math.acos(min(1.0, max(-1.0, down[1]))) <= math.radians(LEVEL_ANGLE_DEG)
     height_down = np.array([0.0, 1.0, 0.0]) if level else down
     camera = np.array(_camera(intrinsics), dtype=np.float32)
@@ -173,6 +173,22 @@ def constants() -> dict[str, float | list[float]]:
         'no_normal_deg': NO_NORMAL_DEG,
         'first_pixel': FIRST_PIXEL,
     }
+
+
+def unit_direction(gravity: np.ndarray) -> np.ndarray:
+    """Return a direction of any length as float64 (3,), unit.
+
+    Raises:
+        FrameError: it is no direction.
+    """
+    direction = np.asarray(gravity, dtype=np.float64)
+    if direction.shape != (3,) or not np.isfinite(direction).all() or not direction.any():
+        raise FrameError(
+            f'gravity must be 3 finite numbers, not all 0, got {gravity!r}; give the direction '
+            'in the optical axes of the camera or leave it out'
+        )
+    direction = direction / np.abs(direction).max()
+    return direction / np.linalg.norm(direction)
 
 
 def _camera(intrinsics: Intrinsics) -> tuple[float, float, float, float]:
@@ -222,14 +238,3 @@ def _vote_for_gravity(cleaned: _Cleaned, intrinsics: Intrinsics) -> np.ndarray:
         y,
     )
     return y
-
-
-def _unit_direction(gravity: np.ndarray) -> np.ndarray:
-    direction = np.asarray(gravity, dtype=np.float64)
-    if direction.shape != (3,) or not np.isfinite(direction).all() or not direction.any():
-        raise FrameError(
-            f'gravity must be 3 finite numbers, not all 0, got {gravity!r}; give the direction '
-            'in the optical axes of the camera or leave it out'
-        )
-    direction = direction / np.abs(direction).max()
-    return direction / np.linalg.norm(direction)

@@ -16,7 +16,13 @@ import numpy as np
 from rgbd_fusion_seg import hha as hha_encoding
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, TensorInput, load_bundle
 from rgbd_fusion_seg.engine import Engine, StepDown, open_engine
-from rgbd_fusion_seg.errors import BundleError, EngineError, InputError, RgbdFusionSegError
+from rgbd_fusion_seg.errors import (
+    BundleError,
+    EngineError,
+    FrameError,
+    InputError,
+    RgbdFusionSegError,
+)
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics, RgbdFrame, Segmentation
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
@@ -76,7 +82,7 @@ class Segmenter:
         self.bundle = bundle if isinstance(bundle, ModelBundle) else load_bundle(bundle)
         if input_size is not None:
             self.bundle = self.bundle.resized(*input_size)
-        if self.bundle.hha is not None:
+        if self._encodes_depth:
             _check_hha_constants(self.bundle)
         self._engine = open_engine(self.bundle, backend, **options)
         self._backend, self._options = backend, options
@@ -87,8 +93,15 @@ class Segmenter:
         self._closed = False
         self._on_step_down = on_step_down
         self._min_confidence = min_confidence
-        self._buffers = {n: _empty_tensor(size) for n, size in self.bundle.inputs.items()}
+        staged = self.bundle.inputs if self.bundle.fused is None else {}
+        self._buffers = {name: _empty_tensor(size) for name, size in staged.items()}
         self._tell_step_downs()
+
+    @property
+    def _encodes_depth(self) -> bool:
+        """Whether HHA is made here: not where no network wants it, nor where the graph does."""
+        fused = self.bundle.fused
+        return self.bundle.hha is not None and not (fused is not None and fused.hha)
 
     @property
     def engine(self) -> Engine:
@@ -132,9 +145,10 @@ class Segmenter:
         Returns:
             Labels and confidence at the frame's size, with its stamp and frame id, and the
             milliseconds of the stages ``hha`` (where the network sees depth), ``preprocess``,
-            ``inference``, ``postprocess``.
+            ``inference``, ``postprocess``. What a fused bundle's graph does counts as inference.
 
         Raises:
+            FrameError: a fused bundle, and a frame of another size than its graph's.
             EngineError: inference failed and no other backend can take over, or the segmenter
                 is closed.
         """
@@ -148,6 +162,18 @@ class Segmenter:
 
     def _segment(self, frame: RgbdFrame, gravity: np.ndarray | None) -> Segmentation:
         clock = _StageClock()
+        if self.bundle.fused is None:
+            labels, confidence = self._run_stages(frame, gravity, clock)
+        else:
+            labels, confidence = self._run_fused(frame, gravity, clock)
+        if self._min_confidence:
+            labels[confidence < self._min_confidence] = UNLABELLED
+        clock.finish('postprocess')
+        return Segmentation(labels, confidence, clock.stages_ms, frame.stamp_ns, frame.frame_id)
+
+    def _run_stages(
+        self, frame: RgbdFrame, gravity: np.ndarray | None, clock: _StageClock
+    ) -> tuple[np.ndarray, np.ndarray]:
         rgb, hha, tensors = self.bundle.rgb, self.bundle.hha, self._buffers
         if hha is not None:
             image = hha_image(frame.depth, frame.intrinsics, hha.width, hha.height, gravity)
@@ -158,18 +184,37 @@ class Segmenter:
         clock.finish('preprocess')
         logits = self._engine.infer(**tensors)
         clock.finish('inference')
-        labels, confidence = labels_and_confidence(logits, *frame.depth.shape)
-        if self._min_confidence:
-            labels[confidence < self._min_confidence] = UNLABELLED
-        clock.finish('postprocess')
-        return Segmentation(labels, confidence, clock.stages_ms, frame.stamp_ns, frame.frame_id)
+        return labels_and_confidence(logits, *frame.depth.shape)
+
+    def _run_fused(
+        self, frame: RgbdFrame, gravity: np.ndarray | None, clock: _StageClock
+    ) -> tuple[np.ndarray, np.ndarray]:
+        _check_size(frame, self.bundle)
+        hha, camera = self.bundle.hha, frame.intrinsics
+        feeds = {}
+        if self._encodes_depth:
+            image = hha_image(frame.depth, camera, hha.width, hha.height, gravity)
+            clock.finish('hha')
+            feeds['hha'] = image[None]
+        elif hha is not None:
+            down = np.zeros(3) if gravity is None else hha_encoding.unit_direction(gravity)
+            feeds['depth'] = np.ascontiguousarray(frame.depth)[None]
+            feeds['intrinsics'] = np.float32([camera.fx, camera.fy, camera.cx, camera.cy])
+            feeds['gravity'] = down.astype(np.float32)
+        if self.bundle.rgb is not None:
+            feeds['rgb'] = np.ascontiguousarray(frame.rgb)[None]
+        clock.finish('preprocess')
+        outputs = self._engine.run(feeds)
+        clock.finish('inference')
+        return outputs['labels'][0], outputs['confidence'][0]
 
     def warm_up(self) -> None:
         """Segment an empty frame, so that the first real one is not slow.
 
         The very first time on a machine this compiles the kernels, which takes some seconds.
         """
-        width, height = self.bundle.input_size
+        fused = self.bundle.fused
+        width, height = (fused.width, fused.height) if fused else self.bundle.input_size
         camera = Intrinsics(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
         rgb = np.zeros((height, width, 3), dtype=np.uint8)
         self.segment(RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera))
@@ -247,6 +292,16 @@ def _check_hha_constants(bundle: ModelBundle) -> None:
                 f'{recorded.get(name)}, but this version computes it with {value}; use the '
                 'version it was exported with, or train it again'
             )
+
+
+def _check_size(frame: RgbdFrame, bundle: ModelBundle) -> None:
+    fused, (height, width) = bundle.fused, frame.depth.shape
+    if (width, height) != (fused.width, fused.height):
+        raise FrameError(
+            f'the fused bundle {bundle.name} takes {fused.width}x{fused.height} frames only, got '
+            f'{width}x{height}; fuse {fused.base_name} for that size, or use it as it is: it '
+            'takes frames of any size'
+        )
 
 
 class _StageClock:
