@@ -13,7 +13,10 @@ import numpy as np
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import EngineError
 
-BACKENDS = {'onnxruntime': 'rgbd_fusion_seg.engine.onnxruntime'}
+BACKENDS = {
+    'tensorrt': 'rgbd_fusion_seg.engine.tensorrt',
+    'onnxruntime': 'rgbd_fusion_seg.engine.onnxruntime',
+}
 """Backend name -> module, best first: ``auto`` opens the first that can run here.
 
 A module has ``probe() -> (usable, version or reason)`` and ``open_engine(bundle, **options)``.

@@ -21,6 +21,7 @@ from rgbd_fusion_seg.engine.build_options import BUILDERS, CURRENT, BuildOptions
 from rgbd_fusion_seg.engine.build_progress import Progress, interruptible, monitor
 from rgbd_fusion_seg.engine.cuda import Device, find_device
 from rgbd_fusion_seg.engine.engine_files import (
+    SUFFIX,
     EngineCard,
     EngineTensor,
     belongs_to,
@@ -32,8 +33,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     write_engine,
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
-from rgbd_fusion_seg.engine.tensorrt import _DTYPES as DTYPES
-from rgbd_fusion_seg.engine.tensorrt import _logger as logger_of
+from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -89,8 +89,9 @@ def build_engine(
         if not options.force and _fits(path, wanted, bundle):
             _log.info('%s fits already, so nothing is built', path)
             return path
-        for left in [*folder.glob(f'.{name}-*'), *folder.glob(f'.{name}.json.*')]:
-            left.unlink(missing_ok=True)  # of a build that was killed while writing
+        for pattern in (f'.{name}-????????{SUFFIX}.*', f'.{name}.json.*'):
+            for left in folder.glob(pattern):  # by a build that was killed while writing
+                left.unlink(missing_ok=True)
         begin = time.perf_counter()
         built = _build(target, options, sized, progress)
         card = dataclasses.replace(

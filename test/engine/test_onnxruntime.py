@@ -89,7 +89,7 @@ def test_inputs_of_another_form_are_an_engine_error(tiny_bundle: Path, wrong):
 
 def test_unknown_backends_and_options_list_the_known_ones(tiny_bundle: Path):
     bundle = load_bundle(tiny_bundle)
-    with pytest.raises(EngineError, match=r"'tpu'; choose one of: auto, onnxruntime"):
+    with pytest.raises(EngineError, match=r"'tpu'; choose one of: auto, .*onnxruntime"):
         open_engine(bundle, 'tpu')
     with pytest.raises(EngineError, match=r"no option 'speed'; it knows: num_threads"):
         open_engine(bundle, 'onnxruntime', speed=3)
@@ -98,9 +98,9 @@ def test_unknown_backends_and_options_list_the_known_ones(tiny_bundle: Path):
 def test_backends_tell_their_version_or_the_reason(monkeypatch, tiny_bundle: Path):
     import onnxruntime
 
-    assert available_backends() == [('onnxruntime', True, onnxruntime.__version__)]
+    assert ('onnxruntime', True, onnxruntime.__version__) in available_backends()
     monkeypatch.setitem(__import__('sys').modules, 'onnxruntime', None)
-    (backend,) = available_backends()
+    (backend,) = (b for b in available_backends() if b.name == 'onnxruntime')
     assert not backend.usable
     assert 'pip install onnxruntime' in backend.detail
     with pytest.raises(EngineError, match=r'onnxruntime is not used: .*pip install'):

@@ -1,0 +1,315 @@
+"""The TensorRT backend: runs engines of tensorrt, TensorRT-RTX and the lean runtime on a GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.engine import StepDown
+from rgbd_fusion_seg.engine.cuda import Device, Stream, find_device
+from rgbd_fusion_seg.engine.engine_choice import Candidate, fitting_engines
+from rgbd_fusion_seg.engine.engine_files import (
+    EngineCard,
+    EngineTensor,
+    engine_folders,
+    list_engines,
+    read_card,
+    read_plan,
+)
+from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
+from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
+from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
+from rgbd_fusion_seg.engine.tensorrt_rtx import KernelFile, check_validity, create_rtx_context
+from rgbd_fusion_seg.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+
+def probe() -> tuple[bool, str]:
+    """Return whether a GPU and a TensorRT are here, and which, or what is missing."""
+    try:
+        device = find_device()
+    except EngineError as error:
+        return False, str(error)
+    reasons = []
+    for name in FLAVOURS:
+        try:
+            return True, f'{import_flavour(name)} on {device}'
+        except EngineError as error:
+            reasons.append(str(error))
+    return False, '; '.join(reasons)
+
+
+def open_engine(
+    bundle: ModelBundle,
+    device: int = 0,
+    flavour: str = '',
+    engine_file: str | os.PathLike[str] = '',
+    precision: str = '',
+    cuda_graph: bool = True,
+) -> TensorRtEngine:
+    """Open the engine of a bundle that fits this machine best.
+
+    Args:
+        bundle: the network and its card.
+        device: index of the GPU.
+        flavour: the TensorRT package to run it; default: whichever can, `tensorrt` first.
+        engine_file: card of an engine, or the engine beside it; default: the best of those in
+            the bundle's folder and in the user's cache.
+        precision: ``fp16``, ``bf16`` or ``fp32``; default: the first of them that there is.
+        cuda_graph: record copies and inference as one CUDA graph.
+
+    Raises:
+        EngineError: no usable GPU, no engine that fits (it says why each does not), a damaged
+            engine, or too little memory.
+    """
+    gpu = find_device(device)  # first of all: without one TensorRT crashes the process
+    cards = _card_of(Path(engine_file)) if engine_file else list_engines(bundle)
+    runtimes = _runtimes(cards, flavour)
+    failures: list[str] = []
+    for candidate in fitting_engines(cards, bundle, gpu, runtimes, precision):
+        try:
+            engine = TensorRtEngine(bundle, gpu, candidate, cuda_graph)
+        except EngineError as error:
+            failures.append(str(error))
+            continue
+        for failure in failures:
+            _log.warning('%s runs instead of a better engine: %s', engine.name, failure)
+        return engine
+    raise EngineError('; '.join(failures))
+
+
+class TensorRtEngine:
+    """A loaded engine with its memory; see :class:`rgbd_fusion_seg.engine.Engine`.
+
+    Args:
+        bundle: the network and its card.
+        device: the GPU.
+        candidate: the engine, and the flavour that runs it.
+        cuda_graph: as for :func:`open_engine`.
+    """
+
+    backend = 'tensorrt'
+    step_downs: tuple[StepDown, ...] = ()
+
+    def __init__(
+        self, bundle: ModelBundle, device: Device, candidate: Candidate, cuda_graph: bool
+    ) -> None:
+        card, flavour = candidate.card, import_flavour(candidate.flavour)
+        plan = read_plan(candidate.path, card)
+        self.name = f'tensorrt ({device.name}, {card.precision}, {flavour})'
+        self.card = card
+        self._bundle = bundle
+        kernels = KernelFile(_kernel_path(candidate, bundle, device), card.engine_sha256)
+        with ExitStack() as made:
+            stream = Stream(device.index)
+            made.callback(stream.close)
+            engine = _deserialise(flavour, plan, card)
+            tensors = _checked_tensors(engine, flavour, card)
+            self._outputs = _checked_outputs(tensors, bundle, card)
+            context = _create_context(flavour, engine, kernels, stream, card)
+            made.callback(context.close)
+            self._execution = Execution(
+                context, tensors, stream, cuda_graph, card.engine_file, logger_of(flavour)
+            )
+            made.callback(self._execution.close)
+            # So that the first frame is not slow, and a failure shows while opening.
+            self._execution.run(_zeros(bundle))
+            if context.cache is not None:
+                kernels.save(context.cache)
+            # Also where nobody closes the engine, and then before TensorRT is unloaded.
+            self._close = weakref.finalize(self, made.pop_all().close)
+
+    @property
+    def uses_cuda_graph(self) -> bool:
+        """Whether inferences are started as one CUDA graph."""
+        return self._execution.uses_graph
+
+    def infer(self, rgb: np.ndarray | None = None, hha: np.ndarray | None = None) -> np.ndarray:
+        """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
+
+        Raises:
+            EngineError: an input that is absent or of another form, a failing device, a closed
+                engine, or one of a fused bundle, which has no logits.
+        """
+        if self._bundle.fused is not None:
+            raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
+        given = {'rgb': rgb, 'hha': hha}
+        feeds = {name: given[name] for name in self._bundle.inputs if given[name] is not None}
+        return self.run(feeds)[self._outputs[0]]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return all outputs by name, for inputs by name; results are the caller's to keep.
+
+        Raises:
+            EngineError: as :meth:`infer`.
+        """
+        if not self._close.alive:
+            raise EngineError(f'the engine {self.name} is closed; open a new one')
+        return self._execution.run(feeds)
+
+    def close(self) -> None:
+        """Free the engine, its memory and its stream; closing again does nothing."""
+        self._close()
+
+
+def _card_of(path: Path) -> dict[Path, EngineCard | EngineError]:
+    """Return the card of an engine that is named by either of its files."""
+    if path.suffix == '.json' or not path.is_file():
+        return {path: read_card(path)}
+    for other in sorted(path.parent.glob('*.json')):
+        with suppress(EngineError):
+            card = read_card(other)
+            if card.engine_file == path.name:
+                return {other: card}
+    raise EngineError(f'the engine {path} has no card beside it; build it again')
+
+
+def _runtimes(
+    cards: Mapping[Path, EngineCard | EngineError], wanted: str
+) -> dict[str, str | EngineError]:
+    """Return the versions of the flavours that could run one of the engines.
+
+    The others are not imported, for each takes much memory.
+    """
+    if wanted:
+        return {wanted: import_flavour(wanted).version}
+    built = [card for card in cards.values() if isinstance(card, EngineCard)]
+    useful = {card.flavour for card in built}
+    if any(card.options.get('version_compatible') for card in built):
+        useful |= {'tensorrt', 'tensorrt_lean'}
+    found: dict[str, str | EngineError] = {}
+    for name in FLAVOURS:
+        if name in useful:
+            try:
+                found[name] = import_flavour(name).version
+            except EngineError as error:
+                found[name] = error
+    return found
+
+
+def _kernel_path(candidate: Candidate, bundle: ModelBundle, device: Device) -> Path:
+    """Return where TensorRT-RTX's kernels for a GPU are kept."""
+    folder = candidate.path.parent
+    if not os.access(folder, os.W_OK):
+        folder = engine_folders(bundle)[-1]
+    return folder / f'{candidate.path.stem}-{device.compute_capability}.kernels'
+
+
+def _deserialise(flavour: Flavour, plan: bytes, card: EngineCard) -> Any:
+    """Load an engine onto the GPU; it keeps TensorRT's runtime alive."""
+    logger = logger_of(flavour)
+    logger.pop_error()  # of an engine before
+    try:
+        runtime = flavour.trt.Runtime(logger)
+        if flavour.name == 'tensorrt_rtx':
+            check_validity(flavour, runtime, plan, card.engine_file)
+        if card.options.get('version_compatible') is True:
+            # Such an engine brings the lean runtime of its version along, to be executed.
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+    except (RuntimeError, TypeError) as error:  # what the bindings make of a C++ failure
+        raise _refusal(flavour, card, f'{error}; {logger.pop_error()}') from error
+    if engine is None:
+        raise _refusal(flavour, card, logger.pop_error())
+    return engine
+
+
+def _create_context(
+    flavour: Flavour, engine: Any, kernels: KernelFile, stream: Stream, card: EngineCard
+) -> Context:
+    logger = logger_of(flavour)
+    try:
+        if flavour.name == 'tensorrt_rtx':
+            made = create_rtx_context(flavour, engine, kernels, int(stream))
+        else:
+            made = Context(engine.create_execution_context())
+    except (RuntimeError, TypeError) as error:
+        raise _refusal(flavour, card, f'{error}; {logger.pop_error()}') from error
+    if made.context is None:
+        raise _refusal(flavour, card, logger.pop_error())
+    return made
+
+
+def _refusal(flavour: Flavour, card: EngineCard, reason: str) -> EngineError:
+    return EngineError(
+        f'{flavour} cannot load the engine {card.engine_file} of {card.bundle}: {reason}; '
+        'build it again on this machine'
+    )
+
+
+def _checked_tensors(engine: Any, flavour: Flavour, card: EngineCard) -> tuple[EngineTensor, ...]:
+    """Return the inputs and outputs of an engine, having compared them with its card."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    tensors = tuple(_tensor(engine, flavour, name) for name in names)
+    described = {tensor.name: tensor for tensor in card.tensors}
+    for tensor in tensors:
+        other = described.pop(tensor.name, None)
+        if other is None or not _same(tensor, other):
+            raise _contradiction(card, tensor.name)
+    if described:
+        raise _contradiction(card, min(described))
+    return tensors
+
+
+def _same(tensor: EngineTensor, other: EngineTensor) -> bool:
+    types_equal = (tensor.mode, tensor.dtype) == (other.mode, other.dtype)
+    return types_equal and _same_sides(tensor.shape, other.shape)
+
+
+def _contradiction(card: EngineCard, name: str) -> EngineError:
+    return EngineError(
+        f'the engine {card.engine_file} is not as its card describes it, see {name}; '
+        'build it again'
+    )
+
+
+def _tensor(engine: Any, flavour: Flavour, name: str) -> EngineTensor:
+    is_input = engine.get_tensor_mode(name) == flavour.trt.TensorIOMode.INPUT
+    shape = tuple(engine.get_tensor_shape(name))
+    profile: tuple[tuple[int, ...], ...] = ()
+    if is_input and -1 in shape:
+        profile = tuple(map(tuple, engine.get_tensor_profile_shape(name, 0)))
+    dtype = engine.get_tensor_dtype(name).name
+    return EngineTensor(
+        name, 'input' if is_input else 'output', DTYPES.get(dtype, dtype), shape, profile
+    )
+
+
+def _checked_outputs(
+    tensors: tuple[EngineTensor, ...], bundle: ModelBundle, card: EngineCard
+) -> tuple[str, ...]:
+    """Return the names of the outputs, having compared them with the bundle."""
+    outputs = {tensor.name: tensor for tensor in tensors if tensor.mode == 'output'}
+    expected = bundle.graph_outputs
+    if bundle.fused is None and len(outputs) == 1:  # logits have any name
+        expected = dict(zip(outputs, expected.values(), strict=True))
+    if set(outputs) != set(expected) or any(
+        tensor.dtype != expected[name].dtype or not _same_sides(tensor.shape, expected[name].shape)
+        for name, tensor in outputs.items()
+    ):
+        found = ', '.join(f'{t.name} {t.dtype} {list(t.shape)}' for t in outputs.values())
+        wanted = ', '.join(f'{n} {form.dtype} {list(form.shape)}' for n, form in expected.items())
+        raise EngineError(
+            f'the engine {card.engine_file} returns {found}, expected {wanted}; build it again'
+        )
+    return tuple(expected)
+
+
+def _same_sides(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Return whether two shapes, which may have open sides, can be the same."""
+    if len(shape) != len(expected):
+        return False
+    return all(a == b or -1 in (a, b) for a, b in zip(shape, expected, strict=True))
+
+
+def _zeros(bundle: ModelBundle) -> dict[str, np.ndarray]:
+    return {name: np.zeros(form.shape, form.dtype) for name, form in bundle.graph_inputs.items()}
