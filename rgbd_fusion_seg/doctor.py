@@ -79,10 +79,11 @@ def examine(bundle: str = DEFAULT_BUNDLE) -> Report:
         'Python packages': list(_packages()),
         'ROS 2': list(_ros()),
         'Inference engines': list(_engines()),
+        'TensorRT': list(_tensorrt()),
         'Bundles': list(_bundles()),
         'Trial': trial,
     }
-    return Report(sections, healthy=all(finding.mark == 'ok' for finding in trial))
+    return Report(sections, healthy=all(finding.mark != 'bad' for finding in trial))
 
 
 def _machine() -> Iterator[Finding]:
@@ -163,6 +164,30 @@ def _engines() -> Iterator[Finding]:
         )
 
 
+def _tensorrt() -> Iterator[Finding]:
+    from rgbd_fusion_seg.engine.engine_files import list_engines
+    from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
+
+    for name, found in installed_flavours().items():
+        if isinstance(found, Flavour):
+            can = 'builds and runs engines' if found.can_build else 'runs engines'
+            yield Finding('ok', name, f'{found.version}, {can}')
+        else:
+            yield Finding('note', name, str(found))
+    for folder in list_bundles():
+        try:
+            engines = list_engines(load_bundle(folder))
+        except RgbdFusionSegError:
+            continue  # told among the bundles
+        for path, card in engines.items():
+            if isinstance(card, RgbdFusionSegError):
+                yield Finding('bad', path.stem, str(card))
+                continue
+            runs_on = card.gpu or f'compute capability {", ".join(card.compute_capabilities)}'
+            text = f'of {card.bundle}, {card.precision}, {card.flavour} {card.version}, {runs_on}'
+            yield Finding('ok', path.stem, text)
+
+
 def _bundles() -> Iterator[Finding]:
     for folder in list_bundles():
         try:
@@ -189,9 +214,16 @@ def _trial(name: str) -> Iterator[Finding]:
         return
     from rgbd_fusion_seg.segmenter import Segmenter
 
-    segmenter = yield from _attempt('engine', lambda: Segmenter(bundle), lambda s: s.engine_name)
+    segmenter = yield from _attempt(
+        'engine',
+        lambda: Segmenter(bundle, on_step_down=lambda _: None),
+        lambda s: s.engine_name,
+    )
     if segmenter is None:
         return
+    for step_down in segmenter.step_downs:
+        if step_down.unexpected:  # the others are among the inference engines
+            yield Finding('note', step_down.backend, f'not used: {step_down.reason}')
     with segmenter:
         yield from _attempt(
             'one frame', lambda: _segment_twice(segmenter), lambda ms: f'segmented in {ms:.1f} ms'

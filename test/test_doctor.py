@@ -4,10 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+import stand_in_engine
 
-from rgbd_fusion_seg import doctor
+from rgbd_fusion_seg import doctor, engine
+from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.cli import main
 from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.engine.engine_files import EngineCard, writable_folder, write_engine
+from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +40,38 @@ def test_healthy(tiny_bundle, tmp_path, capsys):
     assert report.text().endswith('The pipeline can run here.')
     assert main(['doctor', '--bundle', str(tiny_bundle)]) == 0
     assert 'The pipeline can run here.' in capsys.readouterr().out
+
+
+def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
+    bundles = pytest.importorskip('bundles', reason='making bundles needs onnx')
+    monkeypatch.setattr('rgbd_fusion_seg.engine.BACKENDS', dict(engine.BACKENDS))
+    monkeypatch.setattr(stand_in_engine, 'BACKENDS', engine.BACKENDS)
+    stand_in_engine.install()
+    folder = bundles.write_bundle(tmp_path / 'models/tiny')
+    trial = {finding.name: finding for finding in doctor._trial(str(folder))}
+    assert [f.mark for f in trial.values()] == ['ok', 'ok', 'note', 'ok']
+    assert 'has no engine for the stand-in' in trial['tensorrt'].text
+    told = {finding.name: finding for finding in doctor._tensorrt()}
+    for name, flavour in installed_flavours().items():
+        if isinstance(flavour, Flavour):
+            assert told[name].text.startswith(flavour.version)
+            assert ('builds' in told[name].text) == flavour.can_build
+        else:
+            assert (told[name].mark, told[name].text) == ('note', str(flavour))
+
+    bundle = load_bundle(folder)
+    card = EngineCard(
+        'tiny', bundle.weights_sha256, 'tensorrt', '10.3.0', 'fp16', ('8.7',), 'Orin', ()
+    )
+    write_engine(writable_folder(bundle), 'good', b'an engine', card)
+    (folder / 'engines/bad.json').write_text('{')
+    told = {finding.name: finding for finding in doctor._tensorrt()}
+    assert told['good'].text == 'of tiny, fp16, tensorrt 10.3.0, Orin'
+    assert told['bad'].mark == 'bad'
+    assert 'build the engine again' in told['bad'].text
+    trial = {finding.name: finding for finding in doctor._trial(str(folder))}
+    assert [f.mark for f in trial.values()] == ['ok'] * 3
+    assert trial['engine'].text == 'tensorrt (stand-in)'
 
 
 def test_what_a_bundle_sees(tiny_bundle, tmp_path):
