@@ -1,17 +1,31 @@
-"""The ONNX Runtime backend: on the CPU, everywhere. fp16 networks run too, slowly."""
+"""The ONNX Runtime backend: on the CPU, everywhere. fp16 networks run too, slowly.
+
+How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
+
+- As many threads as cores that do not wait actively: with another process on the machine, waiting
+  threads burn the time that the working one needs.
+- Threads are not bound to cores: the system moves them away from a core that is taken.
+- No planning of one block for all activations: it saves no time (ratio 1.00), and as the first
+  inference has filled the arena by then, the block costs 15 to 20 MB more.
+- What loading left in the C library's free lists goes back to the system, 15 to 25 MB.
+- Denormals are left alone: inputs are normalised bytes, and even an image of zeros takes no
+  longer than a real one.
+- The optimised graph is not kept on disk: it would halve a load time of under 0.3 s, and a file
+  made for one processor must not be used by another.
+"""
 
 from __future__ import annotations
 
-import os
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
 from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.engine import StepDown
+from rgbd_fusion_seg.engine.graph_engine import GraphEngine, check_graph
 from rgbd_fusion_seg.errors import BundleError, EngineError
+from rgbd_fusion_seg.hardware import usable_cores
 
 
 def probe() -> tuple[bool, str]:
@@ -23,7 +37,11 @@ def probe() -> tuple[bool, str]:
 
 
 def open_engine(
-    bundle: ModelBundle, num_threads: int | None = None, allow_spinning: bool = False
+    bundle: ModelBundle,
+    num_threads: int | None = None,
+    allow_spinning: bool = False,
+    memory_arena: bool = True,
+    affinity: str = '',
 ) -> OnnxRuntimeEngine:
     """Open a bundle's network.
 
@@ -32,145 +50,106 @@ def open_engine(
         num_threads: threads of one inference; default: the cores this process may use.
         allow_spinning: let idle threads wait actively. It gains about 1 % on a machine that
             does nothing else and loses up to two thirds of the speed on one that does.
+        memory_arena: keep the memory of activations from one inference to the next. Without it
+            the C library is asked each time: it takes as long, and memory goes up and down.
+        affinity: cores of the threads besides the calling one, as ONNX Runtime writes them:
+            ``2;3`` binds one thread to the second and one to the third core (they count from
+            1); default: any core.
 
     Raises:
         BundleError: a file that is no ONNX network, or not that of the card.
-        EngineError: a number of threads that is not positive.
+        EngineError: a number of threads that is not positive, or an affinity that ONNX Runtime
+            cannot use.
     """
-    return OnnxRuntimeEngine(bundle, num_threads, allow_spinning)
-
-
-class OnnxRuntimeEngine:
-    """An ONNX Runtime session; see :class:`rgbd_fusion_seg.engine.Engine`."""
-
-    step_downs: tuple[StepDown, ...] = ()
-
-    def __init__(self, bundle: ModelBundle, num_threads: int | None, allow_spinning: bool) -> None:
-        if num_threads is None:
-            num_threads = _usable_cores()
-        if num_threads < 1:
-            raise EngineError(f'num_threads must be at least 1, got {num_threads}')
-        self.name = f'onnxruntime (CPU, {num_threads} threads)'
-        self._session = _open_session(bundle, num_threads, allow_spinning)
-        _check_inputs(self._session.get_inputs(), bundle)
-        self._inputs = tuple(bundle.inputs)
-        self._outputs = [_only_output(self._session, bundle)]
-        _check_logits(self._logits_shape(bundle), bundle)
-
-    def infer(self, rgb: np.ndarray | None = None, hha: np.ndarray | None = None) -> np.ndarray:
-        """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
-
-        Raises:
-            EngineError: an input that is absent or of another form, a failure of the runtime,
-                or a closed engine.
-        """
-        if self._session is None:
-            raise EngineError(f'the engine {self.name} is closed; open a new one')
-        given = {'rgb': rgb, 'hha': hha}
-        feeds = {name: given[name] for name in self._inputs}
-        if any(tensor is None for tensor in feeds.values()):
+    threads = thread_count(num_threads)
+    session_options = cpu_options(threads, allow_spinning)
+    session_options.enable_cpu_mem_arena = memory_arena
+    if affinity:
+        if affinity.count(';') != threads - 2:
             raise EngineError(
-                f'the network on {self.name} needs the inputs {", ".join(feeds)}; give them all'
+                f'affinity {affinity!r} must name cores for {threads - 1} threads, parted by '
+                'semicolons: those of num_threads without the calling one'
             )
-        try:
-            return self._session.run(self._outputs, feeds)[0]
-        except Exception as error:  # its errors have no base class of their own
-            raise EngineError(f'inference with {self.name} failed: {error}') from error
+        session_options.add_session_config_entry('session.intra_op_thread_affinities', affinity)
+    session = open_session(bundle, session_options, ['CPUExecutionProvider'])
+    return OnnxRuntimeEngine(f'onnxruntime (CPU, {threads} threads)', bundle, session)
+
+
+class OnnxRuntimeEngine(GraphEngine):
+    """An ONNX Runtime session; see :class:`rgbd_fusion_seg.engine.Engine`.
+
+    Args:
+        name: backend and device, for people.
+        bundle: the network and its card.
+        session: the network, loaded.
+
+    Raises:
+        BundleError: a network that is not that of the card.
+    """
+
+    backend = 'onnxruntime'
+
+    def __init__(self, name: str, bundle: ModelBundle, session: Any) -> None:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        check_graph(inputs, outputs, bundle)
+        names = [output.name for output in outputs]
+        self._session = session
+        super().__init__(name, bundle, lambda feeds: session.run(names, feeds), outputs)
 
     def close(self) -> None:
         """Free the network; closing again does nothing."""
+        super().close()
         self._session = None
 
-    def _logits_shape(self, bundle: ModelBundle) -> Sequence[int]:
-        shape = self._session.get_outputs()[0].shape
-        if all(isinstance(size, int) for size in shape):
-            return shape
-        # The graph leaves sizes open: only a run tells them.
-        zeros = {
-            name: np.zeros((1, 3, size.height, size.width), np.float32)
-            for name, size in bundle.inputs.items()
-        }
-        return self.infer(**zeros).shape
+
+def thread_count(num_threads: int | None) -> int:
+    """Return the number of threads that is meant: by default the cores this process may use.
+
+    Raises:
+        EngineError: a number that is not positive.
+    """
+    if num_threads is None:
+        return usable_cores()
+    if num_threads < 1:
+        raise EngineError(f'num_threads must be at least 1, got {num_threads}')
+    return num_threads
 
 
-def _usable_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
-
-
-def _open_session(bundle: ModelBundle, num_threads: int, allow_spinning: bool) -> Any:
+def cpu_options(num_threads: int, allow_spinning: bool) -> Any:
+    """Return ONNX Runtime's options for what runs on the CPU."""
     runtime = import_module('onnxruntime')
     options = runtime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     options.add_session_config_entry(
         'session.intra_op.allow_spinning', '1' if allow_spinning else '0'
     )
+    return options
+
+
+def open_session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) -> Any:
+    """Load a bundle's network.
+
+    Args:
+        bundle: the network and its card.
+        options: of the session.
+        providers: names of ONNX Runtime's execution providers, or names with options.
+
+    Raises:
+        BundleError: a file that is no ONNX network.
+    """
+    runtime = import_module('onnxruntime')
+    _fix_sizes(options, bundle)
     try:
-        return runtime.InferenceSession(
-            str(bundle.weights_path), options, providers=['CPUExecutionProvider']
-        )
+        session = runtime.InferenceSession(str(bundle.weights_path), options, providers=providers)
     except Exception as error:  # its errors have no base class of their own
         raise BundleError(
             f'{bundle.weights_path} is no ONNX network that ONNX Runtime {runtime.__version__} '
             f'can open ({str(error).splitlines()[0]:.200}); export the bundle again'
         ) from error
-
-
-def _check_inputs(inputs: Sequence[Any], bundle: ModelBundle) -> None:
-    """Compare names, types and sizes with the card; an open size is a name, not a number."""
-    expected = {name: (1, 3, size.height, size.width) for name, size in bundle.inputs.items()}
-    names = [tensor.name for tensor in inputs]
-    if sorted(names) != sorted(expected):
-        raise BundleError(
-            f'the network {bundle.weights_path} has the inputs {", ".join(names)}, expected '
-            f'{" and ".join(expected)}; export it with these names'
-        )
-    for tensor in inputs:
-        _check_float(tensor, bundle)
-        shape = expected[tensor.name]
-        fixed = [(a, e) for a, e in zip(tensor.shape, shape, strict=False) if isinstance(a, int)]
-        if len(tensor.shape) != len(shape) or any(a != e for a, e in fixed):
-            raise _contradiction(tensor.name, tensor.shape, shape, bundle)
-
-
-def _only_output(session: Any, bundle: ModelBundle) -> str:
-    outputs = session.get_outputs()
-    if len(outputs) != 1:
-        raise BundleError(
-            f'the network {bundle.weights_path} has {len(outputs)} outputs, expected the logits '
-            'alone; export it with one output'
-        )
-    _check_float(outputs[0], bundle)
-    return outputs[0].name
-
-
-def _check_logits(shape: Sequence[int], bundle: ModelBundle) -> None:
-    if len(shape) == 4 and shape[1] != bundle.num_classes:
-        raise BundleError(
-            f'the network {bundle.weights_path} returns {shape[1]} classes but its card lists '
-            f'{bundle.num_classes}; card and weights belong to different networks'
-        )
-    if tuple(shape) != bundle.logits_shape:
-        raise _contradiction('the output', shape, bundle.logits_shape, bundle)
-
-
-def _check_float(tensor: Any, bundle: ModelBundle) -> None:
-    if tensor.type != 'tensor(float)':
-        raise BundleError(
-            f'{tensor.name} of the network {bundle.weights_path} is {tensor.type}, expected '
-            'tensor(float); export it in float32'
-        )
-
-
-def _contradiction(
-    name: str, actual: Sequence[int | str], expected: Sequence[int], bundle: ModelBundle
-) -> BundleError:
-    return BundleError(
-        f'{name} of the network {bundle.weights_path} has the shape {list(actual)} but its card '
-        f'says {list(expected)}; card and weights belong to different networks'
-    )
+    with suppress(OSError, AttributeError):  # other C libraries than glibc have no such function
+        ctypes.CDLL(None).malloc_trim(0)
+    return session
