@@ -1,4 +1,4 @@
-"""``rgbd-fusion-seg``: segment recordings, make bags, run the demo, examine the installation.
+"""``rgbd-fusion-seg``: segment recordings, make bags, run the demo, build engines, and more.
 
 Exit codes: 0 good, 1 failed (with one sentence on stderr), 2 wrong usage.
 """
@@ -10,11 +10,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle
 from rgbd_fusion_seg.errors import RgbdFusionSegError
+
+if TYPE_CHECKING:
+    from rgbd_fusion_seg.engine.engine_files import EngineCard
 
 # The commands import what they need when they run: help and wrong usage are answered at once.
 
@@ -114,6 +119,73 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if report.healthy else 1
 
 
+def _build_engine(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg.bundle import load_bundle
+    from rgbd_fusion_seg.engine.build_options import BuildOptions
+    from rgbd_fusion_seg.engine.engine_files import read_card
+    from rgbd_fusion_seg.engine.tensorrt_build import build_engine
+
+    bundle = load_bundle(options.bundle)
+    build_options = BuildOptions(
+        flavour=options.flavour,
+        precision=options.precision,
+        sizes=tuple(options.sizes or ()),
+        workspace_mib=options.workspace or 0,
+        optimization_level=options.optimization_level,
+        timing_cache=options.timing_cache,
+        compute_capabilities=tuple(options.compute_capability),
+        version_compatible=options.version_compatible,
+        force=options.force,
+        wait=options.wait,
+    )
+    with _EngineBar(bundle.name) as bar:
+        path = build_engine(bundle, build_options, options.output, bar.show)
+    card = read_card(path)
+    if card.agreement is None or options.frames is not None:
+        sizes = card.options['sizes']
+        bundle = bundle.resized(*sizes[len(sizes) // 2])
+        card = _checked(bundle, path, options.frames) or card
+    print(card.text(path))
+    return 0
+
+
+def _checked(bundle: ModelBundle, path: Path, frames: Path | None) -> EngineCard | None:
+    """Compare a new engine with ONNX Runtime where a GPU can run it, else say why not."""
+    from rgbd_fusion_seg.engine.cuda import find_device
+    from rgbd_fusion_seg.errors import EngineError
+
+    try:
+        find_device()
+        from rgbd_fusion_seg.benchmark.engine_check import check_engine
+
+        return check_engine(bundle, path, frames)
+    except EngineError as error:
+        _tell(f'agreement with ONNX Runtime and latency were not measured: {error}')
+        return None
+
+
+class _EngineBar:
+    """The progress of a build, with the name of its phase."""
+
+    def __init__(self, name: str) -> None:
+        self._bar: tqdm | None = None
+        self._name = name
+
+    def show(self, phase: str, share: float) -> None:
+        if self._bar is None:
+            layout = '{desc}: {percentage:3.0f}% |{bar}| {elapsed}{postfix}'
+            self._bar = tqdm(desc=f'building {self._name}', total=1.0, bar_format=layout)
+        self._bar.set_postfix_str(phase.lower(), refresh=False)
+        self._bar.update(share - self._bar.n)
+
+    def __enter__(self) -> _EngineBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 def _tell(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
@@ -131,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_segment(commands)
     _add_bag(commands)
     _add_demo(commands)
+    _add_build_engine(commands)
     doctor = _add(commands, 'doctor', _doctor, 'tell what is installed and what can run')
     _add_bundle(doctor)
     return parser
@@ -193,6 +266,82 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('--seed', type=int, help='which room (default: one kept from training)')
     _add_bundle(parser)
     _add_backend(parser)
+
+
+def _add_build_engine(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, 'build-engine', _build_engine, 'build the TensorRT engine of a bundle')
+    parser.add_argument('bundle', metavar='BUNDLE', help='name or folder of a model')
+    parser.add_argument(
+        '--flavour',
+        default='',
+        choices=('tensorrt', 'tensorrt_rtx'),
+        help='which TensorRT builds it (default: tensorrt on a GPU, else what is installed)',
+    )
+    parser.add_argument(
+        '--precision',
+        default='fp16',
+        choices=('fp32', 'fp16', 'bf16'),
+        help='in which the network computes (default: %(default)s)',
+    )
+    _add_engine_sizes(parser)
+    parser.add_argument(
+        '--compute-capability',
+        nargs='+',
+        default=(),
+        metavar='X.Y',
+        help='GPUs to build for with TensorRT-RTX, such as 8.6 8.9 (default: all from 8.0 on), '
+        'or "current"',
+    )
+    parser.add_argument(
+        '--version-compatible',
+        action='store_true',
+        help='let newer versions of TensorRT and its lean runtime run the engine, too',
+    )
+    parser.add_argument(
+        '--workspace',
+        type=_count,
+        metavar='MIB',
+        help='memory that kernels may use (default: all)',
+    )
+    parser.add_argument(
+        '--optimization-level',
+        type=int,
+        choices=range(6),
+        help='0 builds fastest, 5 makes the fastest engine (default: 3)',
+    )
+    parser.add_argument(
+        '--timing-cache', type=Path, metavar='FILE', help='of kernels measured by earlier builds'
+    )
+    parser.add_argument('--output', type=Path, help='folder to write (default: in the bundle)')
+    parser.add_argument(
+        '--frames',
+        type=Path,
+        metavar='PATH',
+        help='folder or bag to compare engine and ONNX Runtime on (default: a synthetic room)',
+    )
+    parser.add_argument('--force', action='store_true', help='build even if an engine fits')
+    parser.add_argument(
+        '--wait', action='store_true', help='until another process has built its engine'
+    )
+
+
+def _add_engine_sizes(parser: argparse.ArgumentParser) -> None:
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        '--input-size',
+        dest='sizes',
+        type=_size,
+        nargs=1,
+        metavar='WxH',
+        help='of a bundle with dynamic size (default: as on the card of the bundle)',
+    )
+    sizes.add_argument(
+        '--sizes',
+        type=_size,
+        nargs=3,
+        metavar=('MIN', 'OPT', 'MAX'),
+        help='of an engine that takes all sizes between, such as 256x192 512x384 640x480',
+    )
 
 
 def _add(

@@ -85,6 +85,22 @@ class EngineCard:
     agreement: dict[str, Any] | None = None
     latency_ms: dict[str, float] | None = None
 
+    def text(self, path: Path) -> str:
+        """Return what a person wants to know of an engine, a line each; `path` is the card's."""
+        tensors = (f'{t.name} {t.dtype} {"x".join(map(str, t.shape))}' for t in self.tensors)
+        rows = {
+            'engine': path.parent / self.engine_file,
+            'card': path,
+            'built': f'by {self.flavour} {self.version} in {self.build_seconds:.1f} s, '
+            f'{self.precision}, for compute capability {", ".join(self.compute_capabilities)}',
+            'tensors': ', '.join(tensors),
+        }
+        if self.agreement is not None:
+            rows['agreement'] = ', '.join(f'{k} {v}' for k, v in self.agreement.items())
+        if self.latency_ms is not None:
+            rows['latency'] = ', '.join(f'{k} {v} ms' for k, v in self.latency_ms.items())
+        return '\n'.join(f'{name:<10} {value}' for name, value in rows.items())
+
 
 def cache_folder() -> Path:
     """Return the user's folder for engines of bundles that cannot be written to."""
@@ -196,20 +212,35 @@ def write_engine(folder: Path, name: str, plan: bytes, card: EngineCard) -> Path
     sha256 = hashlib.sha256(plan).hexdigest()
     engine, path = folder / f'{name}-{sha256[:8]}{SUFFIX}', folder / f'{name}.json'
     card = dataclasses.replace(card, engine_file=engine.name, engine_sha256=sha256)
-    entries = {'format': CARD_FORMAT, **dataclasses.asdict(card)}
     try:
         write_atomically(engine, plan)
-        text = json.dumps(entries, indent=1, ensure_ascii=False) + '\n'
-        write_atomically(path, text.encode())
     except OSError as error:
-        raise EngineError(
-            f'the engine {engine} cannot be written ({error.strerror}); make room or give '
-            'another folder'
-        ) from error
+        raise _unwritable(engine, error) from error
+    write_card(path, card)
     for old in folder.glob(f'{name}-????????{SUFFIX}'):
         if old != engine:
             old.unlink(missing_ok=True)
     return path
+
+
+def write_card(path: Path, card: EngineCard) -> None:
+    """Write the card of an engine that is there.
+
+    Raises:
+        EngineError: a folder or disk that cannot be written to.
+    """
+    entries = {'format': CARD_FORMAT, **dataclasses.asdict(card)}
+    text = json.dumps(entries, indent=1, ensure_ascii=False) + '\n'
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> EngineError:
+    return EngineError(
+        f'{path} cannot be written ({error.strerror}); make room or give another folder'
+    )
 
 
 @contextmanager
