@@ -37,12 +37,13 @@ class BuildProcess:
     Args:
         bundle: the network, at the size that is wanted.
         options: of :class:`rgbd_fusion_seg.engine.tensorrt_build.BuildOptions`.
+        device: index of the GPU to build for.
 
     Raises:
         EngineError: the process cannot be started.
     """
 
-    def __init__(self, bundle: ModelBundle, options: Mapping[str, Any]) -> None:
+    def __init__(self, bundle: ModelBundle, options: Mapping[str, Any], device: int = 0) -> None:
         self._name = bundle.name
         task = {
             'parent': os.getpid(),
@@ -57,6 +58,7 @@ class BuildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
+                env=os.environ | {'CUDA_VISIBLE_DEVICES': _cuda_name(device)},
                 text=True,
                 # Ctrl-C goes to the parent alone, which then ends this one.
                 start_new_session=True,
@@ -108,6 +110,12 @@ class BuildProcess:
         )
 
 
+def _cuda_name(device: int) -> str:
+    """Return how the variable that hides all GPUs but one calls a GPU that is visible here."""
+    names = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
+    return names[device] if device < len(names) else str(device)
+
+
 def main(task: str) -> int:
     """Build as the parent asks; returns the exit code."""
     # Native libraries may write to stdout too: keep it for us and send theirs to stderr.
@@ -132,7 +140,8 @@ def main(task: str) -> int:
 
 
 def _build(wanted: Mapping[str, Any], progress: Callable[[str, float], None]) -> Path:
-    from rgbd_fusion_seg.engine.tensorrt_build import BuildOptions, build_engine
+    from rgbd_fusion_seg.engine.build_options import BuildOptions
+    from rgbd_fusion_seg.engine.tensorrt_build import build_engine
 
     bundle = load_bundle(wanted['bundle']).resized(*wanted['input_size'])
     return build_engine(bundle, BuildOptions(**wanted['options']), progress=progress)

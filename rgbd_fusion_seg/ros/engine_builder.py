@@ -31,6 +31,7 @@ class EngineBuilder:
         segmenter: the one that serves and is to have the engine.
         reopen: opens a second segmenter of the same bundle and options.
         options: of the build, see :class:`BuildProcess`.
+        device: index of the GPU.
         log: called with (level, sentence).
     """
 
@@ -39,9 +40,11 @@ class EngineBuilder:
         segmenter: Segmenter,
         reopen: Callable[[], Segmenter],
         options: Mapping[str, Any],
+        device: int,
         log: Callable[[bytes, str], None],
     ) -> None:
-        self._segmenter, self._reopen, self._options, self._log = segmenter, reopen, options, log
+        self._segmenter, self._reopen, self._log = segmenter, reopen, log
+        self._options, self._device = options, device
         self._name = f'TensorRT engine of {segmenter.bundle.name}'
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -96,7 +99,7 @@ class EngineBuilder:
         with self._lock:
             if self._stopped:
                 raise EngineError('stopped')
-            self._process = BuildProcess(self._segmenter.bundle, self._options)
+            self._process = BuildProcess(self._segmenter.bundle, self._options, self._device)
         self._log(
             OK,
             f'building the {self._name} in the background; {self._segmenter.engine_name} serves '

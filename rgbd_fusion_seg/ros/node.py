@@ -169,6 +169,7 @@ class SegmentationNode(LifecycleNode):
                 self._segmenter,
                 lambda: self._open_segmenter(bundle, lambda _: None),
                 config.engine.build_options,
+                config.engine.device,
                 self._log,
             )
         self._outputs = SegmentationPublishers(

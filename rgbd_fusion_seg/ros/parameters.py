@@ -13,6 +13,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+from rgbd_fusion_seg.engine.engine_choice import PRECISIONS
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.ros.synchroniser import MATCHERS
@@ -59,8 +60,14 @@ class EngineConfig:
         'builds one in a process of its own while the CPU serves. It needs the backend auto.',
         choices=('never', 'background'),
     )
+    precision: str = setting(
+        'auto',
+        'Arithmetic of the engine; auto takes the best TensorRT engine there is, builds fp16, and '
+        'leaves CPUs in fp32.',
+        choices=('auto', *PRECISIONS),
+    )
     device: int = setting(
-        0, 'Number of the GPU, as nvidia-smi counts them.', minimum=0, maximum=63
+        0, 'Number of the GPU, as CUDA counts them, from 0.', minimum=0, maximum=63
     )
     num_threads: int = setting(
         0, 'Threads of CPU inference; 0 = one for each core.', minimum=0, maximum=256
@@ -93,12 +100,13 @@ class EngineConfig:
     @property
     def options(self) -> dict[str, Any]:
         """Options of the backends, as far as they were given."""
-        return {name: v for name in ('num_threads', 'device') if (v := getattr(self, name))}
+        given = {'num_threads': self.num_threads, 'device': self.device, **self.build_options}
+        return {name: value for name, value in given.items() if value}
 
     @property
     def build_options(self) -> dict[str, Any]:
         """Options of a build in the background."""
-        return {'device': self.device}
+        return {} if self.precision == 'auto' else {'precision': self.precision}
 
 
 @dataclass(frozen=True)
