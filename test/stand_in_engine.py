@@ -26,7 +26,7 @@ def probe():
     return True, 'stand-in'
 
 
-def open_engine(bundle, device=0, flavour='', engine_file=''):
+def open_engine(bundle, device=0, flavour='', engine_file='', precision=''):
     cards = list_engines(bundle).values()
     if not any(isinstance(card, EngineCard) and belongs_to(card, bundle) for card in cards):
         raise EngineError(f'{bundle.name} has no engine for the stand-in; build one')
@@ -45,15 +45,21 @@ class StandInEngine:
         self.closed = False
 
     def infer(self, **tensors):
-        if self._lost.exists():
-            raise EngineError('the device of the stand-in was lost')
+        self._check_device()
         return self._engine.infer(**tensors)
+
+    def run(self, feeds):
+        self._check_device()
+        return self._engine.run(feeds)
 
     def close(self):
         self.closed = True
         self._engine.close()
+        self._check_device()
+
+    def _check_device(self):
         if self._lost.exists():
-            raise EngineError('the device of the stand-in was lost, so nothing can be freed')
+            raise EngineError('the device of the stand-in was lost')
 
 
 if __name__ == '__main__':
