@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,8 @@ from rgbd_fusion_seg.frame import UNLABELLED
 
 SCOPE = 'fused'
 """Names of the nodes around the network begin with this and a slash; they are to stay float32."""
+NETWORK = 'network'
+"""Names of the network's own values begin with this and a dot."""
 OLDEST_OPSET = 18
 """From here on reductions take their axes as an input."""
 LINEAR_STEPS = 2048
@@ -74,8 +75,9 @@ def fuse(
     ============== ============================= ==================================================
 
     Inputs of a modality that the network does not have are left out. Colour is resampled as by
-    ``preprocess.rgb_image``: the same bytes when shrinking, within one grey level when enlarging.
-    Confidence is the exact softmax, where ``postprocess`` is slightly low.
+    ``preprocess.rgb_image``: when shrinking, only exact halves may be rounded otherwise; when
+    enlarging, bytes are within one grey level. Confidence is the exact softmax, where
+    ``postprocess`` is slightly low.
 
     Args:
         bundle: the network; one of a dynamic size is fixed to the size it has.
@@ -107,7 +109,7 @@ def fuse(
             (draft / CARD_NAME).write_text(text, encoding='utf-8')
             load_bundle(draft)
             if folder.exists():
-                shutil.rmtree(folder)
+                os.replace(folder, Path(place) / 'replaced')
             os.replace(draft, folder)
     except OSError as error:
         raise InputError(f'{folder} cannot be written: {error}; choose another folder') from error
@@ -163,29 +165,12 @@ def _card(
 
 
 def _fused_model(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> onnx.ModelProto:
-    try:
-        model = onnx_ir.load(bundle.weights_path)
-    except Exception as error:  # protobuf's errors have no base class of their own
-        raise BundleError(
-            f'{bundle.weights_path} is no ONNX network: {error}; export the bundle again'
-        ) from error
-    graph = model.graph
-    if graph.opset_imports.get('', 0) < OLDEST_OPSET:
-        raise BundleError(
-            f'{bundle.weights_path} is of ONNX opset {graph.opset_imports.get("", 0)}, fusing '
-            f'needs {OLDEST_OPSET} or newer; export the bundle again'
-        )
-    frame = (frame_size[1], frame_size[0])
-    network_inputs, logits = {value.name: value for value in graph.inputs}, graph.outputs[0]
-    graph.inputs.clear()
-    graph.outputs.clear()
-    for value in network_inputs.values():
-        value.name = f'network.{value.name}'
-    logits.name = 'network.logits'
+    model, network_inputs, logits = _network(bundle)
+    graph, frame = model.graph, (frame_size[1], frame_size[0])
     with operators(graph, SCOPE) as op:
-        tensors = _tensors(op, bundle, frame, hha)
-        for name, tensor in tensors.items():
+        for name, tensor in _tensors(op, bundle, frame, hha).items():
             network_inputs[name].replace_all_uses_with(tensor)
+            tensor.name = f'{NETWORK}.{name}'
         outputs = _labels_and_confidence(op, logits, bundle.logits_shape, frame)
     for name, value in zip(('labels', 'confidence'), outputs, strict=True):
         value.name = name
@@ -195,6 +180,38 @@ def _fused_model(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) ->
     del proto.graph.value_info[:]  # sizes that the network left open are known now
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _network(bundle: ModelBundle) -> tuple[onnx_ir.Model, dict[str, Value], Value]:
+    """Return a bundle's network, and its inputs and output, which the graph has no more."""
+    try:
+        model = onnx_ir.load(bundle.weights_path)
+    except Exception as error:  # protobuf's errors have no base class of their own
+        raise BundleError(
+            f'{bundle.weights_path} is no ONNX network: {error}; export the bundle again'
+        ) from error
+    graph = model.graph
+    inputs, outputs = {value.name: value for value in graph.inputs}, list(graph.outputs)
+    if set(inputs) != set(bundle.inputs) or len(outputs) != 1:
+        raise BundleError(
+            f'the network {bundle.weights_path} takes {", ".join(inputs)} and returns '
+            f'{len(outputs)} outputs, expected {" and ".join(bundle.inputs)} and the logits '
+            'alone; export the bundle again'
+        )
+    if graph.opset_imports.get('', 0) < OLDEST_OPSET:
+        raise BundleError(
+            f'{bundle.weights_path} is of ONNX opset {graph.opset_imports.get("", 0)}, fusing '
+            f'needs {OLDEST_OPSET} or newer; export the bundle again'
+        )
+    graph.inputs.clear()
+    graph.outputs.clear()
+    values = [output for node in graph for output in node.outputs]
+    for value in (*inputs.values(), *graph.initializers.values(), *values):
+        value.name = f'{NETWORK}.{value.name}'  # so that none is called as what is added
+    outputs[0].name = f'{NETWORK}.logits'
+    for value in inputs.values():
+        value.name = f'{value.name}.replaced'
+    return model, inputs, outputs[0]
 
 
 def _tensors(op: OpBuilder, bundle: ModelBundle, frame: Size, hha: bool) -> dict[str, Value]:

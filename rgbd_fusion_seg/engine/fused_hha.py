@@ -25,7 +25,7 @@ COARSE, FINE = 2.0**7, 2.0**11
 """Inverse depth in 1/m is counted in steps of 1 / COARSE, its remainder in steps of 1 / FINE of
 those: two whole numbers of at most 11 bits from 6 cm on, and errors below 2 ppm of 1/m."""
 OUT_OF_REACH = 1e9
-"""Distance of what lies outside the pixel's area; larger than any in an image."""
+"""Distance of what is no reading; larger than any in an image."""
 FIRST_OF_EQUALS = 1e-5
 """Added to distances pixel by pixel, so that the first of equally near ones is taken."""
 GRAVITY_MATRIX = (0, 1, 2, 1, 3, 4, 2, 4, 5)
@@ -115,12 +115,14 @@ def _centres(size: int, new_size: int) -> np.ndarray:
 
 
 def _areas(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixels each new one covers, (new_size, n), and their squared distances."""
+    """Return the pixels each new one covers, (new_size, n), and their squared distances.
+
+    The last one is repeated where there are fewer than elsewhere.
+    """
     j = np.arange(new_size)[:, None]
     first, last = j * size // new_size, ((j + 1) * size - 1) // new_size
-    pixels = first + np.arange((last - first).max() + 1)
-    distances = (pixels + 0.5 - (j + 0.5) * size / new_size) ** 2
-    return np.minimum(pixels, size - 1), np.where(pixels > last, OUT_OF_REACH, distances)
+    pixels = np.minimum(first + np.arange((last - first).max() + 1), last)
+    return pixels, (pixels + 0.5 - (j + 0.5) * size / new_size) ** 2
 
 
 def _filled(op: OpBuilder, readings: Value, size: Size) -> Value:
