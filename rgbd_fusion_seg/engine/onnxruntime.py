@@ -8,6 +8,7 @@ How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
 - No planning of one block for all activations: it saves no time (ratio 1.00), and as the first
   inference has filled the arena by then, the block costs 15 to 20 MB more.
 - What loading left in the C library's free lists goes back to the system, 15 to 25 MB.
+- Sizes that the graph leaves open are fixed to the bundle's: 2 to 3 % faster.
 - Denormals are left alone: inputs are normalised bytes, and even an image of zeros takes no
   longer than a real one.
 - The optimised graph is not kept on disk: it would halve a load time of under 0.3 s, and a file
@@ -17,6 +18,7 @@ How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -26,6 +28,8 @@ from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.graph_engine import GraphEngine, check_graph
 from rgbd_fusion_seg.errors import BundleError, EngineError
 from rgbd_fusion_seg.hardware import usable_cores
+
+_CORES = r'[1-9]\d*([,-][1-9]\d*)*(;[1-9]\d*([,-][1-9]\d*)*)*'
 
 
 def probe() -> tuple[bool, str]:
@@ -65,10 +69,10 @@ def open_engine(
     session_options = cpu_options(threads, allow_spinning)
     session_options.enable_cpu_mem_arena = memory_arena
     if affinity:
-        if affinity.count(';') != threads - 2:
+        if not re.fullmatch(_CORES, affinity) or affinity.count(';') != threads - 2:
             raise EngineError(
-                f'affinity {affinity!r} must name cores for {threads - 1} threads, parted by '
-                'semicolons: those of num_threads without the calling one'
+                f'affinity {affinity!r} must name the cores, such as 2 or 2-4, of {threads - 1} '
+                'threads, parted by semicolons: those of num_threads without the calling one'
             )
         session_options.add_session_config_entry('session.intra_op_thread_affinities', affinity)
     session = open_session(bundle, session_options, ['CPUExecutionProvider'])
@@ -131,7 +135,7 @@ def cpu_options(num_threads: int, allow_spinning: bool) -> Any:
 
 
 def open_session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) -> Any:
-    """Load a bundle's network.
+    """Load a bundle's network, with fixed sizes: a graph with open ones is loaded twice.
 
     Args:
         bundle: the network and its card.
@@ -141,15 +145,36 @@ def open_session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) ->
     Raises:
         BundleError: a file that is no ONNX network.
     """
+    session = _session(bundle, options, providers)
+    if sizes := _open_sizes(session.get_inputs(), bundle):
+        for name, size in sizes.items():
+            options.add_free_dimension_override_by_name(name, size)
+        session = _session(bundle, options, providers)
+    with suppress(OSError, AttributeError):  # other C libraries than glibc have no such function
+        ctypes.CDLL(None).malloc_trim(0)
+    return session
+
+
+def _session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) -> Any:
     runtime = import_module('onnxruntime')
-    _fix_sizes(options, bundle)
     try:
-        session = runtime.InferenceSession(str(bundle.weights_path), options, providers=providers)
+        return runtime.InferenceSession(str(bundle.weights_path), options, providers=providers)
     except Exception as error:  # its errors have no base class of their own
         raise BundleError(
             f'{bundle.weights_path} is no ONNX network that ONNX Runtime {runtime.__version__} '
             f'can open ({str(error).splitlines()[0]:.200}); export the bundle again'
         ) from error
-    with suppress(OSError, AttributeError):  # other C libraries than glibc have no such function
-        ctypes.CDLL(None).malloc_trim(0)
-    return session
+
+
+def _open_sizes(inputs: Sequence[Any], bundle: ModelBundle) -> dict[str, int]:
+    """Return the sizes that the graph leaves open by name, and the bundle fixes."""
+    first = 1 if bundle.dynamic.batch else 0
+    sizes: dict[str, int] = {}
+    for tensor in inputs:
+        form = bundle.graph_inputs.get(tensor.name)
+        if form is None or len(tensor.shape) != len(form.shape):
+            return {}  # a network of another bundle, which is refused later
+        for name, size in list(zip(tensor.shape, form.shape, strict=True))[first:]:
+            if isinstance(name, str) and sizes.setdefault(name, size) != size:
+                return {}
+    return sizes

@@ -71,6 +71,24 @@ def test_threads_are_the_usable_cores_unless_given(tiny_bundle: Path):
         open_engine(bundle, num_threads=0)
 
 
+def test_options_reach_the_session_and_change_no_logit(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    expected = open_engine(bundle, 'onnxruntime').infer(*random_inputs())
+    opened = open_engine(
+        bundle, 'onnxruntime', num_threads=3, memory_arena=False, affinity='1;1-2'
+    )
+    options = opened._session.get_session_options()
+    assert not options.enable_cpu_mem_arena
+    assert options.get_session_config_entry('session.intra_op_thread_affinities') == '1;1-2'
+    assert np.array_equal(opened.infer(*random_inputs()), expected)
+
+
+@pytest.mark.parametrize('affinity', ['1', '1;2;3', 'all;1', '0;1', '1;'])
+def test_an_affinity_that_does_not_fit_the_threads_is_refused(tiny_bundle: Path, affinity):
+    with pytest.raises(EngineError, match='cores, such as 2 or 2-4, of 2 threads'):
+        open_engine(load_bundle(tiny_bundle), 'onnxruntime', num_threads=3, affinity=affinity)
+
+
 def test_a_closed_engine_says_so(tiny_bundle: Path):
     opened = open_engine(load_bundle(tiny_bundle))
     opened.close()
@@ -175,11 +193,24 @@ def test_a_wrong_stride_is_refused(tmp_path):
         open_engine(bundle)
 
 
-def test_a_network_with_open_sizes_runs(tmp_path):
+def test_a_network_with_open_sizes_runs_with_fixed_ones(tmp_path):
     folder = write_bundle(tmp_path / 'open', network=with_open_sizes(tiny_network()))
     rgb, hha = random_inputs()
-    logits = open_engine(load_bundle(folder)).infer(rgb, hha)
-    assert np.abs(logits - tiny_logits(rgb, hha)).max() < 2e-2
+    opened = open_engine(load_bundle(folder), 'onnxruntime')
+    assert np.abs(opened.infer(rgb, hha) - tiny_logits(rgb, hha)).max() < 2e-2
+    shapes = {tensor.name: tensor.shape for tensor in opened._session.get_inputs()}
+    assert shapes == {'rgb': [1, 3, 48, 64], 'hha': [1, 3, 24, 32]}
+
+
+def test_a_network_with_open_sizes_runs_at_the_size_of_its_bundle(tmp_path):
+    card = tiny_card() | {'dynamic': {'batch': False, 'size': True, 'multiple': 16}}
+    bundle = load_bundle(write_bundle(tmp_path / 'open', card, with_open_sizes(tiny_network())))
+    opened = open_engine(bundle.resized(32, 96), 'onnxruntime')
+    rgb, hha = (tensor[..., : tensor.shape[-1] // 2] for tensor in random_inputs())
+    rgb, hha = np.concatenate([rgb, rgb], 2), np.concatenate([hha, hha], 2)
+    halves = tiny_logits(*(np.tile(t, 2) for t in (rgb[:, :, :48], hha[:, :, :24])))[..., :4]
+    logits = opened.infer(rgb, hha)
+    assert np.abs(logits - np.concatenate([halves, halves], 2)).max() < 2e-2
 
 
 @pytest.mark.parametrize('modality', ['rgb', 'hha'])
