@@ -1,0 +1,272 @@
+"""The node's engine changes while it runs: built in the background, or lost.
+
+TensorRT's backend is a stand-in that asks for the engine as the real one does and computes with
+ONNX Runtime, for it needs a GPU; builder, engine files, processes and ROS are the real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+pytest.importorskip('onnx', reason='making bundles needs onnx')
+
+import bundles
+from lifecycle_msgs.msg import Transition
+from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
+from sensor_msgs.msg import Image
+
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.engine import open_engine
+from rgbd_fusion_seg.engine.engine_files import (
+    EngineCard,
+    build_lock,
+    list_engines,
+    writable_folder,
+    write_engine,
+)
+from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
+from rgbd_fusion_seg.ros.images import frame_from_msgs
+from rgbd_fusion_seg.segmenter import Segmenter
+
+MASK = 'segmentation/mask'
+WARN = b'\x01'
+WAIT_S = 60.0
+
+
+class Rig:
+    """A bundle of its own, the node with the stand-in, and a camera that waits for each mask."""
+
+    def __init__(self, context, folder, namespace):
+        self.bundle = load_bundle(bundles.write_bundle(folder))
+        self.client = Client(context, namespace)
+        self.client.collect(MASK, Image)
+        self.camera = Camera(self.client)
+        self.rng = np.random.default_rng(0)
+        self.node = None
+        self.segmenter = Segmenter(self.bundle, 'onnxruntime', num_threads=1)
+
+    def start(self, **parameters):
+        given = {'engine.bundle': self.bundle.path, 'output.diagnostics_period_s': 0.1}
+        namespace = self.client.get_namespace()
+        self.node = NodeProcess('stand_in_engine', given | parameters, namespace)
+
+    def ready(self):
+        self.node.wait_for_output('waiting for')
+        self.client.wait_for_matched()
+        self.client.received.clear()
+        # Best-effort images are lost until both sides know of each other.
+        self.camera.send_until(lambda: self.client.received[MASK], 'a mask')
+
+    def send_and_compare(self):
+        """Send one frame, wait for its mask and compare it."""
+        i = self.camera.intrinsics
+        grey = np.kron(self.rng.integers(0, 256, (6, 8, 1)), np.ones((8, 8, 1)))
+        color = self.camera.color(grey)
+        depth = self.camera.depth(self.rng.uniform(0.8, 4.0, (i.height, i.width)))
+        self.client.received.clear()
+        stamp = self.camera.send(color, depth)
+        self.client.wait_for(lambda: stamp in mask_stamps(self.client), 'the mask of a frame')
+        (mask,) = (
+            m for _, m in self.client.received[MASK] if m.header.stamp == color.header.stamp
+        )
+        expected = self.segmenter.segment(frame_from_msgs(color, depth, i)).labels
+        np.testing.assert_array_equal(np.frombuffer(mask.data, np.uint8), expected.ravel())
+
+    def engine(self):
+        return self.client.values().get('engine', '')
+
+    def value(self, key):
+        return self.client.values().get(key, '')
+
+    def add_engine_file(self):
+        """Write what the stand-in takes for an engine."""
+        sha256 = self.bundle.weights_sha256
+        card = EngineCard(self.bundle.name, sha256, 'tensorrt', '10.3.0', 'fp32', ('8.7',), '', ())
+        write_engine(writable_folder(self.bundle), 'by_hand', b'an engine', card)
+
+    def close(self):
+        self.segmenter.close()
+        self.client.close()
+        if self.node is not None:
+            self.node.stop()
+
+
+@pytest.fixture
+def rig(ros_context, tmp_path, monkeypatch, request):
+    here = str(Path(__file__).resolve().parent.parent)
+    paths = [here, *filter(None, [os.environ.get('PYTHONPATH')])]
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(paths))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    namespace = '/changes_' + str(abs(hash(request.node.name)))
+    made = Rig(ros_context, tmp_path / 'tiny', namespace)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def builder():
+    """Skips a test where nothing can build engines."""
+    found = installed_flavours().values()
+    if not any(isinstance(flavour, Flavour) and flavour.can_build for flavour in found):
+        pytest.skip('needs a TensorRT that builds (pip install .[tensorrt-rtx])')
+
+
+def children(pid):
+    """Return the process ids of the children of a process."""
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            state, parent = stat.read_text().rpartition(')')[2].split()[:2]
+        except (OSError, ValueError):
+            continue
+        if int(parent) == pid and state != 'Z':
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for_child(rig):
+    rig.client.wait_for(lambda: children(rig.node.pid), 'the process that builds')
+    (child,) = children(rig.node.pid)
+    return child
+
+
+def wait_for_end_of(child):
+    deadline = time.monotonic() + WAIT_S
+    while Path(f'/proc/{child}').exists():
+        assert time.monotonic() < deadline, 'the process that builds goes on'
+        time.sleep(0.01)
+
+
+def test_every_step_down_is_said_once_and_shown(rig):
+    rig.start()
+    rig.ready()
+    reason = 'tiny has no engine for the stand-in; build one'
+    status = rig.client.wait_for_complaint(f'tensorrt is not used: {reason}')
+    assert status.level == WARN
+    assert rig.value('not used: tensorrt') == reason
+    assert rig.engine().startswith('onnxruntime')
+    # What is merely not installed here is no problem.
+    expected = [s for s in open_engine(rig.bundle).step_downs if s.backend != 'tensorrt']
+    for step_down in expected:
+        assert rig.value(f'not used: {step_down.backend}') == step_down.reason
+        assert not rig.client.complains(step_down.reason)
+    for sentence in (f'tensorrt is not used: {reason}', *map(str, expected)):
+        assert rig.node.output().count(sentence) == 1
+
+
+def test_an_engine_that_is_lost_gives_way_and_no_frame_is_lost(rig):
+    rig.add_engine_file()
+    rig.start()
+    rig.ready()
+    rig.client.wait_for(lambda: rig.engine() == 'tensorrt (stand-in)', 'the stand-in')
+    assert not rig.client.complains('')
+    rig.send_and_compare()
+    (rig.bundle.path / 'device_lost').touch()
+    for _ in range(3):
+        rig.send_and_compare()
+    reason = 'the device of the stand-in was lost'
+    status = rig.client.wait_for_complaint(f'tensorrt is not used: {reason}')
+    assert status.level == WARN
+    assert rig.engine().startswith('onnxruntime')
+    assert 'dropped: engine error' not in rig.client.values()
+    said = rig.node.output()
+    assert said.count(reason) == 1
+    assert f'{reason}; {rig.engine()} takes over' in said
+    assert 'Traceback' not in said
+
+
+def test_the_engine_is_built_while_another_one_serves(rig, builder):
+    rig.start(**{'engine.build': 'background'})
+    rig.ready()
+    assert 'building the TensorRT engine of tiny in the background; onnxruntime' in (
+        rig.node.output()
+    )
+    seen = []
+    deadline = time.monotonic() + WAIT_S
+    while rig.engine() != 'tensorrt (stand-in)':
+        assert time.monotonic() < deadline, rig.node.output()
+        rig.send_and_compare()
+        seen.append(rig.value('engine build'))
+        assert not seen[-1].startswith('failed'), seen[-1]
+        time.sleep(0.02)  # leaves the builder some of the processor
+    for _ in range(3):
+        rig.send_and_compare()
+    rig.client.wait_for(lambda: rig.value('engine build').startswith('done: '), 'the end')
+    assert any(progress.endswith(' %') for progress in seen), seen
+    card = Path(rig.value('engine build').removeprefix('done: '))
+    assert card.is_relative_to(rig.bundle.path)
+    assert 'dropped: engine error' not in rig.client.values()
+    assert not rig.client.complains('')
+    assert 'not used: tensorrt' not in rig.client.values()
+    assert 'is built; tensorrt (stand-in) takes over' in rig.node.output()
+    assert not children(rig.node.pid)
+    assert 'Traceback' not in rig.node.output()
+
+
+def test_a_build_that_fails_is_told_once_and_not_tried_again(rig, builder):
+    manager = Manager(rig.client)
+    (rig.bundle.path / 'engine_unfit').touch()
+    with build_lock(writable_folder(rig.bundle)):
+        rig.start(**{'engine.build': 'background'})
+        rig.ready()
+        rig.client.wait_for(lambda: rig.value('engine build').startswith('failed'), 'the failure')
+    reason = 'another process is building an engine'
+    assert reason in rig.value('engine build')
+    rig.send_and_compare()
+    assert manager.change(Transition.TRANSITION_DEACTIVATE)
+    assert manager.change(Transition.TRANSITION_ACTIVATE)
+    rig.ready()
+    rig.send_and_compare()
+    assert reason in rig.value('engine build')
+    assert rig.node.output().count(reason) == 1
+    assert not children(rig.node.pid)
+
+    assert manager.change(Transition.TRANSITION_DEACTIVATE)
+    assert manager.change(Transition.TRANSITION_CLEANUP)
+    assert manager.change(Transition.TRANSITION_CONFIGURE)
+    assert manager.change(Transition.TRANSITION_ACTIVATE)
+    rig.ready()
+    # This time it is built, and then does not fit.
+    words = 'the engine is for another GPU than the stand-in'
+    rig.client.wait_for(lambda: words in rig.value('engine build'), 'the other failure')
+    assert len(list_engines(rig.bundle)) == 1
+    rig.send_and_compare()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize('moment', ['just begun', 'under way'])
+def test_no_build_outlives_its_node(rig, tmp_path, builder, number, moment):
+    if moment == 'under way':  # a network that takes some seconds
+        shipped = load_bundle('rfbnet_erfnet_nyu40_320x240').path
+        rig.bundle = load_bundle(shutil.copytree(shipped, tmp_path / 'shipped'))
+    rig.start(**{'engine.build': 'background'})
+    child = wait_for_child(rig)
+    if moment == 'under way':
+        rig.client.wait_for(lambda: rig.value('engine build').endswith(' %'), 'progress')
+    rig.node.signal(number)
+    assert rig.node.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+    wait_for_end_of(child)
+    assert not list_engines(rig.bundle), 'the build went on to its end'
+    assert 'Traceback' not in rig.node.output()
+
+
+def test_deactivating_stops_the_build_and_activating_begins_another(rig, builder):
+    manager = Manager(rig.client)
+    rig.start(**{'engine.build': 'background'})
+    child = wait_for_child(rig)
+    assert manager.change(Transition.TRANSITION_DEACTIVATE)
+    assert not children(rig.node.pid)
+    assert not Path(f'/proc/{child}').exists()
+    rig.client.wait_for(lambda: rig.value('engine build') == 'stopped', 'the news')
+    assert not list_engines(rig.bundle)
+    assert manager.change(Transition.TRANSITION_ACTIVATE)
+    assert wait_for_child(rig) != child
+    assert 'WARN' not in rig.node.output().partition('building the TensorRT engine')[2]
