@@ -44,13 +44,12 @@ def typed_network(
             cannot hold.
     """
     try:
-        model = onnx_ir.from_proto(onnx.load(path))
-        if shapes:
-            fix_shapes(model, shapes)
-        ShapeInferencePass()(model)
+        proto = onnx.load(path)
+        fix_shapes(proto, shapes or {})
+        model = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except Exception as error:  # protobuf's and onnx's errors have no base class in common
         raise BundleError(
-            f'{path} cannot be read as an ONNX network ({str(error).strip():.200}); '
+            f'{path} cannot be read as an ONNX network ({" ".join(str(error).split()):.300}); '
             'export the bundle again'
         ) from error
     for i, node in enumerate(model.graph):  # exporters leave names out; errors need them
@@ -74,15 +73,24 @@ def own_precision(model: onnx_ir.Model) -> str:
     return next((name for name, dtype in LOW.items() if dtype in found), 'fp32')
 
 
-def fix_shapes(model: onnx_ir.Model, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Fix sides of inputs, in place; None leaves one open. The shapes behind are then unknown."""
-    for value in model.graph.inputs:
-        if value.name in shapes and value.shape is not None:
-            sides = zip(shapes[value.name], value.shape, strict=True)
-            value.shape = onnx_ir.Shape([old if new is None else new for new, old in sides])
-    for node in model.graph:
-        for output in node.outputs:
-            output.shape = None
+def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Fix sides of inputs, in place; None leaves one as it is.
+
+    Raises:
+        ValueError: an input has another number of sides.
+    """
+    if not shapes:
+        return
+    for value in model.graph.input:
+        sides = value.type.tensor_type.shape.dim
+        for side, size in zip(sides, shapes.get(value.name, (None,) * len(sides)), strict=True):
+            if size is not None:
+                side.dim_value = size
+    # What is recorded of the shapes behind them is no longer true.
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        for side in value.type.tensor_type.shape.dim:
+            side.Clear()
 
 
 def compute_in(model: onnx_ir.Model, precision: str) -> None:
