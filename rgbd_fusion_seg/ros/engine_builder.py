@@ -55,8 +55,8 @@ class EngineBuilder:
         """What it is doing, for /diagnostics."""
 
     def start(self) -> None:
-        """Begin, unless it was done or failed before."""
-        if self._tried:
+        """Begin, unless it was done or failed before, or an earlier start has not ended."""
+        if self._tried or (self._thread is not None and self._thread.is_alive()):
             return
         self._stopped = False
         # A daemon: opening an engine cannot be cut short, and must not keep a process alive.
@@ -126,13 +126,12 @@ class EngineBuilder:
             candidate.warm_up()
             if candidate.step_downs:
                 raise EngineError(f'{card} was built, but {candidate.step_downs[0]}')
-        except RgbdFusionSegError:
+            with self._lock:
+                if self._stopped:
+                    raise EngineError('stopped')
+                self._segmenter.replace_engine(candidate.engine)
+                self._tried, self.progress = True, f'done: {card}'
+        except BaseException:
             candidate.close()
             raise
-        with self._lock:
-            if self._stopped:
-                candidate.close()
-                raise EngineError('stopped')
-            self._segmenter.replace_engine(candidate.engine)
-            self._tried, self.progress = True, f'done: {card}'
         self._log(OK, f'the {self._name} is built; {candidate.engine_name} takes over')
