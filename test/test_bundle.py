@@ -10,7 +10,13 @@ import pytest
 import yaml
 from bundles import CLASS_NAMES, MEAN, STD, tiny_card, write_bundle
 
-from rgbd_fusion_seg.bundle import bundle_folders, file_sha256, list_bundles, load_bundle
+from rgbd_fusion_seg.bundle import (
+    FusedForm,
+    bundle_folders,
+    file_sha256,
+    list_bundles,
+    load_bundle,
+)
 from rgbd_fusion_seg.errors import BundleError
 
 MISSING = object()
@@ -88,6 +94,44 @@ def test_a_fixed_bundle_takes_its_own_size_only(tiny_bundle: Path):
         bundle.resized(128, 96)
 
 
+def test_the_forms_of_a_network_alone_are_its_tensors(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.fused is None
+    assert bundle.graph_inputs == {
+        'rgb': ('float32', (1, 3, 48, 64)),
+        'hha': ('float32', (1, 3, 24, 32)),
+    }
+    assert bundle.graph_outputs == {'logits': ('float32', (1, 4, 6, 8))}
+
+
+FUSED = {'width': 160, 'height': 120, 'hha': False, 'base': {'name': 'tiny', 'sha256': 'ab'}}
+GEOMETRY = {
+    'depth': ('float32', (1, 120, 160)),
+    'intrinsics': ('float32', (4,)),
+    'gravity': ('float32', (3,)),
+}
+
+
+@pytest.mark.parametrize(
+    ('modalities', 'hha', 'inputs'),
+    [
+        (('rgb', 'hha'), False, {'hha': ('uint8', (1, 24, 32, 3))}),
+        (('rgb', 'hha'), True, GEOMETRY),
+        (('hha',), True, GEOMETRY),
+        (('rgb',), False, {}),
+    ],
+)
+def test_a_fused_bundle_takes_bytes_and_returns_labels(tmp_path: Path, modalities, hha, inputs):
+    card = tiny_card(modalities=modalities) | {'fused': FUSED | {'hha': hha}}
+    bundle = load_bundle(write_bundle(tmp_path / 'fused', card))
+    assert bundle.fused == FusedForm(160, 120, hha, 'tiny', 'ab')
+    colour = {'rgb': ('uint8', (1, 120, 160, 3))} if 'rgb' in modalities else {}
+    assert bundle.graph_inputs == colour | inputs
+    frame = ('uint8', (1, 120, 160))
+    assert bundle.graph_outputs == {'labels': frame, 'confidence': frame}
+    assert set(bundle.inputs) == set(modalities)
+
+
 @pytest.mark.parametrize('given', ['folder', 'card', 'text'])
 def test_a_bundle_is_found_by_folder_and_by_card(tiny_bundle: Path, given):
     path = {'folder': tiny_bundle, 'card': tiny_bundle / 'model.yaml', 'text': str(tiny_bundle)}
@@ -155,6 +199,19 @@ def test_a_missing_entry_is_named(tmp_path: Path, entry):
     assert f"'{entry}" in sentence(caught)
 
 
+@pytest.mark.parametrize(
+    'also',
+    [
+        tiny_card(modalities=('rgb',)) | {'fused': FUSED | {'hha': True}},
+        tiny_card() | {'fused': FUSED, 'dynamic': {'batch': False, 'size': True, 'multiple': 16}},
+    ],
+    ids=['no depth', 'open sizes'],
+)
+def test_a_fused_form_that_the_network_cannot_have_is_refused(tmp_path: Path, also):
+    with pytest.raises(BundleError, match="unusable entry 'fused'"):
+        load_bundle(write_bundle(tmp_path / 'bad', also))
+
+
 def test_a_card_without_a_hash_is_refused(tmp_path: Path):
     folder = write_bundle(tmp_path / 'bad')
     card = yaml.safe_load((folder / 'model.yaml').read_text())
@@ -191,6 +248,10 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('classes', [{'name': 'a', 'color': [0, 0, 300]}] * 4, 'classes[0].color'),
         ('classes', [{'color': [0, 0, 0]}] * 4, 'classes[0]'),
         ('classes', ['wall', 'floor'], 'classes[0]'),
+        ('fused', FUSED | {'width': '160'}, 'fused.width'),
+        ('fused', FUSED | {'height': 0}, 'fused'),
+        ('fused', FUSED | {'hha': 'yes'}, 'fused.hha'),
+        ('fused', FUSED | {'base': {'name': 'tiny', 'sha256': 1}}, 'fused.base.sha256'),
     ],
 )
 def test_an_unusable_entry_is_named(tmp_path: Path, entry, value, named):

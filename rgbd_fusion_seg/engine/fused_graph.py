@@ -29,6 +29,7 @@ from rgbd_fusion_seg.bundle import (
     load_bundle,
 )
 from rgbd_fusion_seg.engine import fused_hha
+from rgbd_fusion_seg.engine.engine_files import cache_folder
 from rgbd_fusion_seg.engine.graph_building import (
     OpBuilder,
     Size,
@@ -81,7 +82,7 @@ def fuse(
 
     Args:
         bundle: the network; one of a dynamic size is fixed to the size it has.
-        folder: of the new bundle; an older fused one there is replaced.
+        folder: of the new bundle; another fused one there is replaced, its engines with it.
         frame_size: width and height of the frames.
         hha: compute HHA in the graph, too.
 
@@ -108,12 +109,27 @@ def fuse(
             text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
             (draft / CARD_NAME).write_text(text, encoding='utf-8')
             load_bundle(draft)
+            if folder.exists() and load_bundle(folder).card == card:
+                return load_bundle(folder)  # and whatever engines it has
             if folder.exists():
                 os.replace(folder, Path(place) / 'replaced')
             os.replace(draft, folder)
     except OSError as error:
         raise InputError(f'{folder} cannot be written: {error}; choose another folder') from error
     return load_bundle(folder)
+
+
+def fused_beside(
+    bundle: ModelBundle, frame_size: tuple[int, int], hha: bool = False
+) -> ModelBundle:
+    """Write the fused form of a bundle beside it, or in the user's cache where that is read-only.
+
+    Args and errors as for :func:`fuse`.
+    """
+    name = fused_name(bundle, frame_size, hha)
+    beside = os.access(bundle.path.parent, os.W_OK)
+    folder = bundle.path.parent if beside else cache_folder().parent / 'bundles'
+    return fuse(bundle, folder / name, frame_size, hha)
 
 
 def _check(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> None:
