@@ -221,7 +221,8 @@ def test_rtx_engines_also_run_on_gpus_after_the_newest_they_name(bundle, capabil
             choose(bundle, cards, device, runtimes)
 
 
-def test_an_engine_for_one_gpu_alone_does_not_run_on_newer_ones(bundle):
-    cards = {'turing': card(bundle, compute_capabilities=('7.5',))}
-    with pytest.raises(EngineError, match=r'7\.5, and this GPU has 8\.9'):
-        choose(bundle, cards, ADA)
+@pytest.mark.parametrize('flavour', ['tensorrt', 'tensorrt_rtx'])
+def test_an_engine_for_older_gpus_alone_does_not_run_on_newer_ones(bundle, flavour):
+    older = card(bundle, flavour=flavour, compute_capabilities=('7.5', '8.6'))
+    with pytest.raises(EngineError, match=r'7\.5, 8\.6, and this GPU has 8\.9'):
+        choose(bundle, {'older': older}, ADA, {flavour: '10.3.0'})

@@ -189,6 +189,18 @@ def test_a_refused_graph_is_said_once_and_inference_goes_on(bundle, cuda, monkey
     engine.close()
 
 
+def test_a_refused_graph_is_not_tried_again_for_other_shapes(tmp_path, monkeypatch, cuda, caplog):
+    install(monkeypatch, cuda, capturable=False)
+    bundle = open_batch(tmp_path, monkeypatch)
+    engine = open_engine(bundle, 'tensorrt')
+    for batch in (2, 1, 4):
+        feeds = random_inputs(batch, batch)
+        np.testing.assert_allclose(engine.infer(**feeds), expected(bundle, feeds), atol=1e-5)
+    assert cuda.calls.count('cudaStreamBeginCapture') == 1
+    assert sum('without a CUDA graph' in record.getMessage() for record in caplog.records) == 1
+    engine.close()
+
+
 @pytest.mark.parametrize('function', ['cudaGraphInstantiate', 'cudaStreamBeginCapture'])
 def test_a_graph_that_cuda_refuses_leaves_nothing_behind(bundle, cuda, trt, function):
     write(bundle)
@@ -395,10 +407,18 @@ def test_a_plan_that_tensorrt_cannot_read_gives_its_first_error(bundle, cuda, tr
     assert 'follows from it' not in str(caught.value)
 
 
-def test_an_engine_that_contradicts_its_card_is_refused(bundle, cuda, trt):
-    wrong = dataclasses.replace(FIXED[2], shape=(1, 4, 12, 16))
-    write(bundle, tensors=(*FIXED[:2], wrong))
-    with pytest.raises(EngineError, match='not as its card describes it, see logits'):
+@pytest.mark.parametrize(
+    ('tensors', 'name'),
+    [
+        ((*FIXED[:2], dataclasses.replace(FIXED[2], shape=(1, 4, 12, 16))), 'logits'),
+        ((*FIXED[:2], dataclasses.replace(FIXED[2], dtype='uint8')), 'logits'),
+        ((*FIXED, EngineTensor('labels', 'output', 'uint8', (1, 48, 64))), 'labels'),
+        (FIXED[:2], 'logits'),
+    ],
+)
+def test_an_engine_that_contradicts_its_card_is_refused(bundle, cuda, trt, tensors, name):
+    write(bundle, tensors=tensors)
+    with pytest.raises(EngineError, match=f'not as its card describes it, see {name}'):
         open_engine(bundle, 'tensorrt')
 
 
@@ -491,7 +511,7 @@ def _lenient_init(self, runtime, profile, network):
 
 
 def test_rtx_captures_graphs_itself_where_none_can_be_recorded_around_it(
-    bundle, cuda, monkeypatch
+    bundle, cuda, monkeypatch, caplog
 ):
     trt = install(monkeypatch, cuda, 'tensorrt_rtx', version='1.7.1', capturable=False)
     write(bundle, **RTX)
@@ -499,6 +519,8 @@ def test_rtx_captures_graphs_itself_where_none_can_be_recorded_around_it(
     strategies = [config.cuda_graph_strategy.name for config in trt.configs]
     assert strategies == ['DISABLED', 'WHOLE_GRAPH_CAPTURE']
     assert not engine.uses_cuda_graph
+    assert 'cudaStreamBeginCapture' not in cuda.calls
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     np.testing.assert_allclose(
         engine.infer(**random_inputs()), expected(bundle, random_inputs()), atol=1e-5
     )

@@ -159,6 +159,26 @@ def test_one_engine_for_a_range_of_sizes(tmp_path: Path, flavour, gpu):
         engine.close()
 
 
+def test_a_fused_bundle_returns_what_onnx_runtime_returns(tmp_path: Path, flavour, gpu):
+    fused_graph = pytest.importorskip('rgbd_fusion_seg.engine.fused_graph', reason='needs onnx_ir')
+    base = load_bundle(write_bundle(tmp_path / 'tiny'))
+    bundle = fused_graph.fuse(base, tmp_path / 'fused', (128, 96))
+    build_for(bundle, flavour, gpu)
+    rng = np.random.default_rng(0)
+    feeds = {
+        name: np.kron(rng.integers(0, 256, (1, 6, 8, 3)), np.ones((1, f.shape[1] // 6, 1, 1)))
+        .repeat(f.shape[2] // 8, axis=2)
+        .astype(np.uint8)
+        for name, f in bundle.graph_inputs.items()
+    }
+    engine = opened(bundle, flavour)
+    ours, reference = engine.run(feeds), open_engine(bundle, 'onnxruntime').run(feeds)
+    assert (ours['labels'] == reference['labels']).mean() > 0.995
+    difference = np.abs(ours['confidence'].astype(int) - reference['confidence'])
+    assert np.percentile(difference, 99) <= 2
+    engine.close()
+
+
 def test_a_plan_that_is_cut_short_is_refused(tmp_path: Path, built, flavour):
     (path,) = (p for p in (built.path / 'engines').glob('*fp32*.json'))
     card = read_card(path)
