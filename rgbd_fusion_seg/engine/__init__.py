@@ -15,7 +15,9 @@ from rgbd_fusion_seg.errors import EngineError
 
 BACKENDS = {
     'tensorrt': 'rgbd_fusion_seg.engine.tensorrt',
+    'onnxruntime_gpu': 'rgbd_fusion_seg.engine.onnxruntime_gpu',
     'onnxruntime': 'rgbd_fusion_seg.engine.onnxruntime',
+    'openvino': 'rgbd_fusion_seg.engine.openvino',
 }
 """Backend name -> module, best first: ``auto`` opens the first that can run here.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,8 @@ def test_backends_tell_their_version_or_the_reason(monkeypatch, tiny_bundle: Pat
     import onnxruntime
 
     assert ('onnxruntime', True, onnxruntime.__version__) in available_backends()
-    monkeypatch.setitem(__import__('sys').modules, 'onnxruntime', None)
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    monkeypatch.setitem(sys.modules, 'openvino', None)
     (backend,) = (b for b in available_backends() if b.name == 'onnxruntime')
     assert not backend.usable
     assert 'pip install onnxruntime' in backend.detail
@@ -128,7 +130,6 @@ def test_backends_tell_their_version_or_the_reason(monkeypatch, tiny_bundle: Pat
 def test_backends_are_imported_only_when_wanted():
     """The package itself must load without any backend installed."""
     import subprocess
-    import sys
 
     code = (
         'import sys; sys.modules["onnxruntime"] = None; import rgbd_fusion_seg.segmenter; '

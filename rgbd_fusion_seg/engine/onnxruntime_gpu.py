@@ -1,0 +1,100 @@
+"""ONNX Runtime on the GPU, through its CUDA or its TensorRT execution provider.
+
+It needs no engine file, so it serves where none has been built yet. Where a provider cannot work,
+ONNX Runtime itself falls back to the CPU and merely logs it; here that is an error, so that
+``auto`` can say why and open the CPU backend in its own right.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.engine.cuda import find_device
+from rgbd_fusion_seg.engine.engine_files import writable_folder
+from rgbd_fusion_seg.engine.onnxruntime import OnnxRuntimeEngine, cpu_options, open_session
+from rgbd_fusion_seg.errors import EngineError
+
+PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
+"""Our names, the default first, and ONNX Runtime's."""
+
+
+def probe() -> tuple[bool, str]:
+    """Return whether ONNX Runtime can use a GPU here, and which, or what is missing."""
+    try:
+        runtime = import_module('onnxruntime')
+        there = _installed(runtime)
+        device = find_device()
+    except ImportError as error:
+        return False, f'{error}; install it with: pip install onnxruntime-gpu'
+    except EngineError as error:
+        return False, str(error)
+    return True, f'{runtime.__version__} with {", ".join(there)} on {device}'
+
+
+def open_engine(
+    bundle: ModelBundle, device: int = 0, provider: str = '', allow_tf32: bool = False
+) -> OnnxRuntimeEngine:
+    """Open a bundle's network on a GPU.
+
+    Args:
+        bundle: the network and its card.
+        device: index of the GPU.
+        provider: ``cuda``, or ``tensorrt``, which builds an engine on first use (minutes) and
+            keeps it beside the bundle's other engines; default: the first that is installed.
+        allow_tf32: let float32 be multiplied with 10 bits of mantissa, which is faster.
+
+    Raises:
+        BundleError: a file that is no ONNX network, or not that of the card.
+        EngineError: no such GPU or provider, or one that ONNX Runtime could not use after all.
+    """
+    runtime = import_module('onnxruntime')
+    there = _installed(runtime)
+    chosen = provider or there[0]
+    if chosen not in there:
+        raise EngineError(
+            f'onnxruntime {runtime.__version__} has no provider {chosen!r} here; '
+            f'it has: {", ".join(there)}'
+        )
+    gpu = find_device(device)
+    if hasattr(runtime, 'preload_dlls'):  # CUDA's libraries of pip are not on the loader's path
+        runtime.preload_dlls()
+    settings: dict[str, Any] = {'device_id': device}
+    if chosen == 'cuda':
+        settings['use_tf32'] = '1' if allow_tf32 else '0'
+    else:
+        folder = str(writable_folder(bundle))
+        settings |= {'trt_engine_cache_enable': True, 'trt_engine_cache_path': folder}
+    name = f'onnxruntime ({chosen}, {gpu.name})'
+    return OnnxRuntimeEngine(name, bundle, open_gpu_session(bundle, PROVIDERS[chosen], settings))
+
+
+def open_gpu_session(bundle: ModelBundle, provider: str, settings: dict[str, Any]) -> Any:
+    """Load a network with a provider, and make sure that it is the one that will compute.
+
+    Raises:
+        BundleError: as :func:`rgbd_fusion_seg.engine.onnxruntime.open_session`.
+        EngineError: ONNX Runtime fell back to another provider.
+    """
+    session = open_session(bundle, cpu_options(1, False), [(provider, settings)])
+    in_use = session.get_providers()
+    if in_use[0] != provider:
+        raise EngineError(
+            f'onnxruntime could not use {provider} and fell back to {in_use[0]}; the libraries '
+            'of CUDA and cuDNN that this version of onnxruntime-gpu asks for must be installed'
+        )
+    session.disable_fallback()  # nor may a failure while it runs move it to the CPU
+    return session
+
+
+def _installed(runtime: Any) -> list[str]:
+    listed = runtime.get_available_providers()
+    there = [name for name, provider in PROVIDERS.items() if provider in listed]
+    if not there:
+        raise EngineError(
+            f'onnxruntime {runtime.__version__} is built for '
+            f'{", ".join(p.removesuffix("ExecutionProvider") for p in listed)} alone; install '
+            'onnxruntime-gpu in its place'
+        )
+    return there

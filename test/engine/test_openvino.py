@@ -1,0 +1,247 @@
+"""The OpenVINO engine against ONNX Runtime, and the gate before bfloat16."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import tiny_card, tiny_network, with_open_sizes, write_bundle
+from onnx import TensorProto, helper
+
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
+from rgbd_fusion_seg.engine import open_engine
+from rgbd_fusion_seg.engine.agreement import MIN_FRAMES, Agreement, record_path, write_agreement
+from rgbd_fusion_seg.errors import BundleError, EngineError
+
+openvino = pytest.importorskip('openvino', reason='needs the extra [openvino]')
+HAS_BF16 = 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason='this processor has no bf16')
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache'
+
+
+def random_inputs(bundle: ModelBundle, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.standard_normal(form.shape, dtype=np.float32)
+        for name, form in bundle.graph_inputs.items()
+    }
+
+
+def logits_of(bundle: ModelBundle, backend: str, **options) -> np.ndarray:
+    opened = open_engine(bundle, backend, **options)
+    try:
+        return opened.infer(**random_inputs(bundle))
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize('name', ['tiny', DEFAULT_BUNDLE, 'rfbnet_erfnet_nyu40_320x240'])
+def test_logits_are_those_of_onnx_runtime(tiny_bundle: Path, name):
+    bundle = load_bundle(tiny_bundle if name == 'tiny' else name)
+    expected = logits_of(bundle, 'onnxruntime')
+    logits = logits_of(bundle, 'openvino')
+    assert logits.dtype == np.float32
+    assert logits.shape == bundle.logits_shape
+    # Sums of float32 in another order; bf16 is a hundred times as far off.
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.ptp(expected))
+
+
+@needs_bf16
+def test_it_computes_in_float32_unless_asked_otherwise(tiny_bundle: Path):
+    """OpenVINO's own choice on such a processor is bfloat16."""
+    bundle = load_bundle(tiny_bundle)
+    core = openvino.Core()
+    assert core.get_property('CPU', 'INFERENCE_PRECISION_HINT') == openvino.Type.bf16
+    for precision, expected in (('fp32', openvino.Type.f32), ('bf16', openvino.Type.bf16)):
+        opened = open_engine(bundle, 'openvino', precision=precision, unchecked=True)
+        assert opened._compiled.get_property('INFERENCE_PRECISION_HINT') == expected
+        assert precision in opened.name
+
+
+def test_options_reach_the_network(tiny_bundle: Path, cache: Path):
+    bundle = load_bundle(tiny_bundle)
+    opened = open_engine(bundle, 'openvino', num_threads=1, pin_threads=True, cache=True)
+    assert opened.name == 'openvino (CPU, fp32, 1 threads)'
+    assert opened._compiled.get_property('INFERENCE_NUM_THREADS') == 1
+    assert opened._compiled.get_property('PERFORMANCE_HINT') == 'LATENCY'
+    assert opened._compiled.get_property('ENABLE_CPU_PINNING')
+    assert not open_engine(bundle, 'openvino')._compiled.get_property('ENABLE_CPU_PINNING')
+    assert list((cache / 'rgbd_fusion_seg' / 'openvino').iterdir())
+    expected = logits_of(bundle, 'openvino')
+    assert np.array_equal(logits_of(bundle, 'openvino', cache=True), expected)
+
+
+def test_results_stay_valid_while_the_engine_goes_on(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    opened = open_engine(bundle, 'openvino')
+    first = opened.infer(**random_inputs(bundle, 0))
+    kept = first.copy()
+    opened.infer(**random_inputs(bundle, 1))
+    assert np.array_equal(first, kept)
+
+
+def test_a_view_of_other_memory_is_read_rightly(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    inputs = random_inputs(bundle)
+    mirrored = {name: tensor[..., ::-1] for name, tensor in inputs.items()}
+    logits = open_engine(bundle, 'openvino').infer(**mirrored)
+    np.testing.assert_allclose(logits[..., ::-1], logits_of(bundle, 'openvino'), atol=1e-5)
+
+
+@pytest.mark.parametrize('dynamic', [{}, {'size': True}, {'batch': True, 'size': True}])
+def test_open_sizes_become_those_of_the_bundle(tmp_path: Path, dynamic):
+    entry = {'batch': False, 'size': False, 'multiple': 16} | dynamic
+    folder = write_bundle(
+        tmp_path / 'open', tiny_card() | {'dynamic': entry}, with_open_sizes(tiny_network())
+    )
+    bundle = load_bundle(folder)
+    if entry['size']:
+        bundle = bundle.resized(32, 96)
+    opened = open_engine(bundle, 'openvino')
+    inputs = random_inputs(bundle)
+    expected = logits_of(bundle, 'onnxruntime')
+    np.testing.assert_allclose(opened.infer(**inputs), expected, atol=1e-5)
+    two = {name: np.concatenate([tensor, -tensor]) for name, tensor in inputs.items()}
+    if entry['batch']:
+        assert opened.infer(**two).shape == (2, *expected.shape[1:])
+        np.testing.assert_allclose(opened.infer(**two)[:1], expected, atol=1e-5)
+    else:
+        with pytest.raises(EngineError, match=r'rgb must be float32 \(1, 3, '):
+            opened.infer(**two)
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        ({'num_threads': 0}, 'at least 1, got 0'),
+        ({'precision': 'fp8'}, "no precision 'fp8'; choose one of: fp32, bf16"),
+        ({'speed': 3}, "no option 'speed'; it knows: num_threads"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tiny_bundle: Path, options, sentence):
+    with pytest.raises(EngineError, match=sentence):
+        open_engine(load_bundle(tiny_bundle), 'openvino', **options)
+
+
+def with_unknown_operator():
+    network = tiny_network()
+    network.graph.node[-1].op_type = 'Sorcery'
+    return network.SerializeToString()
+
+
+def as_bytes_input():
+    network = tiny_network()
+    network.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    cast = helper.make_node('Cast', ['rgb'], ['rgb_float'], to=TensorProto.FLOAT)
+    network.graph.node.insert(0, cast)
+    network.graph.node[1].input[0] = 'rgb_float'
+    return network
+
+
+@pytest.mark.parametrize(
+    ('network', 'words'),
+    [
+        (lambda: b'this is no network', ['model.onnx', 'no ONNX network']),
+        (lambda: tiny_network().SerializeToString()[:200], ['no ONNX network']),
+        (with_unknown_operator, ['Sorcery']),
+        (lambda: tiny_network(num_classes=7), ['returns 7 classes', 'card lists 4']),
+        (lambda: tiny_network(96, 128), ['[1, 3, 96, 128]', '[1, 3, 48, 64]']),
+        (lambda: tiny_network(input_names=('image', 'hha')), ['inputs image, hha']),
+        (as_bytes_input, ['rgb', 'tensor(uint8)', 'float32']),
+    ],
+)
+def test_a_network_that_is_not_the_card_s_is_refused_when_it_is_opened(tmp_path, network, words):
+    bundle = load_bundle(write_bundle(tmp_path / 'bad', network=network()))
+    with pytest.raises((BundleError, EngineError)) as caught:
+        open_engine(bundle, 'openvino')
+    assert '\n' not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_inputs_of_another_form_and_closed_engines_are_told(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    opened, inputs = open_engine(bundle, 'openvino'), random_inputs(bundle)
+    with pytest.raises(EngineError, match=r'rgb must be float32 .*got float64'):
+        opened.infer(inputs['rgb'].astype(np.float64), inputs['hha'])
+    with pytest.raises(EngineError, match=r'got float32 \(1, 3, 48, 32\)'):
+        opened.infer(inputs['rgb'][..., :32], inputs['hha'])
+    with pytest.raises(EngineError, match='needs the inputs rgb, hha'):
+        opened.infer(inputs['rgb'])
+    opened.close()
+    opened.close()
+    with pytest.raises(EngineError, match='closed'):
+        opened.infer(**inputs)
+
+
+def test_without_the_package_the_reason_is_told(tiny_bundle: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(EngineError, match='pip install openvino'):
+        open_engine(load_bundle(tiny_bundle), 'openvino')
+
+
+def measured(**changes) -> Agreement:
+    good = Agreement(
+        backend='openvino',
+        version=openvino.__version__,
+        precision='bf16',
+        label_agreement=0.9951,
+        lowest_of_a_frame=0.98,
+        frames=MIN_FRAMES,
+        source='a recording',
+        measured_at='2026-01-01T00:00:00+00:00',
+    )
+    return dataclasses.replace(good, **changes)
+
+
+@needs_bf16
+def test_bf16_opens_once_it_was_seen_to_give_the_same_labels(tiny_bundle: Path):
+    bundle = load_bundle(tiny_bundle)
+    command = r'not known; measure it with: rgbd-fusion-seg benchmark .* --frames'
+    with pytest.raises(EngineError, match=command):
+        open_engine(bundle, 'openvino', precision='bf16')
+    write_agreement(bundle, measured())
+    assert 'bf16' in open_engine(bundle, 'openvino', precision='bf16').name
+
+
+@needs_bf16
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'label_agreement': 0.9949}, r'gave 99\.49% of the labels'),
+        ({'frames': MIN_FRAMES - 1}, f'on {MIN_FRAMES - 1} frames'),
+        ({'version': '2020.1'}, r'measured with version 2020\.1'),
+    ],
+)
+def test_bf16_stays_shut_where_the_measurement_does_not_hold(tiny_bundle: Path, changes, sentence):
+    bundle = load_bundle(tiny_bundle)
+    path = write_agreement(bundle, measured(version=openvino.__version__))
+    assert path == record_path(bundle, 'openvino', 'bf16')
+    write_agreement(bundle, measured(**changes))
+    with pytest.raises(EngineError, match=sentence):
+        open_engine(bundle, 'openvino', precision='bf16')
+    assert 'bf16' in open_engine(bundle, 'openvino', precision='bf16', unchecked=True).name
+
+
+@needs_bf16
+def test_a_measurement_counts_for_its_network_and_size_alone(tmp_path: Path):
+    entry = {'batch': False, 'size': True, 'multiple': 16}
+    card = tiny_card() | {'dynamic': entry}
+    bundle = load_bundle(write_bundle(tmp_path / 'one', card, with_open_sizes(tiny_network())))
+    write_agreement(bundle, measured())
+    with pytest.raises(EngineError, match='not known'):
+        open_engine(bundle.resized(32, 96), 'openvino', precision='bf16')
+    other = load_bundle(write_bundle(tmp_path / 'two'))
+    record_path(bundle, 'openvino', 'bf16').rename(record_path(other, 'openvino', 'bf16'))
+    with pytest.raises(EngineError, match='another network'):
+        open_engine(other, 'openvino', precision='bf16')
+    record_path(other, 'openvino', 'bf16').write_text('{')
+    with pytest.raises(EngineError, match='cannot be read'):
+        open_engine(other, 'openvino', precision='bf16')
