@@ -16,10 +16,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle
-from rgbd_fusion_seg.errors import RgbdFusionSegError
+from rgbd_fusion_seg.errors import EngineError, InputError, RgbdFusionSegError
 
 if TYPE_CHECKING:
     from rgbd_fusion_seg.engine.engine_files import EngineCard
+
+FRAME_SIZE = (640, 480)
+"""Width and height that most RGB-D cameras have."""
 
 # The commands import what they need when they run: help and wrong usage are answered at once.
 
@@ -126,6 +129,10 @@ def _build_engine(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.engine.tensorrt_build import build_engine
 
     bundle = load_bundle(options.bundle)
+    if options.fuse_postprocess or options.fuse_hha:
+        bundle = _fused(bundle, options.frame_size or FRAME_SIZE, options.fuse_hha)
+    elif options.frame_size:
+        raise InputError('--frame-size belongs to --fuse-postprocess and --fuse-hha; add one')
     build_options = BuildOptions(
         flavour=options.flavour,
         precision=options.precision,
@@ -149,10 +156,22 @@ def _build_engine(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fused(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> ModelBundle:
+    try:
+        from rgbd_fusion_seg.engine.fused_graph import fused_beside
+    except ImportError as error:
+        raise EngineError(
+            f'fusing needs onnx and onnxscript ({error}); install them with: '
+            'pip install onnx onnxscript'
+        ) from error
+    fused = fused_beside(bundle, frame_size, hha)
+    _tell(f'fused into {fused.path}')
+    return fused
+
+
 def _checked(bundle: ModelBundle, path: Path, frames: Path | None) -> EngineCard | None:
     """Compare a new engine with ONNX Runtime where a GPU can run it, else say why not."""
     from rgbd_fusion_seg.engine.cuda import find_device
-    from rgbd_fusion_seg.errors import EngineError
 
     try:
         find_device()
@@ -284,6 +303,7 @@ def _add_build_engine(commands: argparse._SubParsersAction) -> None:
         help='in which the network computes (default: %(default)s)',
     )
     _add_engine_sizes(parser)
+    _add_fusing(parser)
     parser.add_argument(
         '--compute-capability',
         nargs='+',
@@ -322,6 +342,26 @@ def _add_build_engine(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('--force', action='store_true', help='build even if an engine fits')
     parser.add_argument(
         '--wait', action='store_true', help='until another process has built its engine'
+    )
+
+
+def _add_fusing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--fuse-postprocess',
+        action='store_true',
+        help='build another bundle, made beside this one: the GPU resamples colour and labels '
+        'pixels, too',
+    )
+    parser.add_argument(
+        '--fuse-hha', action='store_true', help='the same, and the GPU makes HHA from depth'
+    )
+    parser.add_argument(
+        '--frame-size',
+        type=_size,
+        metavar='WxH',
+        help='of the camera, for the fused bundle, which takes no other (default: {}x{})'.format(
+            *FRAME_SIZE
+        ),
     )
 
 

@@ -58,6 +58,12 @@ def fused_name(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool = Fal
     return '{}_fused{}_{}x{}'.format(bundle.name, '_hha' if hha else '', *frame_size)
 
 
+def check_frame_size(frame_size: tuple[int, int]) -> None:
+    """Raise InputError where a width or height is not positive."""
+    if min(frame_size) <= 0:
+        raise InputError('frames cannot be {}x{}; give a positive size'.format(*frame_size))
+
+
 def fuse(
     bundle: ModelBundle, folder: Path, frame_size: tuple[int, int], hha: bool = False
 ) -> ModelBundle:
@@ -133,8 +139,7 @@ def fused_beside(
 
 
 def _check(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> None:
-    if min(frame_size) <= 0:
-        raise InputError('frames cannot be {}x{}; give a positive size'.format(*frame_size))
+    check_frame_size(frame_size)
     if bundle.fused is not None:
         raise BundleError(
             f'{bundle.name} is fused already; fuse the bundle it was made from, '

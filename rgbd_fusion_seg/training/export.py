@@ -20,6 +20,7 @@ import yaml
 from rgbd_fusion_seg import hha
 from rgbd_fusion_seg.bundle import CARD_FORMAT, CARD_NAME, ModelBundle, file_sha256, load_bundle
 from rgbd_fusion_seg.engine import Engine, open_engine
+from rgbd_fusion_seg.engine.fused_graph import check_frame_size, fused_beside
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
@@ -57,10 +58,14 @@ def export(
     opset: int = 18,
     frames: int = 8,
     score: bool = True,
+    fuse_postprocess: tuple[int, int] | None = None,
+    fuse_hha: bool = False,
 ) -> None:
     """Write a bundle from a checkpoint; nothing is written where its labels are not torch's.
 
-    A bundle that is there already stays until the new one has passed all its checks.
+    A bundle that is there already stays until the new one has passed all its checks. With
+    `fuse_postprocess` another one is written beside it, `BUNDLE_fused_WIDTHxHEIGHT`, whose graph
+    takes frames of that size and returns labels, for GPUs (`engine.fused_graph`).
 
     Args:
         checkpoint: a .safetensors file that the train or import-weights command wrote.
@@ -74,6 +79,8 @@ def export(
         opset: version of ONNX's operators, 18 or higher.
         frames: how many frames, spread over the split, the graph is compared with torch on.
         score: also score the bundle, and write the scores into its card.
+        fuse_postprocess: width and height of frames.
+        fuse_hha: let the graph of the fused bundle make HHA from depth, too.
 
     Raises:
         InputError: options, a checkpoint or data that cannot be used, or a checkpoint of other
@@ -81,6 +88,10 @@ def export(
         BundleError: labels of torch and of the graph agree on less than 99.9 % of the pixels.
     """
     options = GraphOptions(precision, storage, dynamic_batch, dynamic_size, opset)
+    if fuse_postprocess is not None:
+        check_frame_size(fuse_postprocess)
+    elif fuse_hha:
+        raise InputError('fuse_hha belongs to fuse_postprocess; give the size of frames with it')
     source, loaded = open_dataset(data.dataset, 'test'), load_checkpoint(checkpoint)
     if loaded.classes.names != source.classes.names:
         raise InputError(
@@ -100,6 +111,9 @@ def export(
             write_scores(draft, predictor, sets)
             for result in sets:
                 print(table_text(f'{bundle.name} on {result.name}', headline(result)))
+    if fuse_postprocess is not None:
+        fused = fused_beside(load_bundle(bundle), fuse_postprocess, fuse_hha)
+        print(f'{fused.path} has the graph that takes frames')
 
 
 def write_bundle(

@@ -22,7 +22,9 @@ from onnxruntime import InferenceSession  # noqa: E402
 
 from rgbd_fusion_seg import hha as hha_encoding  # noqa: E402
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle  # noqa: E402
+from rgbd_fusion_seg.cli import main  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
+from rgbd_fusion_seg.engine.engine_files import belongs_to, list_engines  # noqa: E402
 from rgbd_fusion_seg.engine.fused_graph import fuse, fused_beside, fused_name  # noqa: E402
 from rgbd_fusion_seg.errors import BundleError, EngineError, FrameError, InputError  # noqa: E402
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame  # noqa: E402
@@ -436,24 +438,26 @@ def test_a_graph_of_another_form_than_its_card_tells_is_refused(tmp_path, tiny_b
         open_engine(load_bundle(write_bundle(tmp_path / 'plain', plain)), 'onnxruntime')
 
 
-@pytest.mark.parametrize(('precision', 'hha'), [('fp32', False), ('bf16', False), ('fp16', True)])
-def test_tensorrt_rtx_builds_fused_graphs(tmp_path, tiny_bundle, precision, hha):
+@pytest.mark.parametrize(('precision', 'hha'), [('fp32', False), ('fp16', True)])
+def test_tensorrt_rtx_builds_fused_bundles(tmp_path, precision, hha):
+    """From the command line, as the plan and its card say."""
     pytest.importorskip('tensorrt_rtx_libs', reason='needs the libraries of TensorRT-RTX')
-    trt = pytest.importorskip('tensorrt_rtx_bindings', reason='needs TensorRT-RTX')
-    from rgbd_fusion_seg.engine.precision import typed_network
+    pytest.importorskip('tensorrt_rtx_bindings', reason='needs TensorRT-RTX')
+    folder = write_bundle(tmp_path / 'tiny')
+    command = ['build-engine', str(folder), '--flavour', 'tensorrt_rtx', '--precision', precision]
+    fusing = ['--fuse-hha' if hha else '--fuse-postprocess', '--frame-size', '160x120']
+    assert main([*command, *fusing]) == 0
+    bundle = load_bundle(tmp_path / fused_name(load_bundle(folder), (160, 120), hha))
+    (card,) = list_engines(bundle).values()
+    assert (card.precision, belongs_to(card, bundle)) == (precision, True)
+    for mode, expected in (('input', bundle.graph_inputs), ('output', bundle.graph_outputs)):
+        tensors = [tensor for tensor in card.tensors if tensor.mode == mode]
+        assert {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors} == expected
 
-    bundle = fuse(load_bundle(tiny_bundle), tmp_path / 'fused', (160, 120), hha)
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    parsed = parser.parse(typed_network(bundle.weights_path, precision))
-    assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    names = {trt.DataType.UINT8: 'uint8', trt.DataType.FLOAT: 'float32'}
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    for tensors, expected in ((inputs, bundle.graph_inputs), (outputs, bundle.graph_outputs)):
-        assert {t.name: (names[t.dtype], tuple(t.shape)) for t in tensors} == expected
-    assert builder.build_serialized_network(network, builder.create_builder_config()) is not None
+
+def test_a_size_of_frames_belongs_to_fusing(tiny_bundle, capsys):
+    assert main(['build-engine', str(tiny_bundle), '--frame-size', '160x120']) == 1
+    assert '--fuse-postprocess' in capsys.readouterr().err
 
 
 def test_all_around_a_network_in_fp16_stays_float32(tmp_path, tiny_bundle):

@@ -201,7 +201,7 @@ def exported(files, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('models') / 'exported'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('sys.argv', ['training', 'export', '--bundle', 'models/my bundle'])
-        export(files[0], folder, files[1], storage='fp32', frames=8)
+        export(files[0], folder, files[1], storage='fp32', frames=8, fuse_postprocess=(160, 120))
     return folder
 
 
@@ -244,6 +244,16 @@ def test_the_card_tells_how_well_labels_agree_and_score(exported):
     assert '128x96' in agreement['measured_with']
     assert metrics['nyudv2_test']['frames'] == 2
     assert 0 <= metrics['nyudv2_test']['mIoU'] <= metrics['nyudv2_test']['pixel_accuracy'] <= 1
+
+
+def test_beside_the_bundle_is_its_form_for_frames(exported):
+    base, fused = load_bundle(exported), load_bundle(exported.parent / 'exported_fused_160x120')
+    assert fused.fused.base_sha256 == base.weights_sha256
+    assert fused.metrics == base.metrics
+    frame = ToyFrames()[0].frame
+    assert frame.depth.shape == (120, 160)
+    with Segmenter(base, num_threads=1) as split, Segmenter(fused, num_threads=1) as whole:
+        assert (split.segment(frame).labels == whole.segment(frame).labels).mean() > 0.999
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -320,6 +330,8 @@ def test_other_folders_are_never_replaced(tmp_path):
         ({'size': (100, 96)}, 'cannot take 100x96 images; give a size of multiples of 8'),
         ({'frames': 0}, '0 of the 2 frames of nyudv2-test'),
         ({'opset': 99}, 'opset must be 18 to'),
+        ({'fuse_hha': True}, 'fuse_hha belongs to fuse_postprocess'),
+        ({'fuse_postprocess': (160, 0)}, 'frames cannot be 160x0'),
     ],
 )
 def test_wrong_options_are_one_sentence(files, tmp_path, changes, words):
