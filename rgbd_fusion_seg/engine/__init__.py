@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -59,8 +59,22 @@ class Engine(Protocol):
             Logits, float32 (N, K, h, w); they are the caller's to keep.
 
         Raises:
-            EngineError: an input that is absent or of another form, a failure of the backend,
-                or a closed engine.
+            EngineError: an input that is absent or of another form, a failure of the backend, a
+                closed engine, or one of a fused bundle, which has no logits.
+        """
+        ...
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph of any bundle, a fused one among them.
+
+        Args:
+            feeds: what `ModelBundle.graph_inputs` lists, by name.
+
+        Returns:
+            What `ModelBundle.graph_outputs` lists, by name; the caller's to keep.
+
+        Raises:
+            EngineError: as :meth:`infer`.
         """
         ...
 
