@@ -115,3 +115,18 @@ def test_intrinsics_from_parameters():
     assert (given.fx, given.fy, given.cx, given.cy) == (500.0, 500.0, 319.5, 239.5)
     given = CameraConfig(fx=500.0, fy=510.0, cx=0.0, cy=7.0).intrinsics(64, 48)
     assert (given.fy, given.cx, given.cy, given.width) == (510.0, 0.0, 7.0, 64)
+
+
+def test_only_options_that_were_given_go_to_the_backends():
+    assert EngineConfig().options == {}
+    assert EngineConfig().build_options == {}
+    given = EngineConfig(num_threads=2, device=1, precision='bf16')
+    assert given.options == {'num_threads': 2, 'device': 1, 'precision': 'bf16'}
+    assert given.build_options == {'precision': 'bf16'}
+
+
+def test_a_build_beside_the_work_needs_an_engine_that_works(make_node):
+    node = make_node(engine__build='background', engine__backend='tensorrt')
+    declare_parameters(node, SegmentationConfig)
+    with pytest.raises(InputError, match=r'engine\.backend is tensorrt; set it to auto'):
+        read_parameters(node, SegmentationConfig)
