@@ -8,8 +8,18 @@ from setuptools import find_packages, setup
 NAME = 'rgbd_fusion_seg'
 SHARE = f'share/{NAME}'
 
+# Wheels of these are for x86-64 only; TensorRT and RTX come without their meta packages.
+ON_X86 = '; sys_platform == "linux" and platform_machine == "x86_64"'
+RTX = ['tensorrt-rtx-cu13-libs>=1.7', 'tensorrt-rtx-cu13-bindings>=1.7', 'cuda-bindings>=13']
+LEAN = ['tensorrt-lean-cu13-libs>=11', 'tensorrt-lean-cu13-bindings>=11']
+OPENVINO = ['openvino>=2025']
+BUILDING = ['onnx>=1.18', 'onnx-ir>=0.1']
+
 EXTRAS = {
     'ros-wheels': ['ros-rclpy[fastrtps]', 'ros-sensor-msgs', 'ros-diagnostic-msgs'],
+    'tensorrt': ['tensorrt>=10.3', 'cuda-bindings>=12.8', *BUILDING],
+    'tensorrt-rtx': [*RTX, *BUILDING],
+    'openvino': OPENVINO,
     'train': [
         'torch>=2.6',
         'lightning-fabric>=2.5',
@@ -20,10 +30,16 @@ EXTRAS = {
         'h5py>=3.11',
         'jsonargparse>=4.40',
         'safetensors>=0.5',
-        'onnx>=1.18',
         'onnxscript>=0.5',
+        *BUILDING,
     ],
-    'test': ['pytest>=8', 'hypothesis>=6', 'onnx>=1.18', 'kornia>=0.8'],
+    'test': [
+        'pytest>=8',
+        'hypothesis>=6',
+        'kornia>=0.8',
+        *BUILDING,
+        *(name + ON_X86 for name in (*RTX, *LEAN, *OPENVINO)),
+    ],
     'dev': ['ruff>=0.12', 'import-linter>=2'],
 }
 
