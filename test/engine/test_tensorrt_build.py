@@ -440,6 +440,40 @@ def test_ctrl_c_ends_a_build(bundle):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_ctrl_c_while_tensorrt_is_at_work(tmp_path):
+    """Between two calls of ours Python would raise in TensorRT's hands, which swallow it."""
+    code = """if True:
+        import os, signal, sys, threading, time
+        from pathlib import Path
+        from rgbd_fusion_seg.bundle import load_bundle
+        from rgbd_fusion_seg.engine.build_options import BuildOptions
+        from rgbd_fusion_seg.engine.build_progress import Progress
+        from rgbd_fusion_seg.engine.tensorrt_build import build_engine
+
+        class Watched(Progress):
+            def start(self, name, parent, num_steps):
+                if name == 'Optimizing graph':
+                    began.set()
+                super().start(name, parent, num_steps)
+
+        def interrupt():
+            began.wait()
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        began = threading.Event()
+        threading.Thread(target=interrupt, daemon=True).start()
+        sys.modules['rgbd_fusion_seg.engine.tensorrt_build'].Progress = Watched
+        try:
+            build_engine(load_bundle(sys.argv[1]), BuildOptions('tensorrt_rtx'), Path(sys.argv[2]))
+        except KeyboardInterrupt:
+            print('interrupted')
+    """
+    ended = run_python(code, SHIPPED[-1], tmp_path)
+    assert ended.stdout == 'interrupted\n', ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['.build.lock']
+
+
 def test_two_processes(bundle, tmp_path, monkeypatch):
     """While one builds, another is refused or waits; Ctrl-C ends the first one neatly."""
     monkeypatch.setenv('COLUMNS', '80')
