@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FRAME_SIZE = (640, 480)
 """Width and height that most RGB-D cameras have."""
 
+SYNTHETIC_FRAMES = 8
+"""Rooms that are rendered to compare engines on; each takes a second or two."""
+
 # The commands import what they need when they run: help and wrong usage are answered at once.
 
 
@@ -120,6 +123,41 @@ def _doctor(options: argparse.Namespace) -> int:
     report = examine(options.bundle)
     print(report.text())
     return 0 if report.healthy else 1
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg import kernels
+    from rgbd_fusion_seg.benchmark import compare, report
+    from rgbd_fusion_seg.bundle import load_bundle
+    from rgbd_fusion_seg.replay.calibration import parse_calibration
+    from rgbd_fusion_seg.replay.segment import open_source
+
+    bundle = load_bundle(options.bundle)
+    if options.input_size is not None:
+        bundle = bundle.resized(*options.input_size)
+    compare.find_contenders(bundle, options.backends)  # what cannot be is told before the work
+    if options.json is not None:
+        report.check_writable(options.json)
+    kernels.warm_up()
+    if options.frames is not None:
+        calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
+        source = open_source(
+            options.frames, calibration=calibration, depth_scale_m=options.depth_scale
+        )
+        frames = compare.recorded_frames(source, options.frames, options.max_frames)
+    else:
+        _tell('no --frames were given: the engines are compared on synthetic rooms')
+        frames = compare.synthetic_frames(min(options.max_frames, SYNTHETIC_FRAMES))
+    what = compare.BenchmarkOptions(tuple(options.backends), options.repeats, options.load)
+    result = compare.compare(bundle, frames, what, progress=True)
+    print(report.table(result))
+    for label, reason in result['not_compared'].items():
+        print(f'not compared: {label}: {reason}')
+    print(result['recommendation'])
+    if options.json is not None:
+        report.write_json(options.json, result)
+    _print_files([*map(Path, result['kept']), *([options.json] if options.json else [])])
+    return 0
 
 
 def _build_engine(options: argparse.Namespace) -> int:
@@ -223,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bag(commands)
     _add_demo(commands)
     _add_build_engine(commands)
+    _add_benchmark(commands)
     doctor = _add(commands, 'doctor', _doctor, 'tell what is installed and what can run')
     _add_bundle(doctor)
     return parser
@@ -382,6 +421,58 @@ def _add_engine_sizes(parser: argparse.ArgumentParser) -> None:
         metavar=('MIN', 'OPT', 'MAX'),
         help='of an engine that takes all sizes between, such as 256x192 512x384 640x480',
     )
+
+
+def _add_benchmark(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, 'benchmark', _benchmark, 'compare the engines that can run here')
+    parser.add_argument(
+        'bundle',
+        nargs='?',
+        default=DEFAULT_BUNDLE,
+        help='name or folder of a model (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--frames',
+        type=Path,
+        metavar='FOLDER_OR_BAG',
+        help='recording to label; what agrees on it may be used (default: synthetic rooms)',
+    )
+    parser.add_argument(
+        '--backends',
+        nargs='+',
+        default=[],
+        metavar='NAME',
+        help='"doctor" lists them (default: all that can run here)',
+    )
+    parser.add_argument(
+        '--repeats',
+        type=_count,
+        default=50,
+        metavar='N',
+        help='rounds; each labels a frame with each engine (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--load',
+        type=_count,
+        default=0,
+        metavar='N',
+        help='measure with so many busy processes beside, too',
+    )
+    parser.add_argument(
+        '--max-frames',
+        type=_count,
+        default=20,
+        metavar='N',
+        help='of the recording, from all over it (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--input-size',
+        type=_size,
+        metavar='WxH',
+        help='at which the network sees frames (default: as on the card of the bundle)',
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the result, too')
+    _add_camera(parser)
 
 
 def _add(

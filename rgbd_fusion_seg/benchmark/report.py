@@ -1,0 +1,131 @@
+"""The outcome of a comparison in words: a table for the terminal and one recommendation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rgbd_fusion_seg.engine.agreement import MIN_AGREEMENT
+from rgbd_fusion_seg.errors import InputError
+
+DEFAULT_BACKEND = 'onnxruntime'
+"""It is always installed, so another engine must be worth its installation."""
+WORTH_IT = 0.95
+"""Share of the default's time that another engine may take at most to be recommended."""
+
+
+def recommendation(engines: Sequence[Mapping[str, Any]], real_frames: bool) -> str:
+    """Return which engine to use and why, in one sentence.
+
+    The fastest of those that give the labels of float32, by the 90th percentile of a frame's time
+    with load beside where that was measured, else by the median.
+
+    Args:
+        engines: rows of :func:`rgbd_fusion_seg.benchmark.compare.compare`.
+        real_frames: the labels were compared on frames of a camera.
+    """
+    fit = [row for row in engines if row['label_agreement'] >= MIN_AGREEMENT]
+    unfit = [row for row in engines if row not in fit]
+    if not fit:
+        return f'Use none of these engines: {_disagreement(unfit)}.'
+    best = min(fit, key=_frame_ms)
+    default = next((row for row in fit if row['backend'] == DEFAULT_BACKEND), None)
+    if default is not None and _frame_ms(best) > WORTH_IT * _frame_ms(default):
+        best = default
+    sentence = f'Use {best["label"]}{_with_options(best)}: {_speed(best, default)}'
+    if best['options'].get('unchecked') and not real_frames:
+        sentence += ', but let it label real frames first (--frames), for these are synthetic'
+    if faster := [row for row in unfit if _frame_ms(row) < _frame_ms(best)]:
+        sentence += f'; faster, but {_disagreement(faster)}'
+    return f'{sentence}.'
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the rows of a comparison as text, one engine a line."""
+    loaded = bool(result['busy_processes'])
+    headings = ['engine', 'frame p50', 'p90', 'p99', 'inference p50', 'p90']
+    if loaded:
+        headings += ['loaded p50', 'p90', 'x']
+    headings += ['same labels', 'load s', 'RSS MiB']
+    lines = [headings]
+    for row in result['engines']:
+        frame, stage = row['alone']['frame_ms'], row['alone']['inference_ms']
+        numbers = [*(frame[p] for p in ('p50', 'p90', 'p99')), stage['p50'], stage['p90']]
+        if loaded:
+            under = row['loaded']['frame_ms']
+            numbers += [under['p50'], under['p90'], under['p90'] / frame['p90']]
+        line = [row['label'], *(f'{number:.1f}' for number in numbers)]
+        line += [f'{row["label_agreement"]:.2%}', f'{row["load_s"]:.2f}', f'{row["rss_mib"]:.0f}']
+        lines.append(line)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = '-' * (sum(widths) + 2 * len(widths) - 2)
+    text = [_line(line, widths) for line in lines]
+    return '\n'.join([_title(result), rule, text[0], rule, *text[1:], rule])
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before all the work, that a result can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('a'):
+            pass
+    except OSError as error:
+        raise InputError(
+            f'{path} cannot be written ({error.strerror}); give another file'
+        ) from error
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a comparison for machines.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    check_writable(path)
+    path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    title = (
+        f'{result["bundle"]} at {result["input_size"]}, {result["frames"]} frames '
+        f'({result["source"]}), {result["repeats"]} rounds in turn, ms'
+    )
+    if result['busy_processes']:
+        title += f'; loaded: with {result["busy_processes"]} busy processes beside'
+    return title
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return '  '.join([f'{first[0]:<{first[1]}}', *(f'{cell:>{width}}' for cell, width in others)])
+
+
+def _frame_ms(row: Mapping[str, Any]) -> float:
+    return row['loaded']['frame_ms']['p90'] if 'loaded' in row else row['alone']['frame_ms']['p50']
+
+
+def _with_options(row: Mapping[str, Any]) -> str:
+    options = {'backend': row['backend'], **row['options']}
+    told = [f'{key}={value}' for key, value in options.items() if key != 'unchecked']
+    return f' ({", ".join(told)})'
+
+
+def _speed(best: Mapping[str, Any], default: Mapping[str, Any] | None) -> str:
+    what = '90 % of the frames under load within' if 'loaded' in best else 'a frame takes'
+    text = f'{what} {_frame_ms(best):.1f} ms'
+    if default is None:
+        return text
+    if best is default:
+        return f'{text}, and no other engine with these labels is more than 5 % faster'
+    return f'{text}, {_frame_ms(default):.1f} ms with {default["label"]}'
+
+
+def _disagreement(rows: Sequence[Mapping[str, Any]]) -> str:
+    told = ', '.join(f'{row["label"]} {row["label_agreement"]:.2%}' for row in rows)
+    return f'with other labels than float32: {told} the same, {MIN_AGREEMENT:.1%} are asked for'

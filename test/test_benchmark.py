@@ -1,0 +1,285 @@
+"""The comparison of engines: what it counts, keeps, says, and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg.benchmark import compare as comparing
+from rgbd_fusion_seg.benchmark.busy import busy_processes
+from rgbd_fusion_seg.benchmark.compare import BenchmarkOptions, Contender, Frames, compare
+from rgbd_fusion_seg.benchmark.footprint import footprint
+from rgbd_fusion_seg.benchmark.report import recommendation, table
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.cli import main
+from rgbd_fusion_seg.engine import available_backends, open_engine
+from rgbd_fusion_seg.engine.agreement import MIN_FRAMES, record_path
+from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.replay.folders import FolderFrames
+from rgbd_fusion_seg.segmenter import Segmenter
+
+HEIGHT, WIDTH = 96, 128
+USABLE = {backend.name for backend in available_backends() if backend.usable}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Frames of noise before a floor and a wall: many pixels are near the edge of a class."""
+    folder = tmp_path / 'recording'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = np.arange(HEIGHT)[:, None]
+    depth = np.minimum(2500, 110_000 / np.maximum(rows - 40, 1)).astype(np.uint16)
+    depth = np.broadcast_to(depth, (HEIGHT, WIDTH)).copy()
+    for index in range(MIN_FRAMES):
+        rgb = np.clip(rng.normal(100, 30, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f'f{index:02d}.color.png'), rgb)
+        cv2.imwrite(str(folder / f'f{index:02d}.depth.png'), depth)
+    (folder / 'camera-intrinsics.txt').write_text('110 0 63.5\n0 110 47.5\n0 0 1\n')
+    return folder
+
+
+def busy_children() -> dict[int, float]:
+    """Return the seconds of processor time of the busy processes that are our children."""
+    found = {}
+    for path in Path('/proc').glob('[0-9]*'):
+        try:
+            command = (path / 'cmdline').read_text()
+            state = (path / 'stat').read_text().rsplit(')', 1)[1].split()
+        except OSError:
+            continue
+        if 'rgbd_fusion_seg.benchmark.busy' in command and int(state[1]) == os.getpid():
+            found[int(path.name)] = int(state[11]) / os.sysconf('SC_CLK_TCK')
+    return found
+
+
+@pytest.mark.parametrize('count', [0, 2])
+def test_busy_processes_compute_and_end_with_the_block(count):
+    with busy_processes(count):
+        before = busy_children()
+        assert len(before) == count
+        time.sleep(0.5)
+        assert all(seconds > before[pid] for pid, seconds in busy_children().items())
+    assert busy_children() == {}
+
+
+def test_busy_processes_end_when_the_block_fails():
+    def failing() -> None:
+        with busy_processes(1):
+            assert len(busy_children()) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert busy_children() == {}
+
+
+def test_agreement_is_what_a_hand_counts():
+    expected = [np.zeros((2, 5), np.uint8), np.full((2, 5), 7, np.uint8)]
+    one, two = (labels.copy() for labels in expected)
+    one[0, 0] = 1
+    two[1] = (7, 7, 255, 6, 5)
+    share, lowest = comparing.label_agreement([one, two], expected)
+    assert share == pytest.approx(16 / 20)
+    assert lowest == pytest.approx(7 / 10)
+    assert comparing.label_agreement(expected, expected) == (1, 1)
+
+
+@pytest.mark.skipif('openvino' not in USABLE, reason='needs the extra [openvino]')
+def test_the_command_compares_all_engines_on_a_recording(folder, tiny_bundle, tmp_path, capsys):
+    written = tmp_path / 'new' / 'result.json'
+    arguments = ['--frames', folder, '--repeats', 3, '--load', 1, '--json', written]
+    assert main(['benchmark', str(tiny_bundle), *map(str, arguments)]) == 0
+    assert busy_children() == {}
+    printed, result = capsys.readouterr().out, json.loads(written.read_text())
+    engines = {row['label']: row for row in result['engines']}
+    assert next(iter(engines)) == 'onnxruntime'
+    assert 'openvino fp32' in engines
+    assert {row['backend'] for row in engines.values()} <= USABLE
+    for row in engines.values():
+        for series in ('alone', 'loaded'):
+            frame, stage = row[series]['frame_ms'], row[series]['inference_ms']
+            assert 0 < frame['p50'] <= frame['p90'] <= frame['p99']
+            assert 0 < stage['p50'] < frame['p99']
+        assert row['load_s'] > 0
+        assert 0 < row['rss_mib'] <= row['peak_rss_mib']
+        assert row['label'] in printed
+    assert engines['onnxruntime']['label_agreement'] == 1
+    assert engines['openvino fp32']['label_agreement'] > 0.999
+    assert result['frames'] == MIN_FRAMES
+    assert result['real_frames']
+    assert result['busy_processes'] == 1
+    assert result['hardware']['cores_usable'] >= 1
+    assert result['recommendation'] in printed
+    for name in {backend.name for backend in available_backends()} - USABLE:
+        assert f'not compared: {name}: {result["not_compared"][name]}' in printed
+    if 'openvino bf16' in engines:
+        bundle = load_bundle(tiny_bundle)
+        kept = json.loads(record_path(bundle, 'openvino', 'bf16').read_text())
+        agreement = engines['openvino bf16']['label_agreement']
+        assert kept['label_agreement'] == agreement == counted_agreement(tiny_bundle, folder)
+        if agreement >= 0.995:
+            assert 'bf16' in open_engine(bundle, 'openvino', precision='bf16').name
+        else:
+            with pytest.raises(EngineError, match='of the labels of float32'):
+                open_engine(bundle, 'openvino', precision='bf16')
+
+
+def counted_agreement(bundle: Path, folder: Path) -> float:
+    frames = list(FolderFrames(folder))
+    with Segmenter(bundle, 'onnxruntime') as exact:
+        expected = np.stack([exact.segment(frame).labels for frame in frames])
+    with Segmenter(bundle, 'openvino', precision='bf16', unchecked=True) as rough:
+        found = np.stack([rough.segment(frame).labels for frame in frames])
+    assert (found != expected).any()  # else this test would see nothing
+    return float((found == expected).mean())
+
+
+def test_synthetic_frames_are_named_and_open_no_gate(tiny_bundle, tmp_path, capsys, cache):
+    written = tmp_path / 'result.json'
+    arguments = ['--repeats', '2', '--max-frames', '1', '--json', str(written)]
+    assert main(['benchmark', str(tiny_bundle), '--backends', 'onnxruntime', *arguments]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(written.read_text())
+    assert 'synthetic rooms' in captured.err
+    assert 'synthetic rooms' in captured.out
+    assert not result['real_frames']
+    assert result['kept'] == []
+    assert [row['label'] for row in result['engines']] == ['onnxruntime']
+    assert 'loaded' not in result['engines'][0]
+    assert not (cache / 'rgbd_fusion_seg' / 'agreement').exists()
+
+
+def test_a_form_that_cannot_be_opened_is_told_and_the_others_go_on(folder, tiny_bundle):
+    contenders = (
+        Contender('good', 'onnxruntime', {'num_threads': 1}),
+        Contender('bad', 'onnxruntime', {'num_threads': 0}),
+    )
+    frames = Frames(list(FolderFrames(folder))[:2], 'a folder', real=True)
+    bundle = load_bundle(tiny_bundle)
+    options = BenchmarkOptions(repeats=2, contenders=contenders)
+    result = compare(bundle, frames, options)
+    assert [row['label'] for row in result['engines']] == ['good']
+    assert 'at least 1' in result['not_compared']['bad']
+    assert 'good' in table(result)
+    with pytest.raises(EngineError, match='no engine can run tiny here: bad: '):
+        compare(bundle, frames, BenchmarkOptions(repeats=2, contenders=contenders[1:]))
+
+
+def test_frames_come_from_all_over_a_recording(folder):
+    source = FolderFrames(folder)
+    every = list(source)
+    taken = comparing.recorded_frames(source, folder, 3)
+    positions = [
+        next(i for i, f in enumerate(every) if np.array_equal(f.rgb, frame.rgb))
+        for frame in taken.frames
+    ]
+    assert len(positions) == 3
+    assert positions[0] <= 1
+    assert positions[-1] >= len(every) - 2
+    assert len(comparing.recorded_frames(source, folder, 99).frames) == len(every)
+
+
+def test_a_process_of_its_own_that_fails_says_why(tiny_bundle):
+    with pytest.raises(EngineError, match=r'exit code 1 .* at least 1, got 0'):
+        footprint(load_bundle(tiny_bundle), 'onnxruntime', {'num_threads': 0})
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (['--backends', 'abacus'], "no inference backend 'abacus'; choose from: tensorrt"),
+        (['--backends', 'tensorrt'], 'tensorrt cannot run here: '),
+        (['--frames', 'absent'], 'there is no folder absent'),
+        (['--input-size', '128x96'], 'takes 64x48 images only'),
+        (['--json', '/proc/x/y.json'], '/proc/x/y.json cannot be written'),
+    ],
+)
+def test_failures_are_one_sentence_before_the_work(tiny_bundle, capsys, arguments, sentence):
+    if 'tensorrt' in arguments and 'tensorrt' in USABLE:
+        pytest.skip('TensorRT can run here')
+    assert main(['benchmark', str(tiny_bundle), *arguments]) == 1
+    told = capsys.readouterr().err.strip()
+    assert sentence in told
+    assert '\n' not in told
+
+
+def row(label: str, p50: float, agreement: float = 1.0, loaded: float = 0.0, **options) -> dict:
+    loaded_part = {'loaded': {'frame_ms': {'p50': loaded, 'p90': loaded}}} if loaded else {}
+    return {
+        'label': label,
+        'backend': label.split()[0],
+        'options': options,
+        'label_agreement': agreement,
+        'alone': {'frame_ms': {'p50': p50, 'p90': 2 * p50}},
+        **loaded_part,
+    }
+
+
+DEFAULT = row('onnxruntime', 100)
+BF16 = {'precision': 'bf16', 'unchecked': True}
+
+
+@pytest.mark.parametrize(
+    ('engines', 'beginning'),
+    [
+        ([DEFAULT, row('openvino fp32', 90)], 'Use openvino fp32 (backend=openvino): '),
+        # Not worth an installation.
+        ([DEFAULT, row('openvino fp32', 96)], 'Use onnxruntime (backend=onnxruntime): '),
+        ([DEFAULT, row('openvino fp32', 120)], 'Use onnxruntime '),
+        # Other labels.
+        ([DEFAULT, row('openvino bf16', 40, 0.9949, **BF16)], 'Use onnxruntime '),
+        (
+            [DEFAULT, row('openvino bf16', 40, 0.9951, **BF16)],
+            'Use openvino bf16 (backend=openvino, precision=bf16): a frame takes 40.0 ms, 100.0',
+        ),
+        # Under load the order may change.
+        (
+            [row('onnxruntime', 100, loaded=150), row('openvino fp32', 80, loaded=300)],
+            'Use onnxruntime ',
+        ),
+        (
+            [row('onnxruntime', 80, loaded=300), row('openvino fp32', 100, loaded=150)],
+            'Use openvino fp32 (backend=openvino): 90 % of the frames under load within 150.0 ms',
+        ),
+        ([row('tensorrt fp16', 5)], 'Use tensorrt fp16 (backend=tensorrt): a frame takes 5.0 ms.'),
+        ([row('openvino bf16', 5, 0.9)], 'Use none of these engines: '),
+    ],
+)
+def test_the_recommendation_weighs_speed_labels_and_load(engines, beginning):
+    sentence = recommendation(engines, real_frames=True)
+    assert sentence.startswith(beginning)
+    assert sentence.endswith('.')
+    assert '. ' not in sentence
+    disagreeing = [r for r in engines if r['label_agreement'] < 0.995]
+    assert ('with other labels than float32' in sentence) == bool(disagreeing)
+
+
+def test_the_recommendation_tells_what_synthetic_frames_do_not_show():
+    engines = [DEFAULT, row('openvino bf16', 40, **BF16)]
+    assert '--frames' in recommendation(engines, real_frames=False)
+    assert '--frames' not in recommendation(engines, real_frames=True)
+
+
+def test_the_programs_beside_import_no_more_than_they_need():
+    import subprocess
+
+    code = (
+        'import sys, rgbd_fusion_seg.benchmark.busy; '
+        'print([m for m in ("numpy", "cv2", "numba") if m in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr
