@@ -203,9 +203,18 @@ def holed_ramp() -> np.ndarray:
     return depth
 
 
+def plane(*normal: float) -> np.ndarray:
+    """A plane 2 m away that fills the view: gravity may turn about its normal."""
+    v, u = np.mgrid[:120, :160]
+    x, y, z = np.array(normal) / np.linalg.norm(normal)
+    return 2.0 / (x * (u - 81) / 150 + y * (v - 58) / 152 + z)
+
+
 @pytest.mark.parametrize(
     'depth',
     [
+        plane(0.0, 0.35, 0.94),
+        plane(0.3, 0.2, 0.93),
         np.zeros((120, 160)),
         np.full((120, 160), np.nan),
         np.full((120, 160), 3.0),
@@ -216,13 +225,35 @@ def holed_ramp() -> np.ndarray:
         np.where(np.arange(160) == 70, 2.0, 0.0) * np.ones((120, 1)),
         np.where(np.arange(19200).reshape(120, 160) == 9999, 2.0, np.inf),
     ],
-    ids=['none', 'nan', 'wall', 'far', 'near', 'holes', 'infinite holes', 'a line', 'a pixel'],
+    ids=[
+        'pitched',
+        'skew',
+        'none',
+        'nan',
+        'wall',
+        'far',
+        'near',
+        'holes',
+        'infinite holes',
+        'a line',
+        'a pixel',
+    ],
 )
 def test_hha_of_odd_depth_is_that_of_the_kernels(fused_hha, depth):
     view = plain_view(depth)
     size = fused_hha.hha.width, fused_hha.hha.height
     expected = hha_image(view.depth, view.intrinsics, *size)
     assert_close(encoded(fused_hha, view), expected)
+
+
+def test_pixels_on_a_diagonal_line_have_no_normal(tmp_path):
+    """Where nothing is resampled, so that the line stays one; its determinants are all 0."""
+    bundle = fuse(bundle_of(tmp_path / 'base', 96, 128), tmp_path / 'fused', (64, 48), hha=True)
+    depth = np.where(np.eye(64)[:48] > 0, np.linspace(2, 3, 64), 0).astype(np.float32)
+    camera = Intrinsics(60.0, 60.0, 31.5, 23.5, 64, 48)
+    found = encoded(bundle, RgbdFrame(np.zeros((48, 64, 3), np.uint8), depth, camera))
+    assert_close(found, hha_image(depth, camera, 64, 48))
+    assert (found[..., 2] == 218).all()
 
 
 def test_every_resized_reading_is_the_one_that_the_kernels_take(fused_hha):
