@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle
-from rgbd_fusion_seg.errors import EngineError, InputError, RgbdFusionSegError
+from rgbd_fusion_seg.errors import EngineError, FrameError, InputError, RgbdFusionSegError
 
 if TYPE_CHECKING:
     from rgbd_fusion_seg.engine.engine_files import EngineCard
@@ -216,7 +216,7 @@ def _checked(bundle: ModelBundle, path: Path, frames: Path | None) -> EngineCard
         from rgbd_fusion_seg.benchmark.engine_check import check_engine
 
         return check_engine(bundle, path, frames)
-    except EngineError as error:
+    except (EngineError, FrameError) as error:
         _tell(f'agreement with ONNX Runtime and latency were not measured: {error}')
         return None
 

@@ -75,8 +75,8 @@ def uses(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
                 return
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             arguments = node.args
-            if node.func.id == 'hasattr' and isinstance(arguments[1], ast.Constant):
-                yield function, ('trt', arguments[1].value)
+            if node.func.id == 'hasattr' and ast.unparse(arguments[0]).endswith('trt'):
+                yield function, ('trt', ast.literal_eval(arguments[1]))
         for child in ast.iter_child_nodes(node):
             yield from visit(child, function)
 
@@ -135,6 +135,7 @@ def test_names_exist_where_they_are_used(apis, path):
         ('tensorrt_build.py', 'NetworkDefinitionCreationFlag.STRONGLY_TYPED'),
         ('tensorrt.py', 'Runtime'),
         ('tensorrt_rtx.py', 'EngineValidity.INVALID'),
+        ('flavours.py', 'OnnxParser'),
     ],
 )
 def test_names_are_found_in_the_source(module, name):
