@@ -409,6 +409,7 @@ def _load_timing_cache(config: Any, path: str | Path | None) -> Any:
 
 def _save_timing_cache(path: Path, content: bytes) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:  # the engine is there, which is what was asked for
         _log.warning('the timing cache %s cannot be written (%s)', path, error.strerror)
