@@ -86,6 +86,11 @@ def fuse(
     enlarging, bytes are within one grey level. Confidence is the exact softmax, where
     ``postprocess`` is slightly low.
 
+    Measured on 82 frames of NYUDv2 and 15 of a Kinect with the default bundle on ONNX Runtime: one
+    label in a million differs from the split form's, with HHA in the graph 0.02 % do and 0.06 % in
+    the worst frame; confidence is 0.2 grey levels higher in the mean and 3 or more at 0.8 % of the
+    pixels.
+
     Args:
         bundle: the network; one of a dynamic size is fixed to the size it has.
         folder: of the new bundle; another fused one there is replaced, its engines with it.
