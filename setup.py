@@ -13,7 +13,7 @@ ON_X86 = '; sys_platform == "linux" and platform_machine == "x86_64"'
 RTX = ['tensorrt-rtx-cu13-libs>=1.7', 'tensorrt-rtx-cu13-bindings>=1.7', 'cuda-bindings>=13']
 LEAN = ['tensorrt-lean-cu13-libs>=11', 'tensorrt-lean-cu13-bindings>=11']
 OPENVINO = ['openvino>=2025']
-BUILDING = ['onnx>=1.18', 'onnx-ir>=0.1']
+BUILDING = ['onnx>=1.18', 'onnx-ir>=0.1.14', 'onnxscript>=0.7']
 
 EXTRAS = {
     'ros-wheels': ['ros-rclpy[fastrtps]', 'ros-sensor-msgs', 'ros-diagnostic-msgs'],
@@ -30,7 +30,6 @@ EXTRAS = {
         'h5py>=3.11',
         'jsonargparse>=4.40',
         'safetensors>=0.5',
-        'onnxscript>=0.5',
         *BUILDING,
     ],
     'test': [
