@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -13,6 +14,7 @@ import numpy as np
 
 from rgbd_fusion_seg.errors import EngineError
 
+_BINDINGS = 'cuda.bindings.runtime'
 _REMEDY = "install it with: pip install 'cuda-python>=12.6'"
 
 
@@ -39,6 +41,9 @@ def find_device(index: int = 0) -> Device:
     Raises:
         EngineError: no cuda-python, no driver or one that is too old, no such device.
     """
+    if _BINDINGS not in sys.modules and not _has_driver():
+        # Most machines without a GPU end here, and are spared 20 MB and 0.2 s for the bindings.
+        raise EngineError('there is no usable CUDA device (no NVIDIA driver is installed)')
     cuda = _cuda()
     driver = cuda.cudaDriverGetVersion()[1] or 0
     error, count = cuda.cudaGetDeviceCount()
@@ -211,9 +216,17 @@ def _free(function: str, handle: Any) -> None:
 
 def _cuda() -> ModuleType:
     try:
-        return import_module('cuda.bindings.runtime')
+        return import_module(_BINDINGS)
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(f'cuda-python is not here ({error}); {_REMEDY}') from error
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL('libcuda.so.1')
+    except OSError:
+        return False
+    return True
 
 
 def _why_none(cuda: ModuleType, error: Any, driver: int) -> str:

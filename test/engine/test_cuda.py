@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -157,3 +158,18 @@ def test_every_name_of_cuda_that_is_used_is_in_the_real_bindings():
         *real.cudaStreamCaptureMode.__members__,
     }
     assert used <= members
+
+
+@pytest.mark.skipif(Path('/proc/driver/nvidia').exists(), reason='a driver is here')
+def test_without_a_driver_the_bindings_are_not_loaded():
+    code = (
+        'import sys\n'
+        'from rgbd_fusion_seg.engine.cuda import find_device\n'
+        'from rgbd_fusion_seg.errors import EngineError\n'
+        'try:\n'
+        '    find_device()\n'
+        'except EngineError as error:\n'
+        '    print(error, "cuda.bindings" in sys.modules)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith('(no NVIDIA driver is installed) False')
