@@ -27,10 +27,11 @@ import measure
 import numpy as np
 
 from rgbd_fusion_seg import kernels
-from rgbd_fusion_seg.benchmark.engine_check import sample_frames
+from rgbd_fusion_seg.benchmark.compare import recorded_frames, synthetic_frames
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.engine.fused_graph import fuse, fused_name
 from rgbd_fusion_seg.frame import RgbdFrame
+from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 
 RESULTS = Path(__file__).resolve().parent / 'results'
@@ -41,13 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--bundle', default=DEFAULT_BUNDLE)
     parser.add_argument('--backend', default='onnxruntime')
-    parser.add_argument('--frames', type=Path, help='folder or bag (default: a synthetic room)')
+    parser.add_argument('--frames', type=Path, help='folder or bag (default: synthetic rooms)')
     parser.add_argument('--count', type=int, default=8, help='of frames')
     parser.add_argument('--repeats', type=int, default=40)
     parser.add_argument('--out', type=Path, default=RESULTS / 'fused.json')
     arguments = parser.parse_args()
     kernels.warm_up()
-    frames = sample_frames(arguments.frames, arguments.count)
+    frames, source = frames_from(arguments.frames, arguments.count)
     height, width = frames[0].depth.shape
     base = load_bundle(arguments.bundle)
     with ExitStack() as stack:
@@ -62,7 +63,7 @@ def main() -> None:
             'time of the split form in the same round',
             'bundle': base.name,
             'frame': [width, height],
-            'frames': str(arguments.frames or 'a synthetic room'),
+            'frames': source,
             'engines': {name: s.engine_name for name, s in segmenters.items()},
             'bytes_over_the_bus': {name: traffic(bundle) for name, bundle in forms.items()},
             'timing': timing(segmenters, frames, arguments.repeats),
@@ -75,6 +76,15 @@ def main() -> None:
     measure.write(arguments.out, result)
     show(result)
     sys.stdout.write(f'wrote {arguments.out}\n')
+
+
+def frames_from(path: Path | None, count: int) -> tuple[list[RgbdFrame], str]:
+    """Return frames of a recording or of synthetic rooms, and what they are."""
+    if path is None:
+        found = synthetic_frames(count)
+    else:
+        found = recorded_frames(open_source(path), path, count)
+    return found.frames, found.source
 
 
 def bundles(

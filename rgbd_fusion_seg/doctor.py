@@ -246,7 +246,8 @@ def _attempt(
 
 def _segment_twice(segmenter: Any) -> float:
     """Segment a small frame, the second time measured in milliseconds."""
-    frame = small_frame()
+    fused = segmenter.bundle.fused
+    frame = small_frame() if fused is None else small_frame(fused.width, fused.height)
     segmenter.segment(frame)
     began_s = time.perf_counter()
     result = segmenter.segment(frame)
@@ -256,12 +257,13 @@ def _segment_twice(segmenter: Any) -> float:
     return elapsed_ms
 
 
-def small_frame() -> RgbdFrame:
-    """Return a 160x120 view of a grey floor that meets a wall two metres away."""
-    intrinsics = Intrinsics(130.0, 130.0, 79.5, 59.5, 160, 120)
-    v = np.arange(120, dtype=np.float32)[:, None]
+def small_frame(width: int = 160, height: int = 120) -> RgbdFrame:
+    """Return a view of a grey floor that meets a wall two metres away."""
+    focal_px = 130.0 * width / 160
+    intrinsics = Intrinsics(focal_px, focal_px, (width - 1) / 2, (height - 1) / 2, width, height)
+    v = np.arange(height, dtype=np.float32)[:, None]
     below = np.maximum((v - intrinsics.cy) / intrinsics.fy, 1e-6)
-    depth = np.broadcast_to(np.minimum(2.0, 1.0 / below), (120, 160)).astype(np.float32)
+    depth = np.broadcast_to(np.minimum(2.0, 1.0 / below), (height, width)).astype(np.float32)
     grey = np.where(depth < 2.0, 90, 170).astype(np.uint8)
     return RgbdFrame(np.repeat(grey[..., None], 3, axis=2), depth, intrinsics)
 

@@ -20,6 +20,7 @@ from bundles import (  # noqa: E402
 )
 from onnxruntime import InferenceSession  # noqa: E402
 
+from rgbd_fusion_seg import doctor  # noqa: E402
 from rgbd_fusion_seg import hha as hha_encoding  # noqa: E402
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle  # noqa: E402
 from rgbd_fusion_seg.cli import main  # noqa: E402
@@ -366,6 +367,11 @@ def test_a_network_of_open_sizes_is_fixed_to_the_one_that_is_asked_for(tmp_path)
     with Segmenter(base) as split, Segmenter(bundle) as fused:
         expected, result = split.segment(half_bright()), fused.segment(half_bright())
     assert np.array_equal(result.labels, expected.labels)
+
+
+def test_the_doctor_tries_a_frame_of_the_right_size(tmp_path, tiny_bundle):
+    bundle = fuse(load_bundle(tiny_bundle), tmp_path / 'fused', (200, 90), hha=True)
+    assert [finding.mark for finding in doctor._trial(str(bundle.path))] == ['ok'] * 3
 
 
 def test_the_card_keeps_what_the_base_card_says_and_tells_the_base(tmp_path):
