@@ -1,0 +1,53 @@
+"""``rgbd-fusion-seg``: segment recordings, make bags, run the demo, build engines, and more.
+
+Exit codes: 0 good, 1 failed (with one sentence on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from rgbd_fusion_seg.cli import engines, recordings
+from rgbd_fusion_seg.cli.arguments import add_bundle, add_command
+from rgbd_fusion_seg.errors import RgbdFusionSegError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(format='%(message)s', level=logging.INFO)
+    try:
+        with logging_redirect_tqdm():
+            return options.run(options)
+    except RgbdFusionSegError as error:
+        print(f'rgbd-fusion-seg: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg.doctor import examine
+
+    report = examine(options.bundle)
+    print(report.text())
+    return 0 if report.healthy else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='rgbd-fusion-seg',
+        description='Segment recordings, make bags, run the demo, build and compare engines, '
+        'examine the installation.',
+    )
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    recordings.add_commands(commands)
+    engines.add_commands(commands)
+    doctor = add_command(commands, 'doctor', _doctor, 'tell what is installed and what can run')
+    add_bundle(doctor)
+    return parser

@@ -1,0 +1,88 @@
+"""Arguments that several commands have, and how all of them speak."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+
+Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """Add a command; `run` gets its options and returns the exit code."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add ``--bundle``."""
+    parser.add_argument(
+        '--bundle', default=DEFAULT_BUNDLE, help='name or folder of a model (default: %(default)s)'
+    )
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backend``."""
+    parser.add_argument(
+        '--backend',
+        default='auto',
+        help='inference engine; "doctor" lists them (default: %(default)s)',
+    )
+
+
+def add_camera(parser: argparse.ArgumentParser) -> None:
+    """Add what tells of the camera of a recording."""
+    parser.add_argument(
+        '--intrinsics',
+        metavar='FX,FY,CX,CY',
+        help='of the colour camera, in pixels, instead of the calibration that was recorded',
+    )
+    parser.add_argument(
+        '--depth-scale',
+        type=positive,
+        default=0.001,
+        metavar='METRES',
+        help='one unit of the depth images of a folder (default: %(default)g, a millimetre)',
+    )
+
+
+def positive(text: str) -> float:
+    """Parse a positive number."""
+    value = float(text)
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """Parse ``WIDTHxHEIGHT``."""
+    width, cross, height = text.partition('x')
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text} is no size; give it as 320x240')
+    return int(width), int(height)
+
+
+def count(text: str) -> int:
+    """Parse a positive integer."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+    return value
+
+
+def tell(sentence: str) -> None:
+    """Say something that is no result."""
+    print(sentence, file=sys.stderr)
+
+
+def print_files(files: Sequence[Path]) -> None:
+    """Name the files that were written."""
+    print('\n'.join(f'wrote {path}' for path in files))

@@ -1,0 +1,160 @@
+"""The commands that work on recordings: segment, bag, demo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rgbd_fusion_seg.cli.arguments import (
+    Commands,
+    add_backend,
+    add_bundle,
+    add_camera,
+    add_command,
+    count,
+    positive,
+    print_files,
+    size,
+    tell,
+)
+
+# The commands import what they need when they run: help and wrong usage are answered at once.
+
+
+def add_commands(commands: Commands) -> None:
+    """Add them to the command line."""
+    _add_segment(commands)
+    _add_bag(commands)
+    _add_demo(commands)
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg import kernels
+    from rgbd_fusion_seg.bundle import load_bundle
+    from rgbd_fusion_seg.replay.calibration import parse_calibration
+    from rgbd_fusion_seg.replay.report import table_text
+    from rgbd_fusion_seg.replay.segment import open_source, segment_recording
+    from rgbd_fusion_seg.replay.topics import BagTopics
+    from rgbd_fusion_seg.segmenter import Segmenter
+
+    calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
+    topics = BagTopics(options.color_topic, options.depth_topic, options.camera_info_topic)
+    source = open_source(
+        options.path,
+        calibration=calibration,
+        depth_scale_m=options.depth_scale,
+        topics=topics,
+    )
+    bundle = load_bundle(options.bundle)
+    tell('preparing kernels (the first time ever they are compiled)')
+    kernels.warm_up()
+    segmenter = Segmenter(bundle, backend=options.backend, input_size=options.input_size)
+    segmenter.warm_up()
+    try:
+        result = segment_recording(
+            source,
+            segmenter,
+            options.output,
+            video=options.video,
+            max_frames=options.max_frames,
+            progress=True,
+        )
+        print(table_text(f'{bundle.name} on {segmenter.engine_name}', result.rows))
+    finally:
+        segmenter.close()
+    print_files(result.files)
+    return 0
+
+
+def _bag(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg.replay.bags import folder_to_bag
+    from rgbd_fusion_seg.replay.calibration import parse_calibration
+
+    count = folder_to_bag(
+        options.folder,
+        options.bag,
+        options.rate,
+        calibration=parse_calibration(options.intrinsics) if options.intrinsics else None,
+        depth_scale_m=options.depth_scale,
+        progress=True,
+    )
+    print(f'{count} frames in {options.bag}')
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rgbd_fusion_seg.demo import DEMO_SEED, DemoOptions, run_demo
+    from rgbd_fusion_seg.replay.report import table_text
+
+    result = run_demo(
+        DemoOptions(
+            output=options.output,
+            seconds=options.seconds,
+            bundle=options.bundle,
+            backend=options.backend,
+            seed=DEMO_SEED if options.seed is None else options.seed,
+        ),
+        tell=tell,
+    )
+    print(table_text('synthetic_camera -> segmentation_node over DDS', result.rows))
+    print_files(result.files)
+    return 0
+
+
+def _add_segment(commands: Commands) -> None:
+    parser = add_command(
+        commands, 'segment', _segment, 'segment a folder of images or a bag, without ROS'
+    )
+    parser.add_argument('path', type=Path, help='folder of images, rosbag2 folder, .mcap, .bag')
+    parser.add_argument(
+        '--output',
+        type=Path,
+        default=Path('segmentation_output'),
+        help='folder to write (default: %(default)s)',
+    )
+    add_bundle(parser)
+    add_backend(parser)
+    parser.add_argument(
+        '--video',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='write overlay.mp4 (default: yes)',
+    )
+    parser.add_argument(
+        '--input-size',
+        type=size,
+        metavar='WxH',
+        help='at which the network sees frames (default: as on the card of the bundle)',
+    )
+    parser.add_argument('--max-frames', type=count, metavar='N', help='stop after N frames')
+    add_camera(parser)
+    for role in ('color', 'depth', 'camera-info'):
+        parser.add_argument(f'--{role}-topic', metavar='TOPIC', help='of a bag (default: found)')
+
+
+def _add_bag(commands: Commands) -> None:
+    parser = add_command(commands, 'bag', _bag, 'make an MCAP bag from a folder of images')
+    parser.add_argument('folder', type=Path, help='folder of images')
+    parser.add_argument('bag', type=Path, help='bag to make; it must not exist')
+    parser.add_argument(
+        '--rate', type=positive, default=30.0, help='frames per second (default: %(default)g)'
+    )
+    add_camera(parser)
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = add_command(
+        commands, 'demo', _demo, 'a synthetic camera and the segmentation node over real ROS 2'
+    )
+    parser.add_argument(
+        '--output',
+        type=Path,
+        default=Path('demo_output'),
+        help='folder to write (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--seconds', type=positive, default=20.0, help='of recording (default: %(default)g)'
+    )
+    parser.add_argument('--seed', type=int, help='which room (default: one kept from training)')
+    add_bundle(parser)
+    add_backend(parser)
