@@ -29,7 +29,7 @@ import numpy as np
 from rgbd_fusion_seg import kernels
 from rgbd_fusion_seg.benchmark.compare import recorded_frames, synthetic_frames
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
-from rgbd_fusion_seg.engine.fused_graph import fuse, fused_name
+from rgbd_fusion_seg.engine_building.fused_graph import fuse, fused_name
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter

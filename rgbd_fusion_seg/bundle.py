@@ -55,7 +55,7 @@ class DynamicAxes:
 
 @dataclass(frozen=True, slots=True)
 class FusedForm:
-    """What a graph does beside the network, see :func:`rgbd_fusion_seg.engine.fused_graph.fuse`.
+    """What a graph does beside the network, see ``engine_building.fused_graph.fuse``.
 
     Args:
         width, height: of the frames it takes and of the labels it returns.

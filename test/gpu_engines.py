@@ -11,7 +11,7 @@ from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.engine_files import read_card
 from rgbd_fusion_seg.engine.flavours import import_flavour
-from rgbd_fusion_seg.engine.tensorrt_build import BuildOptions, build_engine
+from rgbd_fusion_seg.engine_building.tensorrt_build import BuildOptions, build_engine
 from rgbd_fusion_seg.errors import EngineError
 
 

@@ -39,9 +39,9 @@ def add_commands(commands: Commands) -> None:
 
 def _build_engine(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.bundle import load_bundle
-    from rgbd_fusion_seg.engine.build_options import BuildOptions
     from rgbd_fusion_seg.engine.engine_files import read_card
-    from rgbd_fusion_seg.engine.tensorrt_build import build_engine
+    from rgbd_fusion_seg.engine_building.build_options import BuildOptions
+    from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
 
     bundle = load_bundle(options.bundle)
     if options.fuse_postprocess or options.fuse_hha:
@@ -73,7 +73,7 @@ def _build_engine(options: argparse.Namespace) -> int:
 
 def _fused(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> ModelBundle:
     try:
-        from rgbd_fusion_seg.engine.fused_graph import fused_beside
+        from rgbd_fusion_seg.engine_building.fused_graph import fused_beside
     except ImportError as error:
         raise EngineError(
             f'fusing needs onnx and onnxscript ({error}); install them with: '

@@ -11,6 +11,7 @@ How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -64,8 +65,7 @@ def open_engine(
             the processor does not have, or that has not been checked; a network that OpenVINO
             cannot compile.
     """
-    openvino, threads = import_module('openvino'), thread_count(num_threads)
-    core = openvino.Core()
+    openvino, core, threads = import_module('openvino'), the_core(), thread_count(num_threads)
     _check_precision(core, precision)
     if PRECISIONS[precision] != 'f32' and not unchecked:
         require_agreement(bundle, 'openvino', openvino.__version__, precision)
@@ -145,6 +145,17 @@ def _check_precision(core: Any, precision: str) -> None:
         )
     if precision == 'bf16' and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         raise EngineError('this processor does not compute in bf16; choose the precision fp32')
+
+
+@functools.cache
+def the_core() -> Any:
+    """Return OpenVINO's one Core of this process.
+
+    On processors with AMX each Core sets up a stack for signal handlers and at its end puts back
+    the one before, whether or not that is still there: when two end in the order in which they
+    were made, the next Ctrl-C crashes the process (OpenVINO 2026.4).
+    """
+    return import_module('openvino').Core()
 
 
 def _read_model(core: Any, bundle: ModelBundle, version: str) -> Any:

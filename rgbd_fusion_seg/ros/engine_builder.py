@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbd_fusion_seg.engine import StepDown
-from rgbd_fusion_seg.engine.build_process import BuildProcess
+from rgbd_fusion_seg.engine_building.build_process import BuildProcess
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
 from rgbd_fusion_seg.ros.diagnostics import OK, WARN
 from rgbd_fusion_seg.segmenter import Segmenter

@@ -20,7 +20,7 @@ import yaml
 from rgbd_fusion_seg import hha
 from rgbd_fusion_seg.bundle import CARD_FORMAT, CARD_NAME, ModelBundle, file_sha256, load_bundle
 from rgbd_fusion_seg.engine import Engine, open_engine
-from rgbd_fusion_seg.engine.fused_graph import check_frame_size, fused_beside
+from rgbd_fusion_seg.engine_building.fused_graph import check_frame_size, fused_beside
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
@@ -65,7 +65,7 @@ def export(
 
     A bundle that is there already stays until the new one has passed all its checks. With
     `fuse_postprocess` another one is written beside it, `BUNDLE_fused_WIDTHxHEIGHT`, whose graph
-    takes frames of that size and returns labels, for GPUs (`engine.fused_graph`).
+    takes frames of that size and returns labels, for GPUs (`engine_building.fused_graph`).
 
     Args:
         checkpoint: a .safetensors file that the train or import-weights command wrote.

@@ -18,7 +18,7 @@ from onnxscript.optimizer import optimize_ir
 from onnxscript.rewriter import pattern, rewrite
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.engine.precision import compute_in, lowered
+from rgbd_fusion_seg.engine_building.precision import compute_in, lowered
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 

@@ -15,8 +15,8 @@ from rgbd_fusion_seg.benchmark import engine_check
 from rgbd_fusion_seg.benchmark.compare import synthetic_frames
 from rgbd_fusion_seg.benchmark.engine_check import check_engine, differences
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.engine import fused_graph
 from rgbd_fusion_seg.engine.engine_files import EngineCard, read_card, write_engine
+from rgbd_fusion_seg.engine_building import fused_graph
 from rgbd_fusion_seg.errors import EngineError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.segmenter import Segmenter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from onnx import TensorProto, helper
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import open_engine
 from rgbd_fusion_seg.engine.agreement import MIN_FRAMES, Agreement, record_path, write_agreement
+from rgbd_fusion_seg.engine.openvino import the_core
 from rgbd_fusion_seg.errors import BundleError, EngineError
 
 openvino = pytest.importorskip('openvino', reason='needs the extra [openvino]')
-HAS_BF16 = 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+HAS_BF16 = 'BF16' in the_core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason='this processor has no bf16')
 
 
@@ -58,7 +60,7 @@ def test_logits_are_those_of_onnx_runtime(tiny_bundle: Path, name):
 def test_it_computes_in_float32_unless_asked_otherwise(tiny_bundle: Path):
     """OpenVINO's own choice on such a processor is bfloat16."""
     bundle = load_bundle(tiny_bundle)
-    core = openvino.Core()
+    core = the_core()
     assert core.get_property('CPU', 'INFERENCE_PRECISION_HINT') == openvino.Type.bf16
     for precision, expected in (('fp32', openvino.Type.f32), ('bf16', openvino.Type.bf16)):
         opened = open_engine(bundle, 'openvino', precision=precision, unchecked=True)
@@ -77,6 +79,23 @@ def test_options_reach_the_network(tiny_bundle: Path, cache: Path):
     assert list((cache / 'rgbd_fusion_seg' / 'openvino').iterdir())
     expected = logits_of(bundle, 'openvino')
     assert np.array_equal(logits_of(bundle, 'openvino', cache=True), expected)
+
+
+def test_signals_are_survived_whatever_engines_were_closed_before(tiny_bundle: Path):
+    """With a Core for each engine this crashed on processors with AMX."""
+    code = (
+        'import os, signal, sys\n'
+        'from rgbd_fusion_seg.bundle import load_bundle\n'
+        'from rgbd_fusion_seg.engine import open_engine\n'
+        'bundle = load_bundle(sys.argv[1])\n'
+        'engines = [open_engine(bundle, "openvino") for _ in range(2)]\n'
+        'while engines: engines.pop(0).close()\n'
+        'signal.signal(signal.SIGINT, lambda *_: print("handled"))\n'
+        'os.kill(os.getpid(), signal.SIGINT)\n'
+    )
+    command = [sys.executable, '-c', code, str(tiny_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, 'handled')
 
 
 def test_results_stay_valid_while_the_engine_goes_on(tiny_bundle: Path):

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from rgbd_fusion_seg import engine
+from rgbd_fusion_seg import engine, engine_building
 
-FOLDER = Path(engine.__file__).parent
+MODULES = sorted(
+    path
+    for package in (engine, engine_building)
+    for path in Path(package.__file__).parent.glob('*.py')
+)
 BUILDERS = ('tensorrt 11.4.0', 'tensorrt 10.16.1', 'tensorrt 10.3.0 (JetPack 6.2)')
 RTX = ('tensorrt_rtx 1.7.1',)
 LEAN = ('tensorrt_lean 11.4.0',)
@@ -121,7 +125,12 @@ def absent_names(apis, path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize('path', sorted(FOLDER.glob('*.py')), ids=lambda path: path.name)
+def path_of(module: str) -> Path:
+    (path,) = [path for path in MODULES if path.name == module]
+    return path
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_names_exist_where_they_are_used(apis, path):
     used = [names for _, parts in uses(path) if (names := from_trt(parts))]
     assert path.name in CLAIMED or path.name == 'flavours.py' or not used
@@ -139,13 +148,13 @@ def test_names_exist_where_they_are_used(apis, path):
     ],
 )
 def test_names_are_found_in_the_source(module, name):
-    assert name in {'.'.join(from_trt(parts)) for _, parts in uses(FOLDER / module)}
+    assert name in {'.'.join(from_trt(parts)) for _, parts in uses(path_of(module))}
 
 
 @pytest.mark.parametrize('module', MEMBERS_OF)
 def test_variables_are_found_in_the_source(module):
     """A variable with another name would no longer be looked at."""
-    dotted = ['.'.join(parts) for _, parts in uses(FOLDER / module)]
+    dotted = ['.'.join(parts) for _, parts in uses(path_of(module))]
     for variable in MEMBERS_OF[module]:
         assert any(name.startswith(f'{variable}.') for name in dotted), variable
 

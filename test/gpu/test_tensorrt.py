@@ -18,7 +18,7 @@ from rgbd_fusion_seg.engine import open_engine
 from rgbd_fusion_seg.engine.cuda import Device, call
 from rgbd_fusion_seg.engine.engine_files import read_card, read_plan, write_engine
 from rgbd_fusion_seg.engine.flavours import import_flavour
-from rgbd_fusion_seg.engine.tensorrt_build import BuildOptions, build_engine
+from rgbd_fusion_seg.engine_building.tensorrt_build import BuildOptions, build_engine
 from rgbd_fusion_seg.errors import EngineError
 
 TOLERANCE = 5e-2
@@ -160,7 +160,9 @@ def test_one_engine_for_a_range_of_sizes(tmp_path: Path, flavour, gpu):
 
 
 def test_a_fused_bundle_returns_what_onnx_runtime_returns(tmp_path: Path, flavour, gpu):
-    fused_graph = pytest.importorskip('rgbd_fusion_seg.engine.fused_graph', reason='needs onnx_ir')
+    fused_graph = pytest.importorskip(
+        'rgbd_fusion_seg.engine_building.fused_graph', reason='needs onnx_ir'
+    )
     base = load_bundle(write_bundle(tmp_path / 'tiny'))
     bundle = fused_graph.fuse(base, tmp_path / 'fused', (128, 96))
     build_for(bundle, flavour, gpu)

@@ -12,8 +12,8 @@ from bundles import tiny_network, with_open_sizes, write_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from rgbd_fusion_seg.bundle import CARD_NAME, load_bundle
-from rgbd_fusion_seg.engine import fused_graph, precision
-from rgbd_fusion_seg.engine.precision import typed_network
+from rgbd_fusion_seg.engine_building import fused_graph, precision
+from rgbd_fusion_seg.engine_building.precision import typed_network
 from rgbd_fusion_seg.errors import BundleError
 
 MODELS = Path(__file__).resolve().parents[2] / 'models'

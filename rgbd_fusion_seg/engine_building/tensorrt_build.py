@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.engine.build_options import BUILDERS, CURRENT, BuildOptions, size_text
-from rgbd_fusion_seg.engine.build_progress import Progress, interruptible, monitor
 from rgbd_fusion_seg.engine.cuda import Device, find_device
 from rgbd_fusion_seg.engine.engine_files import (
     SUFFIX,
@@ -34,6 +32,13 @@ from rgbd_fusion_seg.engine.engine_files import (
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
+from rgbd_fusion_seg.engine_building.build_options import (
+    BUILDERS,
+    CURRENT,
+    BuildOptions,
+    size_text,
+)
+from rgbd_fusion_seg.engine_building.build_progress import Progress, interruptible, monitor
 from rgbd_fusion_seg.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -285,7 +290,7 @@ def _build(
 
 def _typed_model(sized: tuple[ModelBundle, ...], precision: str) -> bytes:
     try:
-        from rgbd_fusion_seg.engine.precision import typed_network
+        from rgbd_fusion_seg.engine_building.precision import typed_network
     except ImportError as error:
         raise EngineError(
             f'building engines needs onnx and onnx_ir ({error}); install them with: '

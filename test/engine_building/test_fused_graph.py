@@ -26,7 +26,7 @@ from rgbd_fusion_seg.bundle import ModelBundle, load_bundle  # noqa: E402
 from rgbd_fusion_seg.cli import main  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.engine.engine_files import belongs_to, list_engines  # noqa: E402
-from rgbd_fusion_seg.engine.fused_graph import fuse, fused_beside, fused_name  # noqa: E402
+from rgbd_fusion_seg.engine_building.fused_graph import fuse, fused_beside, fused_name  # noqa: E402
 from rgbd_fusion_seg.errors import BundleError, EngineError, FrameError, InputError  # noqa: E402
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame  # noqa: E402
 from rgbd_fusion_seg.postprocess import labels_and_confidence  # noqa: E402
@@ -498,7 +498,7 @@ def test_a_size_of_frames_belongs_to_fusing(tiny_bundle, capsys):
 
 
 def test_all_around_a_network_in_fp16_stays_float32(tmp_path, tiny_bundle):
-    from rgbd_fusion_seg.engine.precision import typed_network
+    from rgbd_fusion_seg.engine_building.precision import typed_network
 
     bundle = fuse(load_bundle(tiny_bundle), tmp_path / 'fused', (160, 120), hha=True)
     typed = onnx.load_from_string(typed_network(bundle.weights_path, 'fp16'))

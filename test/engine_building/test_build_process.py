@@ -15,10 +15,10 @@ pytest.importorskip('onnx', reason='making bundles needs onnx')
 import bundles
 
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.engine import build_process
-from rgbd_fusion_seg.engine.build_process import BuildProcess
 from rgbd_fusion_seg.engine.engine_files import belongs_to, read_card
 from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
+from rgbd_fusion_seg.engine_building import build_process
+from rgbd_fusion_seg.engine_building.build_process import BuildProcess
 from rgbd_fusion_seg.errors import EngineError
 
 

@@ -36,7 +36,7 @@ class BuildProcess:
 
     Args:
         bundle: the network, at the size that is wanted.
-        options: of :class:`rgbd_fusion_seg.engine.tensorrt_build.BuildOptions`.
+        options: of :class:`rgbd_fusion_seg.engine_building.tensorrt_build.BuildOptions`.
         device: index of the GPU to build for.
 
     Raises:
@@ -140,8 +140,8 @@ def main(task: str) -> int:
 
 
 def _build(wanted: Mapping[str, Any], progress: Callable[[str, float], None]) -> Path:
-    from rgbd_fusion_seg.engine.build_options import BuildOptions
-    from rgbd_fusion_seg.engine.tensorrt_build import build_engine
+    from rgbd_fusion_seg.engine_building.build_options import BuildOptions
+    from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
 
     bundle = load_bundle(wanted['bundle']).resized(*wanted['input_size'])
     return build_engine(bundle, BuildOptions(**wanted['options']), progress=progress)

@@ -19,13 +19,13 @@ from onnx import helper
 
 from rgbd_fusion_seg.bundle import CARD_NAME, ModelBundle, load_bundle
 from rgbd_fusion_seg.cli import main
-from rgbd_fusion_seg.engine import fused_graph, tensorrt_build
-from rgbd_fusion_seg.engine.build_options import BuildOptions
-from rgbd_fusion_seg.engine.build_progress import Progress
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.engine_files import list_engines, read_card, read_plan
 from rgbd_fusion_seg.engine.flavours import Flavour
-from rgbd_fusion_seg.engine.tensorrt_build import build_engine
+from rgbd_fusion_seg.engine_building import fused_graph, tensorrt_build
+from rgbd_fusion_seg.engine_building.build_options import BuildOptions
+from rgbd_fusion_seg.engine_building.build_progress import Progress
+from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
 
 REASON = 'needs TensorRT-RTX (pip install .[tensorrt-rtx])'
@@ -303,7 +303,7 @@ def test_no_builder(bundle, monkeypatch):
 
 
 def test_without_onnx(bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'rgbd_fusion_seg.engine.precision', None)
+    monkeypatch.setitem(sys.modules, 'rgbd_fusion_seg.engine_building.precision', None)
     with pytest.raises(EngineError, match='building engines needs onnx and onnx_ir'):
         build_engine(bundle, BuildOptions('tensorrt_rtx'))
 
@@ -446,9 +446,9 @@ def test_ctrl_c_while_tensorrt_is_at_work(tmp_path):
         import os, signal, sys, threading, time
         from pathlib import Path
         from rgbd_fusion_seg.bundle import load_bundle
-        from rgbd_fusion_seg.engine.build_options import BuildOptions
-        from rgbd_fusion_seg.engine.build_progress import Progress
-        from rgbd_fusion_seg.engine.tensorrt_build import build_engine
+        from rgbd_fusion_seg.engine_building.build_options import BuildOptions
+        from rgbd_fusion_seg.engine_building.build_progress import Progress
+        from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
 
         class Watched(Progress):
             def start(self, name, parent, num_steps):
@@ -463,7 +463,7 @@ def test_ctrl_c_while_tensorrt_is_at_work(tmp_path):
 
         began = threading.Event()
         threading.Thread(target=interrupt, daemon=True).start()
-        sys.modules['rgbd_fusion_seg.engine.tensorrt_build'].Progress = Watched
+        sys.modules['rgbd_fusion_seg.engine_building.tensorrt_build'].Progress = Watched
         try:
             build_engine(load_bundle(sys.argv[1]), BuildOptions('tensorrt_rtx'), Path(sys.argv[2]))
         except KeyboardInterrupt:
@@ -506,8 +506,8 @@ def test_killed_while_writing(bundle, suffix):
     code = f"""if True:
         import os, signal, sys
         from rgbd_fusion_seg.bundle import load_bundle
-        from rgbd_fusion_seg.engine.build_options import BuildOptions
-        from rgbd_fusion_seg.engine.tensorrt_build import build_engine
+        from rgbd_fusion_seg.engine_building.build_options import BuildOptions
+        from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
         replace = os.replace
         def die_at(source, target):
             if str(target).endswith({suffix!r}):

@@ -28,9 +28,9 @@ from rgbd_fusion_seg.bundle import (
     file_sha256,
     load_bundle,
 )
-from rgbd_fusion_seg.engine import fused_hha
 from rgbd_fusion_seg.engine.engine_files import cache_folder
-from rgbd_fusion_seg.engine.graph_building import (
+from rgbd_fusion_seg.engine_building import fused_hha
+from rgbd_fusion_seg.engine_building.graph_building import (
     OpBuilder,
     Size,
     Value,

@@ -20,7 +20,13 @@ import numpy as np
 
 from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import hha
-from rgbd_fusion_seg.engine.graph_building import OpBuilder, Size, Value, as_float, constant
+from rgbd_fusion_seg.engine_building.graph_building import (
+    OpBuilder,
+    Size,
+    Value,
+    as_float,
+    constant,
+)
 
 COLLINEAR = 1e-5
 """Below this share of ``cuu * cvv`` a determinant is round-off: the pixels lie on one line. The
