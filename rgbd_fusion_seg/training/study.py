@@ -87,7 +87,8 @@ class StudyConfig:
         output: folder for its runs and results.
         minutes: time for everything, measuring and scoring too; every row's epochs are scaled
             by one factor, from measured speeds, to fit into it. 0 trains the epochs as they stand.
-        seeds: every row is trained with each.
+        seeds: every row is trained with each; rows that are not shown with the first alone, and
+            what starts from them starts from that.
         run: what all rows share.
         rows: the networks.
         claims: what is to be tested.
@@ -147,6 +148,17 @@ def _sources(row: RowConfig) -> set[str]:
     return {*row.encoders.values(), *([row.continues] if row.continues else [])}
 
 
+def _seeds(study: StudyConfig, row: RowConfig) -> list[int]:
+    """Return the seeds that a row is trained with."""
+    return study.seeds if row.shown else study.seeds[:1]
+
+
+def _run_name(study: StudyConfig, name: str, seed: int) -> str:
+    """Return the name of the folder of a row's run, or of that which stands for it."""
+    seeds = next(_seeds(study, row) for row in study.rows if row.name == name)
+    return f'{name}-{seed if seed in seeds else seeds[0]}'
+
+
 def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> TrainConfig:
     """Return the training run of a row."""
     config = copy.deepcopy(study.run)
@@ -155,7 +167,7 @@ def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> Tr
     config.network, config.epochs, config.seed = copy.deepcopy(row.network), epochs, seed
 
     def last(name: str) -> str:
-        return str(output / f'{name}-{seed}' / 'last.safetensors')
+        return str(output / _run_name(study, name, seed) / 'last.safetensors')
 
     if row.continues:
         config.network.init_from = last(row.continues)
@@ -175,9 +187,12 @@ def _plan(study: StudyConfig, output: Path) -> dict[str, int]:
     if study.minutes:
         costs = [_seconds(study, row, output) for row in study.rows]
         left = 60 * study.minutes - (time.monotonic() - start)
-        left = left / len(study.seeds) - sum(once for once, _ in costs)
-        pairs = zip(study.rows, costs, strict=True)
-        factor = left / sum(row.epochs * epoch for row, (_, epoch) in pairs)
+        rows = [
+            (len(_seeds(study, row)), row.epochs, *cost)
+            for row, cost in zip(study.rows, costs, strict=True)
+        ]
+        left -= sum(runs * once for runs, _, once, _ in rows)
+        factor = left / sum(runs * epochs * epoch for runs, epochs, _, epoch in rows)
     plan = {row.name: max(1, round(row.epochs * factor)) for row in study.rows}
     write_atomically(path, lambda part: part.write_text(json.dumps(plan, indent=1)))
     return plan
@@ -217,9 +232,10 @@ def _train_rows(study: StudyConfig, plan: dict[str, int], output: Path) -> None:
     """Train what is not done; a signal ends it after the run that it met has been saved."""
 
     def done(name: str, seed: int) -> bool:
-        return (output / f'{name}-{seed}' / 'scores.json').is_file()
+        return (output / _run_name(study, name, seed) / 'scores.json').is_file()
 
-    left = [(row, seed) for seed in study.seeds for row in study.rows]
+    runs = [(row, seed) for row in study.rows for seed in _seeds(study, row)]
+    left = sorted(runs, key=lambda run: study.seeds.index(run[1]))
     while left := [(row, seed) for row, seed in left if not done(row.name, seed)]:
         for row, seed in left:
             if not all(done(name, seed) for name in _sources(row)):
@@ -262,7 +278,7 @@ def collect(study: StudyConfig, output: Path) -> list[dict[str, Any]]:
     entries = []
     for row in study.rows:
         size = study.run.data.width, study.run.data.height
-        for seed in study.seeds:
+        for seed in _seeds(study, row):
             folder = output / f'{row.name}-{seed}'
             if not (folder / 'scores.json').is_file():
                 continue

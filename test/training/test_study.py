@@ -160,14 +160,33 @@ def test_a_signal_ends_the_study_and_leaves_a_report(tiny_study, tmp_path, monke
     assert [run['row'] for run in runs][2:] == ['rgb', 'fused']
 
 
+def test_all_seeds_start_from_the_first_ones_of_rows_that_are_not_shown(tiny_study, tmp_path):
+    tiny_study.seeds = [3, 4]
+    study(tiny_study)
+    output = tmp_path / 'study'
+    runs = json.loads((output / 'results.json').read_text())['runs']
+    assert [(run['row'], run['seed']) for run in runs] == [
+        ('rgb_first', 3), ('hha_first', 3), ('rgb', 3), ('rgb', 4), ('fused', 3), ('fused', 4),
+    ]  # fmt: skip
+    configs = [
+        json.loads((output / f'{name}-4' / 'run.json').read_text()) for name in ('rgb', 'fused')
+    ]
+    assert configs[0]['network']['init_from'] == str(output / 'rgb_first-3' / 'last.safetensors')
+    assert configs[1]['network']['init_hha'] == str(output / 'hha_first-3' / 'last.safetensors')
+    weights = [
+        load_checkpoint(output / f'fused-{seed}' / 'last.safetensors').weights for seed in (3, 4)
+    ]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path):
     seconds = {'rgb_first': 2.0, 'hha_first': 1.0, 'rgb': 2.0, 'fused': 4.0}
-    # Each of the eight runs takes 5 seconds besides its epochs.
+    # Each of the six runs takes 5 seconds besides its epochs.
     monkeypatch.setattr(
         study_module, '_seconds', lambda study, row, output: (5.0, seconds[row.name])
     )
     monkeypatch.setattr(study_module.time, 'monotonic', lambda: 0.0)
-    tiny_study.minutes, tiny_study.seeds = 4.0 + 40 / 60, [0, 1]
+    tiny_study.minutes, tiny_study.seeds = 3.5, [0, 1]
     (tmp_path / 'study').mkdir()
     plan = study_module._plan(tiny_study, tmp_path / 'study')
     assert plan == {'rgb_first': 20, 'hha_first': 20, 'rgb': 10, 'fused': 10}
