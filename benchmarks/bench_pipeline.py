@@ -17,17 +17,15 @@ from typing import Any
 import cv2
 import measure
 import numpy as np
-from numpy.random import PCG64, Generator
 
 from rgbd_fusion_seg import kernels, palette
+from rgbd_fusion_seg.benchmark.compare import synthetic_frames
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import open_engine
 from rgbd_fusion_seg.errors import BundleError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
-from rgbd_fusion_seg.synthetic.scene import KINECT, Room
-from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
 
 RESULT = Path(__file__).resolve().parent / 'results' / 'pipeline.json'
 CLASSES, HEIGHT, WIDTH, STRIDE = 40, 480, 640, 8
@@ -43,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     kernels.warm_up()
-    frames = [frame for _, frame in zip(range(NUM_FRAMES), synthetic_frames(), strict=False)]
+    frames = list(synthetic_frames(NUM_FRAMES).frames)
     logits = {'smooth': smooth_logits(), 'noise': noise_logits()}
     result: dict[str, Any] = {}
     try:
@@ -72,18 +70,6 @@ def main() -> None:
     result['overlay'] = overlays(frames[0], logits[next(iter(logits))], arguments.repeats)
     measure.write(arguments.out, result)
     print(f'wrote {arguments.out}')
-
-
-def synthetic_frames() -> Any:
-    """Yield frames, each from another room."""
-    seed = 0
-    while True:
-        rng = Generator(PCG64(seed))
-        room = Room.random(seed)
-        view = room.render(room.random_pose(rng))
-        depth = simulate_kinect(view.depth, KINECT, rng, view.labels, rgb=view.rgb)
-        yield RgbdFrame(view.rgb, depth, KINECT)
-        seed += 1
 
 
 def noise_logits() -> np.ndarray:

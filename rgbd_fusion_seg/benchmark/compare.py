@@ -82,18 +82,24 @@ def recorded_frames(source: FrameSource, path: Path, count: int) -> Frames:
     return Frames(frames, str(path), real=True)
 
 
-def synthetic_frames(count: int) -> Frames:
-    """Return views of synthetic rooms with Kinect-like depth, each of another room."""
+def synthetic_frames(count: int, bundle: ModelBundle | None = None) -> Frames:
+    """Return views of synthetic rooms with Kinect-like depth, each of another room.
+
+    They are 640x480, or of the one size that a fused bundle takes.
+    """
     from rgbd_fusion_seg.synthetic.scene import KINECT, Room
     from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
 
+    camera = KINECT
+    if bundle is not None and bundle.fused is not None:
+        camera = KINECT.resized(bundle.fused.width, bundle.fused.height)
     frames = []
     for seed in range(count):
         rng = np.random.Generator(np.random.PCG64(seed))
         room = Room.random(seed)
-        view = room.render(room.random_pose(rng))
-        depth = simulate_kinect(view.depth, KINECT, rng, view.labels, rgb=view.rgb)
-        frames.append(RgbdFrame(view.rgb, depth, KINECT))
+        view = room.render(room.random_pose(rng), camera)
+        depth = simulate_kinect(view.depth, camera, rng, view.labels, rgb=view.rgb)
+        frames.append(RgbdFrame(view.rgb, depth, camera))
     return Frames(frames, 'synthetic rooms', real=False)
 
 

@@ -50,7 +50,7 @@ def check_engine(
         FrameError: frames of another size than a fused bundle takes.
     """
     if source is None:
-        frames, which, _ = synthetic_frames(num_frames)
+        frames, which, _ = synthetic_frames(num_frames, bundle)
     else:
         frames, which, _ = recorded_frames(open_source(source), source, num_frames)
     with (

@@ -142,7 +142,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         frames = compare.recorded_frames(source, options.frames, options.max_frames)
     else:
         tell('no --frames were given: the engines are compared on synthetic rooms')
-        frames = compare.synthetic_frames(min(options.max_frames, SYNTHETIC_FRAMES))
+        frames = compare.synthetic_frames(min(options.max_frames, SYNTHETIC_FRAMES), bundle)
     what = compare.BenchmarkOptions(tuple(options.backends), options.repeats, options.load)
     result = compare.compare(bundle, frames, what, progress=True)
     print(report.table(result))

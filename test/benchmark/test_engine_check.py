@@ -61,6 +61,13 @@ def test_other_labels(tiny_bundle, tmp_path, frames):
     assert found['largest_logit_error'] == pytest.approx(1000, rel=1e-3)
 
 
+def test_a_fused_bundle_is_compared_on_frames_of_its_size(tiny_bundle, tmp_path):
+    fused = fused_graph.fuse(load_bundle(tiny_bundle), tmp_path / 'fused', (96, 72))
+    (frame,) = synthetic_frames(1, fused).frames
+    assert frame.depth.shape == (72, 96)
+    assert compared(fused.path, fused.path, [frame])['equal_labels'] == 1
+
+
 def test_fused_bundles_have_labels_alone(tiny_bundle, tmp_path, frames):
     height, width = frames[0].depth.shape
     fused = fused_graph.fuse(load_bundle(tiny_bundle), tmp_path / 'fused', (width, height))
