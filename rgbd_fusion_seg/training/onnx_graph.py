@@ -209,9 +209,10 @@ class _NormBeforeConcat(pattern.RewriteRuleClassBase):
         pieces = [np.split(value.const_value.numpy(), ends) for value in norm.inputs[1:]]
         outputs = []
         for i, (part, *values) in enumerate(zip(parts, *pieces, strict=True)):
+            # Named by the norm: equal values of several norms are one tensor in the graph.
             tensors = [
-                op.initializer(onnx_ir.tensor(value), name=f'{whole.name}_{i}')
-                for value, whole in zip(values, norm.inputs[1:], strict=True)
+                op.initializer(onnx_ir.tensor(value), name=f'{normed.name}_{kind}_{i}')
+                for kind, value in enumerate(values)
             ]
             outputs.append(op.BatchNormalization(part, *tensors, **norm.attributes))
         return op.Concat(*outputs, axis=1)

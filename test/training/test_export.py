@@ -23,8 +23,13 @@ from rgbd_fusion_seg.training.checkpoints import load_checkpoint, save_checkpoin
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
 from rgbd_fusion_seg.training.export import export, replacing, write_bundle  # noqa: E402
-from rgbd_fusion_seg.training.networks import NETWORKS  # noqa: E402
-from rgbd_fusion_seg.training.onnx_graph import OPSETS, GraphOptions, store_as_half  # noqa: E402
+from rgbd_fusion_seg.training.networks import NETWORKS, build_network  # noqa: E402
+from rgbd_fusion_seg.training.onnx_graph import (  # noqa: E402
+    OPSETS,
+    GraphOptions,
+    build_graph,
+    store_as_half,
+)
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 OPEN_ONES = {'rfbnet_erfnet', 'adapnetpp'}
@@ -153,6 +158,20 @@ def test_weights_are_stored_in_half_the_bytes(exported, tmp_path):
     assert {t.data_type for t in tensors} == {FLOAT}
     open_axes = [d for v in model.graph.input for d in v.type.tensor_type.shape.dim]
     assert all(d.dim_value > 0 for d in open_axes)
+
+
+def test_norms_that_all_hold_the_same_are_folded_too(tmp_path):
+    """An untrained network's: the exporter then keeps one tensor for all of them."""
+    torch.manual_seed(0)
+    network = build_network('erfnet_encoder', num_classes=3).eval()
+    model = build_graph(network, 64, 96, GraphOptions(storage='fp32'))
+    assert foldable_norms(model) == []
+    rgb = torch.randn(1, 3, 64, 96)
+    session = pytest.importorskip('onnxruntime').InferenceSession(model.SerializeToString())
+    (logits,) = session.run(None, {'rgb': rgb.numpy()})
+    with torch.inference_mode():
+        expected = network({'rgb': rgb}).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'fp16'])
