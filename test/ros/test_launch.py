@@ -205,4 +205,6 @@ def test_wrappers_are_executable_and_name_real_modules():
     for script in (ROOT / 'scripts').iterdir():
         assert os.access(script, os.X_OK)
         module = script.read_text().split('from ')[1].split()[0]
-        assert (ROOT / (module.replace('.', '/') + '.py')).is_file()
+        assert Path(importlib.util.find_spec(module).origin).is_relative_to(
+            ROOT / 'rgbd_fusion_seg'
+        )
