@@ -52,7 +52,7 @@ def open_engine(
     Args:
         bundle: the network and its card.
         num_threads: threads of one inference; default: the cores this process may use.
-        allow_spinning: let idle threads wait actively. It gains about 1 % on a machine that
+        allow_spinning: let idle threads wait actively. It gains up to 6 % on a machine that
             does nothing else and loses up to two thirds of the speed on one that does.
         memory_arena: keep the memory of activations from one inference to the next. Without it
             the C library is asked each time: it takes as long, and memory goes up and down.
