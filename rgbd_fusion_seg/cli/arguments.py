@@ -38,6 +38,16 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_input_size(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input-size``."""
+    parser.add_argument(
+        '--input-size',
+        type=size,
+        metavar='WxH',
+        help='at which the network sees frames (default: as on the card of the bundle)',
+    )
+
+
 def add_camera(parser: argparse.ArgumentParser) -> None:
     """Add what tells of the camera of a recording."""
     parser.add_argument(

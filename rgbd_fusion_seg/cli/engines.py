@@ -13,6 +13,7 @@ from rgbd_fusion_seg.cli.arguments import (
     Commands,
     add_camera,
     add_command,
+    add_input_size,
     count,
     print_files,
     size,
@@ -298,11 +299,6 @@ def _add_benchmark(commands: Commands) -> None:
         metavar='N',
         help='of the recording, from all over it (default: %(default)s)',
     )
-    parser.add_argument(
-        '--input-size',
-        type=size,
-        metavar='WxH',
-        help='at which the network sees frames (default: as on the card of the bundle)',
-    )
+    add_input_size(parser)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result, too')
     add_camera(parser)

@@ -11,10 +11,10 @@ from rgbd_fusion_seg.cli.arguments import (
     add_bundle,
     add_camera,
     add_command,
+    add_input_size,
     count,
     positive,
     print_files,
-    size,
     tell,
 )
 
@@ -120,12 +120,7 @@ def _add_segment(commands: Commands) -> None:
         default=True,
         help='write overlay.mp4 (default: yes)',
     )
-    parser.add_argument(
-        '--input-size',
-        type=size,
-        metavar='WxH',
-        help='at which the network sees frames (default: as on the card of the bundle)',
-    )
+    add_input_size(parser)
     parser.add_argument('--max-frames', type=count, metavar='N', help='stop after N frames')
     add_camera(parser)
     for role in ('color', 'depth', 'camera-info'):
