@@ -100,7 +100,8 @@ def _claim(claim: Any, entries: list[Entry]) -> str:
     both = sorted(set(runs[claim.better]) & set(runs[claim.worse]))
     if not both:
         return f'| {claim.text} | not trained yet | {claim.paper} | open |'
-    differences = [runs[claim.better][s] - runs[claim.worse][s] for s in both]
+    # As they are shown: what rounds to nothing is nothing.
+    differences = [round(runs[claim.better][s] - runs[claim.worse][s], 1) for s in both]
     if all(d > 0 for d in differences):
         verdict = 'holds' if len(both) > 1 else 'holds (one seed)'
     elif mean(differences) > 0:
