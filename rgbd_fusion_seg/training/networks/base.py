@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import InputError
 
-MODALITIES = ('rgb', 'hha')
+MODALITIES = ('rgb', 'hha', 'depth')
+"""What networks may read: colour, and depth as HHA or as metres in three equal channels."""
 
 
 class SegmentationNetwork(nn.Module):
     """Contract of the entries of `networks.NETWORKS`.
 
-    ``forward(inputs, auxiliary=False)`` takes ``{'rgb': (N, 3, H, W), 'hha': (N, 3, h, w)}``,
-    float, normalised, of which it reads `modalities`, and returns logits
-    (N, K, H/stride, W/stride); with ``auxiliary`` a list of them and the auxiliary logits, at
-    sizes of their own. H and W are the colour input's, also where only HHA is read.
+    ``forward(inputs, auxiliary=False)`` takes ``{'rgb': (N, 3, H, W), 'hha': (N, 3, h, w),
+    'depth': (N, 3, h, w)}``, float, normalised, of which it reads `modalities`, and returns logits
+    (N, K, H/stride, W/stride). With ``auxiliary`` it returns a list: them, the auxiliary logits,
+    which may have sizes of their own, and then what else is to be added to the loss, tensors
+    without dimensions. H and W are the colour input's, also where colour is not read.
     """
 
-    modalities: tuple[str, ...] = MODALITIES
-    """Inputs that are read."""
+    modalities: tuple[str, ...] = ('rgb', 'hha')
+    """Inputs that are read, in the order of `MODALITIES`."""
     stride: int
     """Size of the colour input over the logits' size."""
     size_multiple: int
     """Height and width of the colour input are multiples of this."""
     auxiliary_weights: tuple[float, ...] = ()
     """Default loss weights of the auxiliary outputs."""
+    auxiliary_at_full_size: bool = False
+    """Compare auxiliary logits with labels at the size of the prediction, not at their own."""
     shrink_depth: bool = False
-    """The HHA input has half the colour input's height and width (RFBNet §III-B)."""
+    """HHA and depth have half the colour input's height and width (RFBNet §III-B)."""
 
     def hha_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the HHA input that belongs to a colour input."""
+        """Height and width of the HHA or depth input that belongs to a colour input."""
         return (height // 2, width // 2) if self.shrink_depth else (height, width)
+
+    def monitored(self) -> dict[str, float]:
+        """Return what a training run logs of the network beside its loss, by name."""
+        return {}
+
+    def for_export(self) -> nn.Module:
+        """Return a module with the same output whose graph is the one to run: here itself.
+
+        For networks in evaluation mode; what is constant then may be settled.
+        """
+        return self
+
+    def unimodal_form(self, modality: str) -> tuple[str, dict[str, Any], dict[str, Tensor]] | None:
+        """Return what answers from one modality where the others are lost; None: nothing does.
+
+        Returns:
+            name and options of a network of `NETWORKS` that reads ``modality`` alone, and its
+            state dict, taken from this network's.
+        """
+        return None
 
     def check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
         """Check presence and sizes of the inputs.
@@ -46,9 +71,9 @@ class SegmentationNetwork(nn.Module):
         for name in self.modalities:
             if name not in inputs:
                 raise ValueError(f'the network reads {self.modalities}, but {name!r} is missing')
-        first = self.modalities[0]
+        first, *others = self.modalities
         height, width = inputs[first].shape[2:]
-        shrunk = first == 'hha' and self.shrink_depth
+        shrunk = first != 'rgb' and self.shrink_depth
         multiple = self.size_multiple // 2 if shrunk else self.size_multiple
         if height % multiple or width % multiple:
             needed = f'{-(-width // multiple) * multiple}x{-(-height // multiple) * multiple}'
@@ -56,15 +81,14 @@ class SegmentationNetwork(nn.Module):
                 f'the {first} input is {width}x{height}, but its width and height must be '
                 f'multiples of {multiple}; resize or pad it to {needed}'
             )
-        if self.modalities != MODALITIES:
-            return
-        needed_height, needed_width = self.hha_size(height, width)
-        hha_height, hha_width = inputs['hha'].shape[2:]
-        if (hha_height, hha_width) != (needed_height, needed_width):
-            raise ValueError(
-                f'the hha input is {hha_width}x{hha_height}, but with an rgb input of '
-                f'{width}x{height} it must be {needed_width}x{needed_height}'
-            )
+        needed = self.hha_size(height, width) if first == 'rgb' else (height, width)
+        for name in others:
+            found = tuple(inputs[name].shape[2:])
+            if found != needed:
+                raise ValueError(
+                    f'the {name} input is {found[1]}x{found[0]}, but with a {first} input of '
+                    f'{width}x{height} it must be {needed[1]}x{needed[0]}'
+                )
 
 
 class FusionNetwork(SegmentationNetwork):
@@ -95,8 +119,8 @@ class FusionNetwork(SegmentationNetwork):
             ValueError: an unknown modality.
             InputError: a tensor is missing, unknown or of another shape; nothing was changed.
         """
-        if modality not in MODALITIES:
-            raise ValueError(f'modality must be one of {MODALITIES}, got {modality!r}')
+        if modality not in self.modalities:
+            raise ValueError(f'modality must be one of {self.modalities}, got {modality!r}')
         heads = self.head_names(modality)
         names = {**self.encoder_names(modality), **heads}
         remedy = f'give a checkpoint of {" or ".join(self.unimodal_networks)}'
