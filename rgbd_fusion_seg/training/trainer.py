@@ -328,21 +328,25 @@ class Trainer:
         return loss.detach()
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss of a batch, a scalar: the prediction's and the auxiliary ones."""
+        """Return the loss of a batch, a scalar: the predictions' and the network's own terms."""
         inputs, labels = self.normalise(batch), batch['labels']
         config, network = self.config.loss, self.network
         height, width = labels.shape[1:]
         size = (height // config.stride, width // config.stride)
         weights = [w * config.auxiliary for w in network.module.auxiliary_weights]
+        further: list[Tensor] = []
         if not any(weights):
             parts = [cross_entropy(network(inputs), labels, self.class_weights, size)]
         else:
-            main, *others = network(inputs, auxiliary=True)
+            outputs = network(inputs, auxiliary=True)
+            main, *others = outputs[: 1 + len(weights)]
+            further = outputs[1 + len(weights) :]
             parts = [cross_entropy(main, labels, self.class_weights, size)]
             for logits in others:
                 # Their own resolution is enough for a hint, and costs little.
                 own = [min(a, b) for a, b in zip(size, logits.shape[2:], strict=True)]
-                parts.append(cross_entropy(logits, labels, self.class_weights, own))
+                compared = size if network.module.auxiliary_at_full_size else own
+                parts.append(cross_entropy(logits, labels, self.class_weights, compared))
         counts = torch.stack([c for _, c in parts])
         if self.fabric.world_size > 1:
             # The processes' gradients are averaged, so each divides by the mean count.
@@ -350,7 +354,7 @@ class Trainer:
         counts = counts.clamp(min=1e-12).unbind()
         # Factors stay numbers: to make a tensor of them on a GPU would wait for it.
         terms = zip([1.0, *weights], parts, counts, strict=False)
-        return torch.stack([factor * (total / n) for factor, (total, _), n in terms]).sum()
+        return torch.stack([*(f * (total / n) for f, (total, _), n in terms), *further]).sum()
 
     def _look(self, mean_loss: Tensor, clock: Clock, monitor: Monitor) -> None:
         """Read loss and clock, the same ones on every process."""
@@ -366,7 +370,10 @@ class Trainer:
             )
         speed = LOG_EVERY / max(seconds - self.state['seconds'], 1e-9)
         self.state['seconds'] = seconds
-        monitor.numbers(step, self.progress, loss=loss, lr=rate, steps_per_second=speed)
+        monitored = self.network.module.monitored()
+        monitor.numbers(
+            step, self.progress, loss=loss, lr=rate, steps_per_second=speed, **monitored
+        )
 
     def _agree(self, here: bool) -> bool:
         if self.fabric.world_size == 1:

@@ -9,6 +9,7 @@ from torch import nn
 from rgbd_fusion_seg.training.networks.adapnetpp import AdapNetPp
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.networks.erfnet import ErfNet, ErfNetEncoder
+from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
 from rgbd_fusion_seg.training.networks.rfbnet import RfbNetErfNet
 from rgbd_fusion_seg.training.networks.rfbnet_adapnetpp import RfbNetAdapNetPp
 from rgbd_fusion_seg.training.networks.ssma import SsmaErfNet
@@ -22,6 +23,7 @@ NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'adapnetpp': AdapNetPp,
     'ssma_adapnetpp': SsmaAdapNetPp,
     'rfbnet_adapnetpp': RfbNetAdapNetPp,
+    'multimodal': MultimodalNetwork,
 }
 
 

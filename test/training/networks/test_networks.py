@@ -16,7 +16,12 @@ from rgbd_fusion_seg.training.networks import (  # noqa: E402
 
 NUM_CLASSES = 5
 # AdapNet++ in the size that a test affords.
-SMALL = {'adapnetpp': {'width': 0.125}}
+SMALL = {
+    'adapnetpp': {'width': 0.125},
+    'multimodal': {'backbone': 'resnet14', 'head_options': {'width': 8}},
+}
+BRANCHES = ('multimodal',)
+"""Networks of one branch a modality."""
 UNIMODAL = {'erfnet': 'erfnet_encoder', 'adapnetpp': 'adapnetpp'}
 FURTHER_VARIANTS = [
     ('erfnet_encoder', {'modality': 'hha', 'shrink_depth': True}),
@@ -33,10 +38,15 @@ FURTHER_VARIANTS = [
     ('ssma_erfnet', {'decoder': 'erfnet', 'multi_level': True}),
     ('rfbnet_erfnet', {'shrink_depth': False, 'output_gates': 'streams'}),
     ('rfbnet_erfnet', {'decoder': 'erfnet_quarter', 'multi_level': True, 'pooling': 'max'}),
+    ('multimodal', {'modalities': ['depth']}),
+    ('multimodal', {'modalities': ['rgb', 'hha', 'depth'], 'share_convs': False}),
+    ('multimodal', {'share_norms': True, 'ensemble': 'concat'}),
 ]
 
 
 def backbone(name: str) -> str:
+    if name in BRANCHES:
+        return 'multimodal'
     return 'adapnetpp' if name.endswith('adapnetpp') else 'erfnet'
 
 
@@ -83,7 +93,8 @@ def size(network: nn.Module) -> tuple[int, int]:
 def inputs(network: nn.Module, batch: int = 2, height: int = 0, width: int = 0) -> dict:
     if not height:
         height, width = size(network)
-    sizes = {'rgb': (height, width), 'hha': network.hha_size(height, width)}
+    own = network.hha_size(height, width)
+    sizes = {'rgb': (height, width), 'hha': own, 'depth': own}
     generator = torch.Generator().manual_seed(7)
     return {
         name: torch.randn(batch, 3, *sizes[name], generator=generator)
@@ -114,9 +125,13 @@ def test_auxiliary_outputs_are_as_many_as_their_weights(name, options):
     x = inputs(network)
     outputs = run(network, x, auxiliary=True)
     assert isinstance(outputs, list)
-    assert len(outputs) == 1 + len(network.auxiliary_weights)
+    count = 1 + len(network.auxiliary_weights)
+    assert len(outputs) >= count
     torch.testing.assert_close(outputs[0], run(network, x))
-    for output in outputs:
+    for term in outputs[count:]:
+        assert term.ndim == 0
+        assert torch.isfinite(term)
+    for output in outputs[:count]:
         assert output.shape[:2] == (2, NUM_CLASSES)
         assert torch.isfinite(output).all()
 

@@ -1,0 +1,134 @@
+"""Layers of networks with one branch for each modality (CEN §3.2, AsymFusion §3.2).
+
+A layer takes the list of the M branches' feature maps and returns such a list. Convolutions are
+shared by the branches, batch norms are each branch's own; either can be chosen otherwise (CEN
+Table 1). A shared layer is an ordinary PyTorch layer, so a network of one branch has the names of
+the ordinary network; layers of one each are module lists, ``bn1.0``, ``bn1.1``, ….
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+Maps = Sequence[Tensor]
+"""One feature map (N, C, h, w) a branch."""
+
+
+class SharedConv2d(nn.Conv2d):
+    """One convolution for all branches."""
+
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Convolve each branch's map."""
+        return [nn.Conv2d.forward(self, x) for x in maps]
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """One batch norm for all branches: scale, shift and running statistics are common.
+
+    In training each branch is normalised by the statistics of its own batch, and all of them
+    enter the running ones.
+    """
+
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Normalise each branch's map."""
+        return [nn.BatchNorm2d.forward(self, x) for x in maps]
+
+
+class OneEach(nn.ModuleList):
+    """A layer for each branch."""
+
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Apply each branch's layer to its map."""
+        return [layer(x) for layer, x in zip(self, maps, strict=True)]
+
+
+def each(function: Callable[[Tensor], Tensor], maps: Maps) -> list[Tensor]:
+    """Apply a function to each branch's map."""
+    return [function(x) for x in maps]
+
+
+class BranchLayers:
+    """Makes layers for ``num_branches`` branches.
+
+    Args:
+        num_branches: M, the number of modalities.
+        share_convs: one convolution for all branches, or one each.
+        share_norms: the same of batch norms.
+    """
+
+    def __init__(
+        self, num_branches: int, share_convs: bool = True, share_norms: bool = False
+    ) -> None:
+        self.num_branches = num_branches
+        self.share_convs = share_convs or num_branches == 1
+        self.share_norms = share_norms or num_branches == 1
+
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> nn.Module:
+        """Return a convolution, maps (N, in, h, w) -> maps (N, out, h', w')."""
+        sizes = (in_channels, out_channels, kernel_size)
+        options: dict[str, Any] = {
+            'stride': stride,
+            'padding': padding,
+            'dilation': dilation,
+            'groups': groups,
+            'bias': bias,
+        }
+        if self.share_convs:
+            return SharedConv2d(*sizes, **options)
+        return OneEach(nn.Conv2d(*sizes, **options) for _ in range(self.num_branches))
+
+    def norm(self, channels: int, eps: float = 1e-5) -> nn.Module:
+        """Return a batch norm, maps (N, channels, h, w) -> the same."""
+        if self.share_norms:
+            return SharedBatchNorm2d(channels, eps=eps)
+        return OneEach(nn.BatchNorm2d(channels, eps=eps) for _ in range(self.num_branches))
+
+
+def norm_scales(norm: nn.Module, num_branches: int) -> list[Tensor]:
+    """Return each branch's scale γ of a norm of `BranchLayers`, (C,) each."""
+    norms = list(norm) if isinstance(norm, OneEach) else [norm] * num_branches
+    return [n.weight for n in norms]
+
+
+class BlockFusion(nn.Module):
+    """What happens between the branches inside a residual block; here nothing.
+
+    The hooks stand in the order in which a block calls them. For a bottleneck, "first" and
+    "second" are its 1x1 and its 3x3 convolution; for a block of separable convolutions their
+    first and second.
+    """
+
+    def after_first(self, maps: Maps) -> Maps:
+        """Change the maps after the first convolution, its norm and ReLU."""
+        return maps
+
+    def after_norm(self, maps: Maps, norm: nn.Module) -> Maps:
+        """Change the maps after the second convolution and ``norm``, before the ReLU."""
+        return maps
+
+    def after_second(self, maps: Maps, first: Maps) -> Maps:
+        """Change the maps after the second ReLU; ``first`` is what `after_first` was given."""
+        return maps
+
+
+FusionOfBlock = Callable[[int, int, int, int], 'BlockFusion | None']
+"""(stage, block, blocks of the stage, channels inside the block) -> what fuses there, if anything;
+stages and blocks count from 0."""
+
+
+def no_fusion(stage: int, block: int, num_blocks: int, channels: int) -> BlockFusion | None:
+    """Fuse nowhere."""
+    return None

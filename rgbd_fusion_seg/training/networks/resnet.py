@@ -1,0 +1,176 @@
+"""ResNet (He et al., CVPR 2016) over the branches of several modalities.
+
+The form is torchvision's, with the stride on the 3x3 convolution, and so are the parameters'
+names, up to the numbers of layers that each branch has of its own (see `branches`). ResNet-14 and
+-26, with one and two bottlenecks a stage, are for machines and budgets too small for 50 layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.networks.branches import (
+    BlockFusion,
+    BranchLayers,
+    FusionOfBlock,
+    Maps,
+    each,
+    no_fusion,
+)
+
+VARIANTS = {
+    'resnet14': (1, 1, 1, 1),
+    'resnet26': (2, 2, 2, 2),
+    'resnet50': (3, 4, 6, 3),
+    'resnet101': (3, 4, 23, 3),
+    'resnet152': (3, 8, 36, 3),
+}
+"""Bottlenecks of each stage."""
+WIDTHS = (64, 128, 256, 512)
+EXPANSION = 4
+STRIDES = {32: ((1, 2, 2, 2), (1, 1, 1, 1)), 16: ((1, 2, 2, 1), (1, 1, 1, 2)),
+           8: ((1, 2, 1, 1), (1, 1, 2, 4))}  # fmt: skip
+"""Output stride -> stride and dilation of the 3x3 convolutions of each stage."""
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution around a shortcut, with room for fusion inside.
+
+    Args:
+        layers: of the branches.
+        in_channels: of the maps it takes.
+        width: of the maps inside; it returns maps of 4 times as many channels.
+        stride, dilation: of the 3x3 convolution.
+        fusion: what happens between the branches.
+    """
+
+    def __init__(
+        self,
+        layers: BranchLayers,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilation: int,
+        fusion: BlockFusion,
+    ) -> None:
+        super().__init__()
+        out_channels = EXPANSION * width
+        self.conv1 = layers.conv(in_channels, width, 1)
+        self.bn1 = layers.norm(width)
+        self.conv2 = layers.conv(width, width, 3, stride, dilation, dilation)
+        self.bn2 = layers.norm(width)
+        self.conv3 = layers.conv(width, out_channels, 1)
+        self.bn3 = layers.norm(out_channels)
+        self.fusion = fusion
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                layers.conv(in_channels, out_channels, 1, stride), layers.norm(out_channels)
+            )
+
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Maps (N, in, h, w) -> maps (N, 4 width, h/stride, w/stride)."""
+        first = each(F.relu, self.bn1(self.conv1(maps)))
+        second = self.bn2(self.conv2(self.fusion.after_first(first)))
+        second = each(F.relu, self.fusion.after_norm(second, self.bn2))
+        third = self.bn3(self.conv3(self.fusion.after_second(second, first)))
+        shortcut = self.downsample(maps) if self.downsample is not None else maps
+        return [F.relu(x + s) for x, s in zip(third, shortcut, strict=True)]
+
+
+class ResNet(nn.Module):
+    """Images -> features at 1/4, 1/8, 1/16, 1/32 of each branch.
+
+    Args:
+        layers: of the branches.
+        variant: a key of `VARIANTS`.
+        output_stride: of the last stage: 32, or 16 or 8 with dilated convolutions instead of
+            strides, and all features behind at that stride.
+        block_fusion: asked for every bottleneck what happens between the branches.
+
+    Raises:
+        ValueError: an unknown variant or output stride.
+    """
+
+    def __init__(
+        self,
+        layers: BranchLayers,
+        variant: str = 'resnet101',
+        output_stride: int = 32,
+        block_fusion: FusionOfBlock = no_fusion,
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f'the ResNet must be one of {", ".join(VARIANTS)}, got {variant!r}')
+        if output_stride not in STRIDES:
+            raise ValueError(f'output_stride must be one of 8, 16, 32, got {output_stride}')
+        self.conv1 = layers.conv(3, WIDTHS[0], 7, 2, 3)
+        self.bn1 = layers.norm(WIDTHS[0])
+        channels = WIDTHS[0]
+        strides, dilations = STRIDES[output_stride]
+        previous = 1
+        for stage, (count, width) in enumerate(zip(VARIANTS[variant], WIDTHS, strict=True)):
+            blocks = []
+            for block in range(count):
+                fusion = block_fusion(stage, block, count, width) or BlockFusion()
+                # As torchvision does it, the block that would have the stride keeps the dilation
+                # of the stage before.
+                dilation = previous if block == 0 else dilations[stage]
+                stride = strides[stage] if block == 0 else 1
+                blocks.append(Bottleneck(layers, channels, width, stride, dilation, fusion))
+                channels = EXPANSION * width
+            previous = dilations[stage]
+            setattr(self, f'layer{stage + 1}', nn.Sequential(*blocks))
+
+    channels = tuple(EXPANSION * width for width in WIDTHS)
+    """Of the four stages' maps."""
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The four stages."""
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
+    def stem(self, images: Maps) -> list[Tensor]:
+        """Images (N, 3, H, W) -> maps (N, 64, H/4, W/4)."""
+        maps = each(F.relu, self.bn1(self.conv1(images)))
+        return each(lambda x: F.max_pool2d(x, 3, 2, 1), maps)
+
+    @torch.no_grad()
+    def initialise(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over a ResNet that torchvision or others trained, in every branch.
+
+        Args:
+            weights: its state dict by torchvision's names; the classifier ``fc`` is left out.
+
+        Raises:
+            InputError: a tensor is missing, unknown or of another shape; nothing was changed.
+        """
+        copies, used = [], set()
+        for name, target in self.state_dict().items():
+            # A layer of each branch's own has the branch's number before the last part.
+            module, _, part = name.rpartition('.')
+            public = name if name in weights else f'{module.rpartition(".")[0]}.{part}'
+            if public.endswith('num_batches_tracked'):
+                used.add(public)
+                continue
+            if public not in weights or weights[public].shape != target.shape:
+                what = 'lacks' if public not in weights else 'has another shape of'
+                raise InputError(
+                    f'the backbone checkpoint {what} {public}; give a torchvision checkpoint of '
+                    'the ResNet that the network is built with'
+                )
+            used.add(public)
+            copies.append((target, weights[public]))
+        unknown = [n for n in weights if n not in used and not n.startswith('fc.')]
+        if unknown:
+            raise InputError(
+                f'the backbone checkpoint has {unknown[0]}, which this ResNet lacks; give one of '
+                'the ResNet that the network is built with'
+            )
+        for target, value in copies:
+            target.copy_(value)
