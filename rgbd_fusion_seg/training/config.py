@@ -101,11 +101,13 @@ class GroupConfig:
         pattern: regular expression, searched in parameter names; the first match of a list wins.
         lr_scale: factor on the learning rate; 0 freezes.
         weight_decay: replaces the optimiser's; None keeps it.
+        gamma: replaces the optimiser's; None keeps it.
     """
 
     pattern: str = ''
     lr_scale: float = 1.0
     weight_decay: float | None = None
+    gamma: float | list[float] | None = None
 
 
 @dataclass
@@ -115,11 +117,13 @@ class OptimiserConfig:
     Args:
         name: 'adamw', 'adam' (decay as L2, as in the papers) or 'sgd' (Nesterov-free momentum).
         lr: peak learning rate.
-        weight_decay: not applied to norms and biases.
+        weight_decay: of convolutions.
+        decay_all: it is that of norms, biases and all else too, as in CEN's public code.
         momentum: of 'sgd'.
         schedule: 'poly' (1 - progress) ** power, 'step' by `gamma` at `milestones`, 'constant'.
         power: exponent of 'poly'.
-        milestones, gamma: shares of the run at which 'step' multiplies the rate by gamma.
+        milestones, gamma: shares of the run at which 'step' multiplies the rate by gamma, which
+            is one number or one for each milestone.
         warmup: share of the run with linearly rising learning rate.
         clip_norm: largest norm of the gradient; 0 = no clipping.
         ema: decay of the averaged weights that are evaluated and exported; 0 = no averaging.
@@ -129,11 +133,12 @@ class OptimiserConfig:
     name: str = 'adamw'
     lr: float = 1e-3
     weight_decay: float = 1e-2
+    decay_all: bool = False
     momentum: float = 0.9
     schedule: str = 'poly'
     power: float = 0.9
     milestones: list[float] = field(default_factory=lambda: [0.6, 0.85])
-    gamma: float = 0.1
+    gamma: float | list[float] = 0.1
     warmup: float = 0.03
     clip_norm: float = 5.0
     ema: float = 0.999
@@ -145,6 +150,11 @@ class OptimiserConfig:
             '0 <= warmup < 1': 0 <= self.warmup < 1,
             '0 <= ema < 1': 0 <= self.ema < 1,
             'clip_norm >= 0': self.clip_norm >= 0,
+            'a gamma for each of milestones': all(
+                len(gamma) == len(self.milestones)
+                for gamma in (self.gamma, *(group.gamma for group in self.groups))
+                if isinstance(gamma, list)
+            ),
         }
         require(self, rules)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import math
 import re
 from typing import Any
 
@@ -17,11 +18,14 @@ OPTIMISERS = ('adamw', 'adam', 'sgd')
 SCHEDULES = ('poly', 'step', 'constant')
 
 
-def learning_rate(progress: float, config: OptimiserConfig) -> float:
+def learning_rate(
+    progress: float, config: OptimiserConfig, gamma: float | list[float] | None = None
+) -> float:
     """Return the learning rate when a share ``progress`` (0..1) of the run is done.
 
     After the linear warm-up, 'poly' decays over the whole rest of the run, which is how ERFNet,
-    AdapNet++ and RFBNet train (power 0.9); 'step' and 'constant' count from the run's start.
+    AdapNet++ and RFBNet train (power 0.9); 'step', how CEN and AsymFusion do, and 'constant' count
+    from the run's start. ``gamma`` replaces the configuration's.
     """
     if progress < config.warmup:
         return config.lr * max(progress / config.warmup, 1e-3)
@@ -29,14 +33,19 @@ def learning_rate(progress: float, config: OptimiserConfig) -> float:
         left = (1 - progress) / (1 - config.warmup)
         return config.lr * max(0.0, left) ** config.power
     if config.schedule == 'step':
-        return config.lr * config.gamma ** bisect.bisect_right(config.milestones, progress)
+        passed = bisect.bisect_right(config.milestones, progress)
+        gamma = config.gamma if gamma is None else gamma
+        return config.lr * math.prod(
+            gamma[:passed] if isinstance(gamma, list) else [gamma] * passed
+        )
     return config.lr
 
 
 def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:
     """Return optimiser groups: decay on convolutions only, and the paces of ``config.groups``.
 
-    Norms and biases (one-dimensional parameters) are not decayed. Each group has an 'lr_scale'.
+    ``config.decay_all`` decays norms and biases (one-dimensional parameters) too. Each group has
+    an 'lr_scale' and a 'gamma', those of its `GroupConfig`.
 
     Raises:
         InputError: a pattern that is no regular expression or matches no parameter.
@@ -45,7 +54,8 @@ def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[s
     members: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         number = next(i for i, rule in enumerate(rules) if _search(rule.pattern, name))
-        members.setdefault((number, parameter.ndim > 1), []).append(parameter)
+        decayed = config.decay_all or parameter.ndim > 1
+        members.setdefault((number, decayed), []).append(parameter)
     for number, rule in enumerate(config.groups):
         if not any(n == number for n, _ in members):
             raise InputError(
@@ -61,6 +71,7 @@ def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[s
                 'params': parameters,
                 'weight_decay': decay if decayed else 0.0,
                 'lr_scale': rule.lr_scale,
+                'gamma': rule.gamma,
             }
         )
     return groups
@@ -100,10 +111,12 @@ def build_optimiser(
     raise InputError(f'optimiser must be one of {", ".join(OPTIMISERS)}, not {config.name}')
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group's rate to ``rate`` times the group's own scale."""
+def set_learning_rates(
+    optimiser: torch.optim.Optimizer, progress: float, config: OptimiserConfig
+) -> None:
+    """Set every group's rate for a share ``progress`` of the run, by the group's own pace."""
     for group in optimiser.param_groups:
-        group['lr'] = rate * group['lr_scale']
+        group['lr'] = group['lr_scale'] * learning_rate(progress, config, group.get('gamma'))
 
 
 class WeightAverage:

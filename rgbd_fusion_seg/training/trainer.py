@@ -38,8 +38,7 @@ from rgbd_fusion_seg.training.networks import NETWORKS, build_network
 from rgbd_fusion_seg.training.optimiser import (
     WeightAverage,
     build_optimiser,
-    learning_rate,
-    set_learning_rate,
+    set_learning_rates,
 )
 from rgbd_fusion_seg.training.views import Normaliser, TrainingViews, channel_statistics
 
@@ -226,6 +225,8 @@ class Trainer:
             return
         settings = json.loads(json.dumps(dataclasses.asdict(self.config)))  # tuples as lists
         settings, before = flatten(settings), flatten(json.loads(saved.read_text()))
+        # Settings that came after the run was started had their default values in it.
+        before = {**flatten(dataclasses.asdict(TrainConfig())), **before}
         changed = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
         changed = sorted(set(changed) - FREE_TO_CHANGE)
         if changed:
@@ -311,7 +312,7 @@ class Trainer:
         # Dropout then depends on the step alone, so a resumed run continues identically.
         seed = self.config.seed * 1_000_003 + self.state['step']
         torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
-        set_learning_rate(self.optimiser, learning_rate(self.progress, self.config.optimiser))
+        set_learning_rates(self.optimiser, self.progress, self.config.optimiser)
         if not self.network.training:  # telling every module takes longer than asking one
             self.network.train()
         loss = self.loss(batch)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -15,7 +16,7 @@ from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
     build_optimiser,
     learning_rate,
     parameter_groups,
-    set_learning_rate,
+    set_learning_rates,
 )
 
 
@@ -58,10 +59,13 @@ def test_weight_decay_spares_norms_and_biases():
 def test_groups_learn_at_their_own_pace():
     network = build_network('erfnet_encoder', 5)
     config = OptimiserConfig(
-        weight_decay=0.5, groups=[GroupConfig(r'^head\.', 10.0, 0.1), GroupConfig(r'\.bn', 0.0)]
+        lr=0.01,
+        schedule='constant',
+        weight_decay=0.5,
+        groups=[GroupConfig(r'^head\.', 10.0, 0.1), GroupConfig(r'\.bn', 0.0)],
     )
     optimiser = build_optimiser(network, config)
-    set_learning_rate(optimiser, 0.01)
+    set_learning_rates(optimiser, 0.5, config)
     rate = {
         id(p): (g['lr'], g['weight_decay']) for g in optimiser.param_groups for p in g['params']
     }
@@ -73,6 +77,54 @@ def test_groups_learn_at_their_own_pace():
             assert (lr, decay) == (0.0, 0.0)
         elif parameter.ndim > 1:
             assert (lr, decay) == (pytest.approx(0.01), 0.5)
+
+
+PUBLIC = OptimiserConfig(
+    name='sgd', lr=5e-4, weight_decay=1e-2, decay_all=True, schedule='step', warmup=0, ema=0,
+    milestones=[1 / 3, 2 / 3], gamma=[0.5, 0.4],
+    groups=[GroupConfig('^head', lr_scale=6, gamma=[0.5, 7 / 15])],
+)  # fmt: skip
+"""CEN's, with a decay that 30 steps show."""
+
+
+def test_groups_step_as_two_optimisers_do():
+    """The public code of CEN has one for the encoder and one for the decoder."""
+    rates = {'encoder': (5e-4, 2.5e-4, 1e-4), 'head': (3e-3, 1.5e-3, 7e-4)}
+    ours = torch.nn.ModuleDict(
+        {
+            name: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+            for name in rates
+        }
+    )
+    theirs = copy.deepcopy(ours)
+    optimiser = build_optimiser(ours, PUBLIC)
+    both = {
+        name: torch.optim.SGD(theirs[name].parameters(), lr=1, momentum=0.9, weight_decay=1e-2)
+        for name in rates
+    }
+    generator = torch.Generator().manual_seed(0)
+    for step in range(30):
+        if step == 17:  # a run that is continued has a new optimiser
+            state, optimiser = optimiser.state_dict(), build_optimiser(ours, PUBLIC)
+            optimiser.load_state_dict(state)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        set_learning_rates(optimiser, step / 30, PUBLIC)
+        optimiser.step()
+        for name, single in both.items():
+            single.param_groups[0]['lr'] = rates[name][step // 10]
+            single.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    'changes', [{'gamma': [0.5]}, {'groups': [GroupConfig('head', gamma=[0.5, 0.5, 0.5])]}]
+)
+def test_there_is_a_gamma_for_each_milestone(changes):
+    with pytest.raises(InputError, match='a gamma for each of milestones'):
+        OptimiserConfig(schedule='step', **changes)
 
 
 @pytest.mark.parametrize(
