@@ -48,6 +48,27 @@ def valid_mask(depth: np.ndarray) -> np.ndarray:
     return (depth > 0) & (depth < np.inf)
 
 
+def has_readings(depth: np.ndarray) -> bool:
+    """Return whether a depth image in metres has any reading."""
+    # Nearly every image has one on a coarse grid; a look at all pixels costs 0.3 ms at 640x480.
+    return bool(valid_mask(depth[::8, ::8]).any() or valid_mask(depth).any())
+
+
+def grey_picture(depth: np.ndarray, far_m: float = 6.0) -> np.ndarray:
+    """Return a grey picture of depth, for people: near is bright, no reading is black.
+
+    Args:
+        depth: float32 (H, W) metres.
+        far_m: distance from which on everything is equally dark.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    valid = valid_mask(depth)
+    shade = 255 - 215 * np.minimum(np.where(valid, depth, 0) / np.float32(far_m), 1)
+    return np.repeat(np.where(valid, shade, 0).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def fill_holes(depth: np.ndarray) -> np.ndarray:
     """Fill pixels without a reading from their surroundings.
 

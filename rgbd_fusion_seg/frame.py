@@ -10,6 +10,8 @@ import numpy as np
 
 from rgbd_fusion_seg.errors import FrameError
 
+SENSORS = ('rgb', 'depth')
+"""What a frame comes from: a colour camera and a depth sensor."""
 UNLABELLED = 255
 """Label of a pixel that has no class; the value ROS consumers and the datasets use for void."""
 
@@ -129,6 +131,7 @@ class Segmentation:
         confidence: uint8 (H, W), softmax probability of the winning class times 255.
         timings: stage name -> milliseconds.
         stamp_ns, frame_id: those of the frame.
+        sensors: those of `SENSORS` that the network saw; empty where nobody tells.
     """
 
     labels: np.ndarray
@@ -136,6 +139,7 @@ class Segmentation:
     timings: Mapping[str, float] = field(default_factory=dict)
     stamp_ns: int = 0
     frame_id: str = ''
+    sensors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.labels, 'labels', np.uint8, 2)
