@@ -19,8 +19,8 @@ from rgbd_fusion_seg.errors import BundleError
 CARD_NAME = 'model.yaml'
 CARD_FORMAT = 1
 DEFAULT_BUNDLE = 'rfbnet_erfnet_nyu40'
-MODALITIES = ('rgb', 'hha')
-"""The inputs a network may have; it has one of them or both."""
+MODALITIES = ('rgb', 'hha', 'depth')
+"""The inputs a network may have, in this order; it has one or more of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,8 @@ class TensorInput:
     """One image input of the network.
 
     The tensor is float32 (1, 3, height, width) and holds ``(pixel - mean) / std`` of an image
-    with values 0..255; ``mean`` and ``std`` are float32 (3,) on that scale.
+    with values 0..255, or of depth in metres three times; ``mean`` and ``std`` are float32 (3,)
+    on that scale.
     """
 
     height: int
@@ -85,10 +86,11 @@ class ModelBundle:
         path: folder of the bundle.
         name: name on the card.
         card: the whole card, as parsed.
-        rgb, hha: the inputs of the network; None is one that a unimodal network does not have.
+        rgb, hha, depth: the inputs of the network: colour, and depth as HHA or in metres, both of
+            one size; None is one that the network does not have.
         stride: pixels of the leading input per logit, along each axis. Colour leads where the
-            network sees it, else HHA.
-        dynamic: what may differ from the sizes of `rgb` and `hha`.
+            network sees it, else depth in the form that it sees.
+        dynamic: what may differ from the sizes of the inputs.
         class_names: one name a class; the index is the label.
         colors: uint8 (K, 3), RGB.
         depth_range_m: smallest and largest depth in metres the training data holds (1st and
@@ -113,6 +115,7 @@ class ModelBundle:
     weights_sha256: str
     metrics: Mapping[str, Any] = field(repr=False)
     fused: FusedForm | None = None
+    depth: TensorInput | None = None
 
     @property
     def num_classes(self) -> int:
@@ -122,8 +125,13 @@ class ModelBundle:
     @property
     def inputs(self) -> dict[str, TensorInput]:
         """The inputs by name, those that the network has."""
-        named = {'rgb': self.rgb, 'hha': self.hha}
+        named = {name: getattr(self, name) for name in MODALITIES}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def sees_depth(self) -> bool:
+        """Whether the network reads depth, in whatever form."""
+        return self.hha is not None or self.depth is not None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -167,7 +175,7 @@ class ModelBundle:
         return {'labels': frame, 'confidence': frame}
 
     def resized(self, width: int, height: int) -> ModelBundle:
-        """Return the bundle with another size of the leading input; the other one scales with it.
+        """Return the bundle with another size of the leading input; the others scale with it.
 
         Raises:
             BundleError: the network has a fixed size, or cannot take this one.
@@ -334,6 +342,7 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
         card=card.card,
         rgb=inputs.get('rgb'),
         hha=inputs.get('hha'),
+        depth=inputs.get('depth'),
         stride=stride,
         dynamic=dynamic,
         class_names=names,
@@ -351,7 +360,13 @@ def _inputs(card: _Card) -> dict[str, TensorInput]:
     listed = card.get('inputs', dict)
     if not listed or set(listed) - set(MODALITIES):
         raise card.wrong('inputs', sorted(listed))
-    return {name: card.tensor(f'inputs.{name}') for name in MODALITIES if name in listed}
+    inputs = {name: card.tensor(f'inputs.{name}') for name in MODALITIES if name in listed}
+    if len({(inputs[name].width, inputs[name].height) for name in inputs if name != 'rgb'}) > 1:
+        raise BundleError(
+            f'the card {card.path} gives the inputs hha and depth different sizes, but both are '
+            'the size of the depth stream; export the bundle again'
+        )
+    return inputs
 
 
 def _stride_and_dynamic(card: _Card, leading: TensorInput) -> tuple[int, DynamicAxes]:
@@ -372,7 +387,8 @@ def _stride_and_dynamic(card: _Card, leading: TensorInput) -> tuple[int, Dynamic
 def _fused(card: _Card, inputs: Mapping[str, TensorInput], dynamic: DynamicAxes) -> FusedForm:
     width, height = card.get('fused.width', int), card.get('fused.height', int)
     hha, sha256 = card.flag('fused.hha'), card.get('fused.base.sha256', str)
-    if width <= 0 or height <= 0 or dynamic.batch or dynamic.size or (hha and 'hha' not in inputs):
+    impossible = dynamic.batch or dynamic.size or 'depth' in inputs
+    if width <= 0 or height <= 0 or impossible or (hha and 'hha' not in inputs):
         raise card.wrong('fused', card.get('fused', dict))
     return FusedForm(width, height, hha, card.get('fused.base.name', str), sha256)
 

@@ -1,6 +1,8 @@
-"""From a frame to the two tensors of the network; training makes its inputs here as well."""
+"""From a frame to the tensors of the network; training makes its inputs here as well."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -9,7 +11,11 @@ from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import hha, kernels
 from rgbd_fusion_seg.bundle import TensorInput
 from rgbd_fusion_seg.errors import FrameError
-from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+
+FARTHEST_INPUT_M = 100.0
+"""Farther readings count as this where a network reads metres; no indoor sensor gets so far, and
+a driver's number for "nothing there" must not drown the rest of the image."""
 
 
 def hha_image(
@@ -38,6 +44,24 @@ def hha_image(
     missing = ~depths.valid_mask(depth)
     filled = depths.fill_holes(depth)
     return hha.encode_hha(filled, intrinsics.resized(width, height), missing, gravity)
+
+
+def depth_image(depth: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return depth in metres as a network sees it that reads it without an encoding.
+
+    It is resampled as for HHA, and holes are filled as for HHA: the frames that the papers train
+    on are completed beforehand, a 0 would be the nearest surface of all, and each sensor has holes
+    of its own. The public CEN code takes its depth images as they are.
+
+    Args:
+        depth: float32 (H, W) metres; 0 and non-finite = no reading.
+        width, height: size of the result in pixels.
+
+    Returns:
+        float32 (height, width), up to FARTHEST_INPUT_M; all 0 without any reading.
+    """
+    filled = depths.fill_holes(depths.resize_depth(depth, width, height))
+    return np.minimum(filled, np.float32(FARTHEST_INPUT_M), out=filled)
 
 
 def rgb_image(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -91,6 +115,66 @@ def hha_tensor(
             'make it with hha_image at that size'
         )
     return _normalised(image, tensor_input, out)
+
+
+def depth_tensor(
+    image: np.ndarray, tensor_input: TensorInput, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Normalise depth in metres and tile it to three channels, without resampling.
+
+    Tiling lets depth enter a network made for colour, and one that shares its convolutions with
+    colour (CEN, supplement: the public code feeds three equal channels). Mean and standard
+    deviation are of the card, in metres. The recipe of the public code, depth images over 5000,
+    is mean 0 and std 5 if those count millimetres; their unit is nowhere told.
+
+    Args:
+        image: float32 (height, width), see :func:`depth_image`.
+        tensor_input: size, mean and standard deviation.
+        out: as of :func:`rgb_tensor`.
+
+    Returns:
+        float32 (1, 3, height, width), ``(metres - mean) / std``.
+
+    Raises:
+        FrameError: an image of another size.
+    """
+    size = (tensor_input.height, tensor_input.width)
+    if image.shape != size:
+        raise FrameError(
+            f'the depth image has shape {image.shape} but the network wants {size}; '
+            'make it with depth_image at that size'
+        )
+    if out is None:
+        out = np.empty((1, 3, *size), dtype=np.float32)
+    for channel, mean, std in zip(out[0], tensor_input.mean, tensor_input.std, strict=True):
+        np.subtract(image, mean, out=channel)
+        np.divide(channel, std, out=channel)
+    return out
+
+
+def network_inputs(
+    frame: RgbdFrame, inputs: Mapping[str, TensorInput], gravity: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return a network's input tensors of a frame by name.
+
+    Args:
+        frame: colour and depth.
+        inputs: those of `ModelBundle.inputs`.
+        gravity: as of :func:`hha_image`.
+
+    Returns:
+        float32 (1, 3, height, width) each.
+    """
+    tensors = {}
+    for name, size in inputs.items():
+        if name == 'rgb':
+            tensors[name] = rgb_tensor(frame.rgb, size)
+        elif name == 'hha':
+            image = hha_image(frame.depth, frame.intrinsics, size.width, size.height, gravity)
+            tensors[name] = hha_tensor(image, size)
+        else:
+            tensors[name] = depth_tensor(depth_image(frame.depth, size.width, size.height), size)
+    return tensors
 
 
 def _normalised(

@@ -25,7 +25,13 @@ from rgbd_fusion_seg.errors import (
 )
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics, RgbdFrame, Segmentation
 from rgbd_fusion_seg.postprocess import labels_and_confidence
-from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
+from rgbd_fusion_seg.preprocess import (
+    depth_image,
+    depth_tensor,
+    hha_image,
+    hha_tensor,
+    rgb_tensor,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +150,7 @@ class Segmenter:
 
         Returns:
             Labels and confidence at the frame's size, with its stamp and frame id, and the
-            milliseconds of the stages ``hha`` (where the network sees depth), ``preprocess``,
+            milliseconds of the stages ``hha`` (where the network sees HHA), ``preprocess``,
             ``inference``, ``postprocess``. What a fused bundle's graph does counts as inference.
 
         Raises:
@@ -181,6 +187,9 @@ class Segmenter:
             hha_tensor(image, hha, out=tensors['hha'])
         if rgb is not None:
             rgb_tensor(frame.rgb, rgb, out=tensors['rgb'])
+        if (metres := self.bundle.depth) is not None:
+            image = depth_image(frame.depth, metres.width, metres.height)
+            depth_tensor(image, metres, out=tensors['depth'])
         clock.finish('preprocess')
         logits = self._engine.infer(**tensors)
         clock.finish('inference')

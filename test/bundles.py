@@ -18,6 +18,8 @@ CLASS_NAMES = ('dark low', 'bright low', 'dark high', 'bright high')
 """Label = (mean of R, G and B above MEAN) + 2 * (HHA height channel above MEAN)."""
 
 MEAN, STD, GAIN, STRIDE = 100.0, 50.0, 8.0, 8
+MEAN_M, STD_M = 2.0, 0.5
+"""Of depth in metres; networks that read it take what is farther than MEAN_M for high."""
 
 
 def tiny_network(
@@ -34,19 +36,21 @@ def tiny_network(
 
     Without one of the `modalities` the network takes what it does not see for dark or low.
     """
-    weights = np.zeros((num_classes, 6, 1, 1), dtype=np.float16)
+    weights = np.zeros((num_classes, 9, 1, 1), dtype=np.float16)
     for label in range(min(num_classes, 4)):
         weights[label, :3] = (GAIN if label & 1 else -GAIN) / 3
         weights[label, 4] = GAIN if label & 2 else -GAIN
+        weights[label, 6:] = (GAIN if label & 2 else -GAIN) / 3
     possible = {k for k in range(4) if ('rgb' in modalities or not k & 1)}
-    possible -= set() if 'hha' in modalities else {2, 3}
+    possible -= set() if {'hha', 'depth'} & {*modalities} else {2, 3}
     bias = np.where([k in possible for k in range(num_classes)], 0, -100).astype(np.float32)
-    seen = ['rgb' in modalities] * 3 + ['hha' in modalities] * 3
+    seen = np.repeat([name in modalities for name in ('rgb', 'hha', 'depth')], 3)
     weights = np.ascontiguousarray(weights[:, seen])
     rgb, hha = input_names
     parts = {
         'rgb': (rgb, 'colour', 8, _float_tensor(rgb, (1, 3, height, width))),
-        'hha': (hha, 'depth', 4, _float_tensor(hha, (1, 3, height // 2, width // 2))),
+        'hha': (hha, 'encoded', 4, _float_tensor(hha, (1, 3, height // 2, width // 2))),
+        'depth': ('depth', 'metres', 4, _float_tensor('depth', (1, 3, height // 2, width // 2))),
     }
     used = [parts[modality] for modality in modalities]
     nodes = [
@@ -91,7 +95,10 @@ def tiny_card(
     inputs = {
         'rgb': {'height': height, 'width': width, **copy.deepcopy(statistics)},
         'hha': {'height': height // 2, 'width': width // 2, **copy.deepcopy(statistics)},
-    }
+        'depth': {
+            'height': height // 2, 'width': width // 2, 'mean': [MEAN_M] * 3, 'std': [STD_M] * 3
+        },
+    }  # fmt: skip
     stride = STRIDE if 'rgb' in modalities else STRIDE // 2
     return {
         'format': 1,

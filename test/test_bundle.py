@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from bundles import CLASS_NAMES, MEAN, STD, tiny_card, write_bundle
+from bundles import CLASS_NAMES, MEAN, MEAN_M, STD, tiny_card, write_bundle
 
 from rgbd_fusion_seg.bundle import (
     FusedForm,
@@ -69,6 +69,38 @@ def test_a_bundle_may_lack_an_input(tmp_path: Path, modality, size, logits):
     assert (bundle.rgb is None, bundle.hha is None) == (modality == 'hha', modality == 'rgb')
     assert bundle.input_size == size
     assert bundle.logits_shape == logits
+
+
+def test_a_bundle_may_read_depth_in_metres(tmp_path: Path):
+    both = tiny_card(modalities=('rgb', 'hha', 'depth'))
+    both['inputs'] = dict(reversed(both['inputs'].items()))
+    bundle = load_bundle(write_bundle(tmp_path / 'three', both))
+    assert list(bundle.inputs) == ['rgb', 'hha', 'depth']
+    assert (bundle.depth.width, bundle.depth.height) == (32, 24)
+    assert bundle.depth.mean.tolist() == [MEAN_M] * 3
+    assert bundle.graph_inputs['depth'] == ('float32', (1, 3, 24, 32))
+    one = load_bundle(write_bundle(tmp_path / 'one', tiny_card(modalities=('depth',))))
+    assert (one.rgb, one.hha, one.input_size) == (None, None, (32, 24))
+    assert one.logits_shape == (1, 4, 6, 8)
+
+
+def test_what_sees_depth_in_any_form_is_told(tmp_path: Path):
+    for modality, sees in (('rgb', False), ('hha', True), ('depth', True)):
+        card = tiny_card(modalities=(modality,))
+        assert load_bundle(write_bundle(tmp_path / modality, card)).sees_depth == sees
+
+
+def test_both_forms_of_depth_have_one_size(tmp_path: Path):
+    card = tiny_card(modalities=('rgb', 'hha', 'depth'))
+    card['inputs']['depth'] |= {'height': 48, 'width': 64}
+    with pytest.raises(BundleError, match='hha and depth different sizes'):
+        load_bundle(write_bundle(tmp_path / 'bad', card))
+
+
+def test_a_fused_graph_does_not_make_metres(tmp_path: Path):
+    card = tiny_card(modalities=('rgb', 'depth')) | {'fused': FUSED}
+    with pytest.raises(BundleError, match="unusable entry 'fused'"):
+        load_bundle(write_bundle(tmp_path / 'bad', card))
 
 
 def test_a_dynamic_bundle_takes_other_sizes(tmp_path: Path):
@@ -234,7 +266,7 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('inputs.rgb.mean', [1.0, 2.0, 'x'], 'inputs.rgb.mean'),
         ('inputs.rgb.mean', [1.0, 2.0, True], 'inputs.rgb.mean'),
         ('inputs', {}, 'inputs'),
-        ('inputs', {'rgb': tiny_card()['inputs']['rgb'], 'depth': {}}, 'inputs'),
+        ('inputs', {'rgb': tiny_card()['inputs']['rgb'], 'thermal': {}}, 'inputs'),
         ('dynamic', {'batch': True, 'size': True, 'multiple': 12}, 'dynamic.multiple'),
         ('dynamic', {'batch': True, 'size': True, 'multiple': 32}, 'dynamic.multiple'),
         ('dynamic', {'batch': True, 'size': 1, 'multiple': 16}, 'dynamic.size'),

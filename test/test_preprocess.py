@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
 from rgbd_fusion_seg.bundle import TensorInput
 from rgbd_fusion_seg.depth import fill_holes
 from rgbd_fusion_seg.errors import FrameError
-from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.hha import encode_hha
-from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_image, rgb_tensor
+from rgbd_fusion_seg.preprocess import (
+    FARTHEST_INPUT_M,
+    depth_image,
+    depth_tensor,
+    hha_image,
+    hha_tensor,
+    network_inputs,
+    rgb_image,
+    rgb_tensor,
+)
 
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -131,3 +143,63 @@ def test_depth_without_a_reading_still_gives_an_image():
         assert (image == image[0, 0]).all()
         assert image[0, 0, 0] == 255
         assert image[0, 0, 2] == 218
+
+
+def test_metres_are_scaled_and_tiled_to_three_channels():
+    metres = np.random.default_rng(0).uniform(0.4, 9, (20, 30)).astype(np.float32)
+    size = TensorInput(20, 30, np.float32([2.5, 2.5, 3.0]), np.float32([1.25, 1.25, 0.5]))
+    tensor = depth_tensor(metres, size)
+    assert (tensor.dtype, tensor.shape) == (np.float32, (1, 3, 20, 30))
+    z = metres.astype(np.float64)
+    expected = [(z - 2.5) / 1.25, (z - 2.5) / 1.25, (z - 3) / 0.5]
+    np.testing.assert_allclose(tensor[0], expected, atol=1e-5)
+    out = np.full_like(tensor, np.nan)
+    assert depth_tensor(metres, size, out=out) is out
+    assert np.array_equal(out, tensor)
+    with pytest.raises(FrameError, match=r'\(20, 30\).*\(30, 20\)'):
+        depth_tensor(metres, TensorInput(30, 20, MEAN, STD))
+
+
+def test_the_public_recipe_is_millimetres_over_5000():
+    millimetres = np.arange(500, 9500, 15, dtype=np.uint16).reshape(20, 30)
+    recipe = TensorInput(20, 30, np.zeros(3, np.float32), np.full(3, 5, np.float32))
+    tensor = depth_tensor(depth_image(millimetres / np.float32(1000), 30, 20), recipe)
+    np.testing.assert_allclose(tensor[0], [millimetres / 5000] * 3, rtol=1e-6)
+
+
+def test_depth_is_seen_in_metres_with_holes_filled_and_without_what_no_sensor_measures():
+    camera = Intrinsics(260.0, 260.0, 159.5, 119.5, 320, 240)
+    depth = tilted_floor(camera)
+    whole = depth_image(depth, 160, 120)
+    assert np.array_equal(whole, depth[1::2, 1::2])
+    depth[100:140, 60:120] = np.nan
+    depth[10, 10:20] = 1e6
+    seen = depth_image(depth, 160, 120)
+    assert np.isfinite(seen).all()
+    hole = (slice(50, 70), slice(30, 60))
+    assert np.abs(seen[hole] - whole[hole]).max() < 0.5
+    assert (seen[hole] > 1).all()
+    assert (seen[5, 5:10] <= FARTHEST_INPUT_M).all()
+    rest = np.ones(seen.shape, bool)
+    rest[hole] = rest[5, 5:10] = False
+    assert np.array_equal(seen[rest], whole[rest])
+    for nothing in (0.0, np.nan, np.inf, -1.0):
+        assert (depth_image(np.full((24, 32), nothing, np.float32), 16, 12) == 0).all()
+
+
+def test_a_real_frame_becomes_metres_of_its_picture(data_dir: Path):
+    path = data_dir / 'nyudv2' / 'depth8' / '0001.png'
+    if not path.is_file():
+        pytest.skip(f'needs NYU Depth V2, and {path} is absent')
+    levels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    depth = ((levels + 0.5) / 25.5).astype(np.float32)
+    camera = Intrinsics(518.9, 519.5, 325.6, 253.7, 640, 480)
+    frame = RgbdFrame(random_image(480, 640), depth, camera)
+    size = TensorInput(240, 320, np.full(3, 2.7, np.float32), np.full(3, 1.1, np.float32))
+    tensors = network_inputs(frame, {'rgb': size, 'hha': size, 'depth': size})
+    # Every second pixel, from the middle of each 2x2 cell on; this data set has no holes.
+    expected = ((levels[1::2, 1::2] + 0.5) / 25.5 - 2.7) / 1.1
+    np.testing.assert_allclose(tensors['depth'][0], [expected] * 3, atol=1e-5)
+    assert np.array_equal(tensors['rgb'], rgb_tensor(frame.rgb, size))
+    hha = hha_image(depth, camera, 320, 240)
+    assert np.array_equal(tensors['hha'], hha_tensor(hha, size))

@@ -13,7 +13,16 @@ import cv2
 import numpy as np
 import pytest
 import stand_in_engine
-from bundles import MEAN, tiny_card, tiny_network, with_open_sizes, write_bundle
+from bundles import (
+    MEAN,
+    MEAN_M,
+    STD,
+    STD_M,
+    tiny_card,
+    tiny_network,
+    with_open_sizes,
+    write_bundle,
+)
 
 from rgbd_fusion_seg import engine
 from rgbd_fusion_seg.bundle import load_bundle
@@ -200,11 +209,37 @@ def test_a_network_of_one_modality_labels_by_what_it_sees(tmp_path, segmenter, m
     assert list(result.timings) == (stages if modality == 'rgb' else ['hha', *stages])
 
 
-def test_the_kind_of_hha_does_not_matter_to_a_network_that_sees_colour_alone(tmp_path):
-    card, network = tiny_card(modalities=('rgb',)), tiny_network(modalities=('rgb',))
+@pytest.mark.parametrize('modalities', [('rgb', 'depth'), ('depth',), ('rgb', 'hha', 'depth')])
+def test_depth_in_metres_becomes_labels(tmp_path, modalities):
+    card, network = tiny_card(modalities=modalities), tiny_network(modalities=modalities)
+    frame = half_lit_room(240, 320)
+    frame.depth[:] = np.linspace(0.5, 4.0, 320)
+    frame.depth[:, 120:200] = 1.2
+    with Segmenter(write_bundle(tmp_path / 'metres', card, network)) as opened:
+        opened.warm_up()
+        result = opened.segment(frame, LEVEL)
+    stages = ['preprocess', 'inference', 'postprocess']
+    assert list(result.timings) == (['hha', *stages] if 'hha' in modalities else stages)
+    # Depth streams take the middle of 10x10 pixels, and the network averages 4x4 of those.
+    evidence = (frame.depth[5::10, 5::10].reshape(6, 4, 8, 4).mean((1, 3)) - MEAN_M) / STD_M
+    if 'hha' in modalities:
+        heights = hha_image(frame.depth, frame.intrinsics, 32, 24, LEVEL)[..., 1]
+        evidence += (heights.reshape(6, 4, 8, 4).mean((1, 3)) - MEAN) / STD
+    bright = ('rgb' in modalities) * (np.arange(8) >= 4)
+    clear = np.abs(evidence) > 0.05
+    assert clear.mean() > 0.8
+    assert set(np.unique(evidence > 0)) == {False, True}
+    expected = 2 * (evidence > 0) + bright
+    np.testing.assert_array_equal(result.labels[20::40, 20::40][clear], expected[clear])
+
+
+@pytest.mark.parametrize('modality', ['rgb', 'depth'])
+def test_the_kind_of_hha_does_not_matter_to_a_network_that_does_not_see_it(tmp_path, modality):
+    card, network = tiny_card(modalities=(modality,)), tiny_network(modalities=(modality,))
     del card['hha']
-    with Segmenter(write_bundle(tmp_path / 'rgb', card, network)) as opened:
-        assert opened.segment(half_lit_room(48, 64)).labels.max() == 1
+    with Segmenter(write_bundle(tmp_path / modality, card, network)) as opened:
+        highest = 1 if modality == 'rgb' else 2
+        assert opened.segment(half_lit_room(48, 64)).labels.max() == highest
 
 
 def test_the_network_sees_frames_at_the_size_it_is_given(tmp_path, tiny_bundle: Path):

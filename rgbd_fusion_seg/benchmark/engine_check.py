@@ -14,7 +14,7 @@ from rgbd_fusion_seg.benchmark.compare import label_agreement, recorded_frames, 
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.engine_files import EngineCard, build_lock, read_card, write_card
 from rgbd_fusion_seg.frame import RgbdFrame
-from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
+from rgbd_fusion_seg.preprocess import network_inputs
 from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.timing import percentiles_ms
@@ -108,11 +108,6 @@ def differences(
 
 
 def _logit_error(engine: Segmenter, reference: Segmenter, frame: RgbdFrame) -> tuple[float, float]:
-    bundle, tensors = engine.bundle, {}
-    if bundle.rgb is not None:
-        tensors['rgb'] = rgb_tensor(frame.rgb, bundle.rgb)
-    if (size := bundle.hha) is not None:
-        image = hha_image(frame.depth, frame.intrinsics, size.width, size.height)
-        tensors['hha'] = hha_tensor(image, size)
+    tensors = network_inputs(frame, engine.bundle.inputs)
     ours, theirs = engine.engine.infer(**tensors), reference.engine.infer(**tensors)
     return float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())

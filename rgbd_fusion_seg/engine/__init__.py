@@ -47,13 +47,18 @@ class Engine(Protocol):
     step_downs: tuple[StepDown, ...]
     """The better backends that ``auto`` could not take."""
 
-    def infer(self, rgb: np.ndarray | None = None, hha: np.ndarray | None = None) -> np.ndarray:
+    def infer(
+        self,
+        rgb: np.ndarray | None = None,
+        hha: np.ndarray | None = None,
+        depth: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Run the network.
 
         Args:
-            rgb, hha: float32 (N, 3, height, width), each of the size of the bundle it was opened
-                with; N is 1 unless the bundle's batch is dynamic. An input that the network
-                does not have is not looked at.
+            rgb, hha, depth: float32 (N, 3, height, width), each of the size of the bundle it was
+                opened with; N is 1 unless the bundle's batch is dynamic. An input that the
+                network does not have is not looked at.
 
         Returns:
             Logits, float32 (N, K, h, w); they are the caller's to keep.

@@ -60,7 +60,12 @@ class GraphEngine:
             shapes = [array.shape for array in self.run(_zeros(bundle)).values()]
         _check_output_shapes(dict(zip(self._outputs, shapes, strict=True)), bundle)
 
-    def infer(self, rgb: np.ndarray | None = None, hha: np.ndarray | None = None) -> np.ndarray:
+    def infer(
+        self,
+        rgb: np.ndarray | None = None,
+        hha: np.ndarray | None = None,
+        depth: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
 
         Raises:
@@ -69,7 +74,7 @@ class GraphEngine:
         """
         if self._bundle.fused is not None:
             raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
-        given = {'rgb': rgb, 'hha': hha}
+        given = {'rgb': rgb, 'hha': hha, 'depth': depth}
         return self.run({k: v for k, v in given.items() if v is not None})[self._outputs[0]]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -133,7 +133,12 @@ class TensorRtEngine:
         """Whether inferences are started as one CUDA graph."""
         return self._execution.uses_graph
 
-    def infer(self, rgb: np.ndarray | None = None, hha: np.ndarray | None = None) -> np.ndarray:
+    def infer(
+        self,
+        rgb: np.ndarray | None = None,
+        hha: np.ndarray | None = None,
+        depth: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
 
         Raises:
@@ -142,7 +147,7 @@ class TensorRtEngine:
         """
         if self._bundle.fused is not None:
             raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
-        given = {'rgb': rgb, 'hha': hha}
+        given = {'rgb': rgb, 'hha': hha, 'depth': depth}
         feeds = {name: given[name] for name in self._bundle.inputs if given[name] is not None}
         return self.run(feeds)[self._outputs[0]]
 

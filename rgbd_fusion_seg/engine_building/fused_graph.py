@@ -101,8 +101,9 @@ def fuse(
         The bundle as :func:`rgbd_fusion_seg.bundle.load_bundle` reads it.
 
     Raises:
-        BundleError: a bundle that is fused already, has no HHA to compute, records other
-            constants of HHA than this version's, or has a graph of an opset below 18.
+        BundleError: a bundle that is fused already, reads depth in metres, has no HHA to
+            compute, records other constants of HHA than this version's, or has a graph of an
+            opset below 18.
         InputError: a frame size that is not positive, or a folder that holds something else or
             cannot be written to.
     """
@@ -149,6 +150,11 @@ def _check(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> None:
         raise BundleError(
             f'{bundle.name} is fused already; fuse the bundle it was made from, '
             f'{bundle.fused.base_name}'
+        )
+    if bundle.depth is not None:
+        raise BundleError(
+            f'the network of {bundle.name} reads depth in metres, which fused graphs do not make; '
+            'use the bundle as it is'
         )
     if hha and bundle.hha is None:
         raise BundleError(f'the network of {bundle.name} sees no HHA, so none can be computed')

@@ -103,7 +103,7 @@ class PairProcessor:
             require_same_frame=self._config.camera.require_same_frame,
         )
         bundle = self._segmenter.bundle
-        self._health.saw_depth(frame.depth, bundle.depth_range_m if bundle.hha else None)
+        self._health.saw_depth(frame.depth, bundle.depth_range_m if bundle.sees_depth else None)
         result = self._segmenter.segment(frame)
         if pair.epoch != self._epoch():
             return self._health.dropped('clock jumped')

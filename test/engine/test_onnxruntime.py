@@ -52,6 +52,30 @@ def test_logits_are_those_of_the_network(tiny_bundle: Path, backend):
     assert np.array_equal(opened.infer(rgb, hha), logits)
 
 
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+def test_depth_in_metres_is_an_input_like_the_others(tmp_path: Path, backend):
+    if backend == 'openvino':
+        pytest.importorskip('openvino')
+    card, network = (
+        tiny_card(modalities=('rgb', 'depth')),
+        tiny_network(modalities=('rgb', 'depth')),
+    )
+    opened = open_engine(load_bundle(write_bundle(tmp_path / 'metres', card, network)), backend)
+    rgb, depth = random_inputs()
+    colour, far = (
+        x.reshape(1, 3, 6, n, 8, n).mean((1, 3, 5), dtype=np.float64)
+        for x, n in ((rgb, 8), (depth, 4))
+    )
+    signs = [(1 if k & 1 else -1, 1 if k & 2 else -1) for k in range(4)]
+    expected = np.stack([GAIN * (b * colour + f * far) for b, f in signs], axis=1)
+    logits = opened.infer(rgb, depth=depth)
+    assert np.abs(logits - expected).max() < 2e-2  # weights are stored as fp16
+    assert np.array_equal(opened.infer(rgb=rgb, hha=depth, depth=depth), logits)
+    with pytest.raises(EngineError, match='needs the inputs rgb, depth, and depth was not given'):
+        opened.infer(rgb, depth)
+    opened.close()
+
+
 def test_results_stay_valid_while_the_engine_goes_on(tiny_bundle: Path):
     opened = open_engine(load_bundle(tiny_bundle))
     first = opened.infer(*random_inputs(0))

@@ -174,6 +174,23 @@ def test_an_engine_that_nobody_closes_frees_its_memory(bundle, cuda, trt):
     assert cuda.live == 0
 
 
+def test_depth_in_metres_is_an_input_like_the_others(tmp_path, monkeypatch, trt):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    card, network = (
+        tiny_card(modalities=('rgb', 'depth')),
+        tiny_network(modalities=('rgb', 'depth')),
+    )
+    bundle = load_bundle(write_bundle(tmp_path / 'metres', card, network))
+    write(bundle, tensors=[dataclasses.replace(FIXED[1], name='depth'), FIXED[0], FIXED[2]])
+    engine = open_engine(bundle, 'tensorrt')
+    rgb, depth = random_inputs().values()
+    wanted = expected(bundle, {'rgb': rgb, 'depth': depth})
+    np.testing.assert_allclose(engine.infer(rgb, None, depth), wanted, atol=1e-5)
+    with pytest.raises(EngineError, match='depth'):
+        engine.infer(rgb, depth)
+    engine.close()
+
+
 def test_a_refused_graph_is_said_once_and_inference_goes_on(bundle, cuda, monkeypatch, caplog):
     install(monkeypatch, cuda, capturable=False)
     write(bundle)

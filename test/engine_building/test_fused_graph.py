@@ -422,6 +422,12 @@ def test_what_cannot_be_fused_is_told(tmp_path, tiny_bundle):
     colour = load_bundle(write_bundle(tmp_path / 'colour', card, network))
     with pytest.raises(BundleError, match='sees no HHA'):
         fuse(colour, tmp_path / 'a', (160, 120), hha=True)
+    names = 'rgb', 'hha', 'depth'
+    card, network = tiny_card(modalities=names), tiny_network(modalities=names)
+    metres = load_bundle(write_bundle(tmp_path / 'metres', card, network))
+    for hha in (False, True):
+        with pytest.raises(BundleError, match='reads depth in metres'):
+            fuse(metres, tmp_path / 'a', (160, 120), hha)
     assert not (tmp_path / 'a').exists()
 
 
