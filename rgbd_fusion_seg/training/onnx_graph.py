@@ -117,11 +117,11 @@ def build_graph(
 
 
 class _Positional(nn.Module):
-    """The network with positional inputs, as ONNX wants them."""
+    """What is exported of the network, with positional inputs, as ONNX wants them."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.for_export()
 
     def forward(self, *tensors: Tensor) -> Tensor:
         names = [name for name in ('rgb', 'hha') if name in self.network.modalities]

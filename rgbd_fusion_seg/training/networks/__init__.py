@@ -8,6 +8,7 @@ from torch import nn
 
 from rgbd_fusion_seg.training.networks.adapnetpp import AdapNetPp
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
+from rgbd_fusion_seg.training.networks.cen import ChannelExchangingNetwork
 from rgbd_fusion_seg.training.networks.erfnet import ErfNet, ErfNetEncoder
 from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
 from rgbd_fusion_seg.training.networks.rfbnet import RfbNetErfNet
@@ -24,6 +25,7 @@ NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'ssma_adapnetpp': SsmaAdapNetPp,
     'rfbnet_adapnetpp': RfbNetAdapNetPp,
     'multimodal': MultimodalNetwork,
+    'cen': ChannelExchangingNetwork,
 }
 
 

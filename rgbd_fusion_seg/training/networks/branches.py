@@ -132,3 +132,38 @@ stages and blocks count from 0."""
 def no_fusion(stage: int, block: int, num_blocks: int, channels: int) -> BlockFusion | None:
     """Fuse nowhere."""
     return None
+
+
+class Encoder(nn.Module):
+    """From the images of each branch to its features."""
+
+    channels: tuple[int, ...]
+    """Of the features, in order."""
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The stages behind the stem; each takes the maps of the one before."""
+        raise NotImplementedError
+
+    def stem(self, images: Maps) -> list[Tensor]:
+        """Images (N, 3, H, W) -> maps for the first stage."""
+        raise NotImplementedError
+
+    def forward(
+        self, images: Maps, after_stage: Callable[[int, Maps], Maps] = lambda stage, maps: maps
+    ) -> list[Maps]:
+        """Encode.
+
+        Args:
+            images: (N, 3, H, W) of each branch.
+            after_stage: given a stage's number, from 0, and its maps, returns those that go on.
+
+        Returns:
+            features for heads, from fine to coarse, the maps of each branch; here those of every
+            stage.
+        """
+        maps, features = self.stem(images), []
+        for number, stage in enumerate(self.stages):
+            maps = after_stage(number, stage(maps))
+            features.append(maps)
+        return features

@@ -102,8 +102,9 @@ class MultimodalNetwork(SegmentationNetwork):
             shares convolutions and keeps norms private (§3.4); "individual" networks share none.
         ensemble: 'softmax' (learnt weights), 'mean' or 'concat'.
         detach_branches: the loss of the softmax ensemble does not train the branches.
-        freeze_norms: norms keep their running statistics in training, as the public code does
-            after ImageNet weights; scales and shifts are trained. Never without such weights.
+        freeze_norms: norms of the encoder keep their running statistics in training, as the
+            public code does after ImageNet weights; scales and shifts are trained. Never without
+            such weights, which is why the norms of heads are not frozen.
         head_options: of the head's class.
 
     Raises:
@@ -139,8 +140,10 @@ class MultimodalNetwork(SegmentationNetwork):
         layers = BranchLayers(self.num_branches, share_convs, share_norms)
         self.encoder = self.make_encoder(layers, head_type.output_stride)
         self.head = self.make_head(layers)
+        own = [w for w in self.head.auxiliary_weights for _ in self.modalities]
+        self.auxiliary_weights = tuple(own)
         if self.num_branches > 1:
-            self.auxiliary_weights = (1.0,) * self.num_branches
+            self.auxiliary_weights = (*([1.0] * self.num_branches), *own)
             self.ensemble = {
                 'softmax': lambda: SoftmaxEnsemble(self.num_branches, detach_branches),
                 'mean': MeanEnsemble,
@@ -165,13 +168,13 @@ class MultimodalNetwork(SegmentationNetwork):
         """Return what happens between the branches in a block of the encoder; here nothing."""
         return None
 
-    def encode(self, images: Maps) -> list[list[Tensor]]:
-        """Images (N, 3, H, W) of each branch -> maps of each branch, stage by stage."""
-        maps, features = self.encoder.stem(images), []
-        for stage in self.encoder.stages:
-            maps = stage(maps)
-            features.append(maps)
-        return features
+    def after_stage(self, stage: int, maps: Maps) -> Maps:
+        """Change the maps behind a stage of the encoder, counted from 0; here not."""
+        return maps
+
+    def encode(self, images: Maps) -> list[Maps]:
+        """Images (N, 3, H, W) of each branch -> features for the head, maps of each branch."""
+        return self.encoder(images, self.after_stage)
 
     def loss_terms(self, features: Sequence[Maps], logits: Maps, fused: Tensor) -> list[Tensor]:
         """Return what training adds to the loss, tensors without dimensions, weighted."""
@@ -184,11 +187,13 @@ class MultimodalNetwork(SegmentationNetwork):
 
         Args:
             inputs: (N, 3, H, W) of each of `modalities`.
-            auxiliary: also return the predictions of each branch, and further loss terms.
+            auxiliary: also return the predictions of each branch, what the head predicts for
+                training alone, and further loss terms.
 
         Returns:
             logits (N, K, H/stride, W/stride) of the ensemble; with ``auxiliary`` the list
-            [ensemble's, each branch's, loss terms].
+            [ensemble's, each branch's, the head's auxiliary ones of each branch, loss terms],
+            for one branch [its own, the head's auxiliary ones].
 
         Raises:
             ValueError: see `check_inputs`.
@@ -196,18 +201,19 @@ class MultimodalNetwork(SegmentationNetwork):
         self.check_inputs(inputs)
         features = self.encode([inputs[name] for name in self.modalities])
         logits = self.head(features)
-        if self.num_branches == 1:
-            return [logits[0]] if auxiliary else logits[0]
-        fused = self.ensemble(logits)
+        fused = self.ensemble(logits) if self.num_branches > 1 else logits[0]
         if not auxiliary:
             return fused
-        return [fused, *logits, *self.loss_terms(features, logits, fused)]
+        own = [x for maps in self.head.auxiliary_logits(features) for x in maps]
+        if self.num_branches == 1:
+            return [fused, *own]
+        return [fused, *logits, *own, *self.loss_terms(features, logits, fused)]
 
     def train(self, mode: bool = True) -> MultimodalNetwork:
-        """Set training mode; norms stay in evaluation mode where they are frozen."""
+        """Set training mode; norms of the encoder stay in evaluation mode where frozen."""
         super().train(mode)
         if mode and self.freeze_norms:
-            for module in self.modules():
+            for module in self.encoder.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self

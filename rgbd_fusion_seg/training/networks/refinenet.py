@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import BranchLayers, Maps, each
+from rgbd_fusion_seg.training.networks.heads import Head
 
 UNITS_BEFORE, UNITS_AFTER, POOLINGS = 2, 3, 4
 """Residual units that adapt a stage's features, those behind the pooling, and its length."""
@@ -108,7 +109,7 @@ class RefinementBlock(nn.Module):
         return self.project(maps) if self.project is not None else maps
 
 
-class RefineNet(nn.Module):
+class RefineNet(Head):
     """Features of four stages -> logits at 1/4.
 
     Args:
@@ -122,9 +123,7 @@ class RefineNet(nn.Module):
     """
 
     output_stride = 32
-    """Of the encoder that it works on."""
     stride = 4
-    """Of its logits."""
 
     def __init__(
         self,

@@ -3,6 +3,10 @@
 The form is torchvision's, with the stride on the 3x3 convolution, and so are the parameters'
 names, up to the numbers of layers that each branch has of its own (see `branches`). ResNet-14 and
 -26, with one and two bottlenecks a stage, are for machines and budgets too small for 50 layers.
+
+PSPNet's public PyTorch code (semseg) has a ResNet of its own: three 3x3 convolutions in place of
+the 7x7 one, and, where stages are dilated, dilation from their first block on, which torchvision
+leaves at the dilation of the stage before. Two options, `deep_stem` and `dilate_first`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     BranchLayers,
+    Encoder,
     FusionOfBlock,
     Maps,
     each,
@@ -83,7 +88,7 @@ class Bottleneck(nn.Module):
         return [F.relu(x + s) for x, s in zip(third, shortcut, strict=True)]
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """Images -> features at 1/4, 1/8, 1/16, 1/32 of each branch.
 
     Args:
@@ -92,6 +97,8 @@ class ResNet(nn.Module):
         output_stride: of the last stage: 32, or 16 or 8 with dilated convolutions instead of
             strides, and all features behind at that stride.
         block_fusion: asked for every bottleneck what happens between the branches.
+        deep_stem: three 3x3 convolutions, of 64, 64 and 128 channels, for the 7x7 one of 64.
+        dilate_first: the first block of a dilated stage is dilated as the others.
 
     Raises:
         ValueError: an unknown variant or output stride.
@@ -103,15 +110,15 @@ class ResNet(nn.Module):
         variant: str = 'resnet101',
         output_stride: int = 32,
         block_fusion: FusionOfBlock = no_fusion,
+        deep_stem: bool = False,
+        dilate_first: bool = False,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(f'the ResNet must be one of {", ".join(VARIANTS)}, got {variant!r}')
         if output_stride not in STRIDES:
             raise ValueError(f'output_stride must be one of 8, 16, 32, got {output_stride}')
-        self.conv1 = layers.conv(3, WIDTHS[0], 7, 2, 3)
-        self.bn1 = layers.norm(WIDTHS[0])
-        channels = WIDTHS[0]
+        channels = self._make_stem(layers, deep_stem)
         strides, dilations = STRIDES[output_stride]
         previous = 1
         for stage, (count, width) in enumerate(zip(VARIANTS[variant], WIDTHS, strict=True)):
@@ -120,7 +127,8 @@ class ResNet(nn.Module):
                 fusion = block_fusion(stage, block, count, width) or BlockFusion()
                 # As torchvision does it, the block that would have the stride keeps the dilation
                 # of the stage before.
-                dilation = previous if block == 0 else dilations[stage]
+                keeps = block == 0 and not dilate_first
+                dilation = previous if keeps else dilations[stage]
                 stride = strides[stage] if block == 0 else 1
                 blocks.append(Bottleneck(layers, channels, width, stride, dilation, fusion))
                 channels = EXPANSION * width
@@ -135,9 +143,24 @@ class ResNet(nn.Module):
         """The four stages."""
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
+    def _make_stem(self, layers: BranchLayers, deep: bool) -> int:
+        """Make the layers before the pooling; returns the number of channels behind them."""
+        width = WIDTHS[0]
+        self.deep_stem = deep
+        if not deep:
+            self.conv1, self.bn1 = layers.conv(3, width, 7, 2, 3), layers.norm(width)
+            return width
+        self.conv1, self.bn1 = layers.conv(3, width, 3, 2, 1), layers.norm(width)
+        self.conv2, self.bn2 = layers.conv(width, width, 3, 1, 1), layers.norm(width)
+        self.conv3, self.bn3 = layers.conv(width, 2 * width, 3, 1, 1), layers.norm(2 * width)
+        return 2 * width
+
     def stem(self, images: Maps) -> list[Tensor]:
-        """Images (N, 3, H, W) -> maps (N, 64, H/4, W/4)."""
+        """Images (N, 3, H, W) -> maps (N, 64, H/4, W/4), of 128 channels from a deep stem."""
         maps = each(F.relu, self.bn1(self.conv1(images)))
+        if self.deep_stem:
+            maps = each(F.relu, self.bn2(self.conv2(maps)))
+            maps = each(F.relu, self.bn3(self.conv3(maps)))
         return each(lambda x: F.max_pool2d(x, 3, 2, 1), maps)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ SMALL = {
     'adapnetpp': {'width': 0.125},
     'multimodal': {'backbone': 'resnet14', 'head_options': {'width': 8}},
 }
-BRANCHES = ('multimodal',)
+BRANCHES = ('multimodal', 'cen')
 """Networks of one branch a modality."""
 UNIMODAL = {'erfnet': 'erfnet_encoder', 'adapnetpp': 'adapnetpp'}
 FURTHER_VARIANTS = [
@@ -41,6 +41,9 @@ FURTHER_VARIANTS = [
     ('multimodal', {'modalities': ['depth']}),
     ('multimodal', {'modalities': ['rgb', 'hha', 'depth'], 'share_convs': False}),
     ('multimodal', {'share_norms': True, 'ensemble': 'concat'}),
+    ('cen', {'modalities': ['rgb', 'hha', 'depth'], 'parts': 'nearly_equal'}),
+    ('cen', {'form': 'paper', 'share_convs': False, 'ensemble': 'mean'}),
+    ('cen', {'exchange': 'gated_sum', 'penalised': 'all', 'detach_branches': False}),
 ]
 
 

@@ -1,0 +1,379 @@
+"""Channel Exchanging Networks (Wang et al., NeurIPS 2020; TPAMI version) for segmentation.
+
+Branches of shared convolutions and private batch norms. After the norm of each 3x3 convolution a
+channel whose scale γ is small, thus unimportant to its branch, is replaced by the other branches'
+map of that channel (§3.3); an l1 penalty on a part of the scales makes some small.
+
+The defaults are those of the authors' public code, whose figures the README of that code reports;
+``form='paper'`` is what the papers' text says. They differ:
+
+============== ==================================== =======================================
+               public code                          papers
+============== ==================================== =======================================
+kept where     |γ| >= θ                             γ > θ
+exchanged      any channel                          those of the branch's own part (§3.3)
+penalty        2e-4, once for each of the M+1       5e-3, once
+               predictions that have a loss
+loss           on the ensemble and every branch     on the ensemble (Eq. 4)
+============== ==================================== =======================================
+
+The loss of the papers' Eq. 4 alone is the option ``detach_branches=False`` with
+``loss.auxiliary`` 0 in the run's configuration, which also leaves the penalty out; the other rows
+follow ``form``.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rgbd_fusion_seg.training.networks.branches import (
+    BlockFusion,
+    Maps,
+    OneEach,
+    each,
+    norm_scales,
+)
+from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
+from rgbd_fusion_seg.training.networks.resnet import Bottleneck
+
+FORMS = ('public', 'paper')
+SPARSITY = {'public': 2e-4, 'paper': 5e-3}
+EXCHANGES = ('threshold', 'fixed', 'random', 'discard', 'sum', 'gated_sum', 'none')
+PENALISED = ('own', 'all', 'none')
+PARTS = ('equal', 'nearly_equal')
+
+
+def own_parts(channels: int, num_branches: int, parts: str = 'equal') -> list[slice]:
+    """Divide the channels into one part for each branch (§3.3).
+
+    Args:
+        channels: C.
+        num_branches: M.
+        parts: 'equal'; or 'nearly_equal', where parts differ by up to one channel.
+
+    Returns:
+        the M parts, in order.
+
+    Raises:
+        ValueError: M does not divide C, and the parts are to be equal.
+    """
+    if parts == 'equal' and channels % num_branches:
+        raise ValueError(
+            f'{channels} channels cannot be divided into {num_branches} equal parts, one for '
+            "each modality; set parts to 'nearly_equal'"
+        )
+    ends = [channels * m // num_branches for m in range(num_branches + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
+
+class ChannelExchange(BlockFusion):
+    """Replaces a branch's unimportant channels by the mean of the other branches' (Eq. 6).
+
+    All decisions use the maps as they come, so a channel small in both of two branches swaps.
+    Gradients are those of the selection: a map that is replaced and given to nobody gets none,
+    one that is given gets the sum from all places it is used in.
+
+    Args:
+        num_branches, channels: M and C of the maps.
+        exchange: 'threshold' compares scales with θ. The papers' ablations (§4.1): 'fixed'
+            replaces the first ``portion`` of C in each branch's own part, 'random' as many drawn
+            once anywhere, neither looks at scales; 'discard' puts zeros in place of what
+            'threshold' would replace; 'sum' gives every branch the sum of all maps, 'gated_sum'
+            its own map and the others' times a learnt gate, one a channel; 'none' does nothing.
+        threshold: θ.
+        form: 'public' or 'paper', see the module.
+        portion: of 'fixed' and 'random'.
+        parts: see `own_parts`.
+    """
+
+    def __init__(
+        self,
+        num_branches: int,
+        channels: int,
+        exchange: str = 'threshold',
+        threshold: float = 2e-2,
+        form: str = 'public',
+        portion: float = 0.3,
+        parts: str = 'equal',
+    ) -> None:
+        super().__init__()
+        self.num_branches, self.exchange = num_branches, exchange
+        self.threshold, self.form = threshold, form
+        self.channels, self.portion = channels, portion
+        self.own = own_parts(channels, num_branches, parts)
+        if exchange == 'random':
+            drawn = torch.rand(num_branches, channels).argsort(1).argsort(1)
+            self.register_buffer('chosen', drawn < round(portion * channels))
+        elif exchange == 'gated_sum':
+            self.gate = nn.Parameter(torch.zeros(num_branches, channels))
+
+    def kept(self, norm: nn.Module) -> list[Tensor]:
+        """Return where each branch keeps its own channels: M bool tensors (C,).
+
+        Args:
+            norm: of `BranchLayers`, whose output is exchanged.
+        """
+        if self.exchange == 'random':
+            return list(~self.chosen)
+        scales = norm_scales(norm, self.num_branches)
+        if self.form == 'public' and self.exchange in ('threshold', 'discard'):
+            return [scale.abs() >= self.threshold for scale in scales]
+        masks = [torch.ones_like(scale, dtype=torch.bool) for scale in scales]
+        for mask, scale, own in zip(masks, scales, self.own, strict=True):
+            if self.exchange == 'fixed':
+                mask[own.start : own.start + round(self.portion * self.channels)] = False
+            elif self.exchange in ('threshold', 'discard'):
+                mask[own] = scale[own] > self.threshold
+        return masks
+
+    def after_norm(self, maps: Maps, norm: nn.Module) -> Maps:
+        """Exchange: M maps (N, C, h, w) -> the same shapes."""
+        if self.exchange == 'none':
+            return maps
+        if self.exchange in ('sum', 'gated_sum'):
+            return self._summed(maps)
+        replaced = []
+        for m, (own, kept) in enumerate(zip(maps, self.kept(norm), strict=True)):
+            others = [x for i, x in enumerate(maps) if i != m]
+            other = torch.zeros_like(own) if self.exchange == 'discard' else mean(others)
+            replaced.append(torch.where(kept[:, None, None], own, other))
+        return replaced
+
+    def _summed(self, maps: Maps) -> list[Tensor]:
+        total = sum(maps)
+        if self.exchange == 'sum':
+            return [total] * len(maps)
+        gates = self.gate.sigmoid()[..., None, None]
+        return [x + gate * (total - x) for x, gate in zip(maps, gates, strict=True)]
+
+
+def mean(maps: Maps) -> Tensor:
+    """Return the mean of maps of one shape."""
+    return maps[0] if len(maps) == 1 else sum(maps) / len(maps)
+
+
+class ChannelExchangingNetwork(MultimodalNetwork):
+    """CEN: branches that exchange channels inside every residual block of the encoder.
+
+    Args:
+        num_classes: number of classes K.
+        modalities: two or more; with more than two the mean of the others comes in (Eq. 6).
+        exchange, threshold, form, portion, parts: see `ChannelExchange`.
+        blocks: 'all' blocks exchange, or the 'last' one of each stage (an ablation of §4.1).
+        penalised: scales under the l1 penalty: those of the branch's 'own' part, 'all' or
+            'none' (Table 1).
+        sparsity: λ of the penalty; None: 2e-4 in the public form, which counts it once for each
+            of the M+1 predictions, 5e-3 in the paper's.
+        options: of `MultimodalNetwork`.
+
+    Raises:
+        ValueError: an option with an unknown value, one modality alone, or channels that cannot
+            be divided.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        modalities: Sequence[str] = ('rgb', 'hha'),
+        exchange: str = 'threshold',
+        threshold: float = 2e-2,
+        form: str = 'public',
+        portion: float = 0.3,
+        parts: str = 'equal',
+        blocks: str = 'all',
+        penalised: str = 'own',
+        sparsity: float | None = None,
+        **options: Any,
+    ) -> None:
+        for what, given, known in (
+            ('exchange', exchange, EXCHANGES),
+            ('form', form, FORMS),
+            ('parts', parts, PARTS),
+            ('blocks', blocks, ('all', 'last')),
+            ('penalised', penalised, PENALISED),
+        ):
+            if given not in known:
+                raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
+        for what, value in (('threshold', threshold), ('sparsity', sparsity or 0.0)):
+            if not value >= 0:
+                raise ValueError(f'{what} must not be negative, got {value}')
+        if not 0 <= portion <= 1 / max(1, len(modalities)) and exchange == 'fixed':
+            raise ValueError(
+                f'portion must be 0 to 1/{len(modalities)}, the part of the channels that is a '
+                f"branch's own, got {portion}"
+            )
+        if len(modalities) < 2:
+            raise ValueError(
+                f'channels are exchanged between two or more modalities, got {list(modalities)}; '
+                "for one alone take the network 'multimodal'"
+            )
+        self._settings = (exchange, threshold, form, portion, parts)
+        self._blocks = blocks
+        super().__init__(num_classes, modalities=modalities, **options)
+        self.threshold, self.penalised = threshold, penalised
+        if sparsity is None:
+            sparsity = SPARSITY[form]
+        self.sparsity = sparsity * (self.num_branches + 1 if form == 'public' else 1)
+
+    def block_fusion(
+        self, stage: int, block: int, num_blocks: int, channels: int
+    ) -> BlockFusion | None:
+        """Return the exchange of a block."""
+        if self._blocks == 'last' and block < num_blocks - 1:
+            return None
+        return ChannelExchange(self.num_branches, channels, *self._settings)
+
+    def exchanges(self) -> dict[str, tuple[ChannelExchange, nn.Module]]:
+        """Return each exchange with the norm whose scales it reads, by the block's name."""
+        return {
+            name.removeprefix('encoder.'): (block.fusion, block.bn2)
+            for name, block in self.named_modules()
+            if isinstance(getattr(block, 'fusion', None), ChannelExchange)
+        }
+
+    def loss_terms(self, features: Sequence[Maps], logits: Maps, fused: Tensor) -> list[Tensor]:
+        """Return the l1 penalty on scales (Eq. 4)."""
+        if self.penalised == 'none' or not self.sparsity:
+            return []
+        sums = []
+        for exchange, norm in self.exchanges().values():
+            for scale, own in zip(norm_scales(norm, self.num_branches), exchange.own, strict=True):
+                sums.append((scale if self.penalised == 'all' else scale[own]).abs().sum())
+        return [self.sparsity * torch.stack(sums).sum()]
+
+    @torch.no_grad()
+    def monitored(self) -> dict[str, float]:
+        """Return the ensemble's weights and each branch's share of exchanged channels."""
+        kept = [exchange.kept(norm) for exchange, norm in self.exchanges().values()]
+        masks = [torch.cat(masks).float() for masks in zip(*kept, strict=True)]
+        shares = 1 - torch.stack(masks).mean(1)
+        named = zip(self.modalities, shares.tolist(), strict=True)
+        return super().monitored() | {f'exchanged_{m}': share for m, share in named}
+
+    @torch.no_grad()
+    def for_export(self) -> nn.Module:
+        """Return the network with its exchange settled: a fixed selection in each block.
+
+        Scales do not change any more, so nothing is compared at run time, and channels that no
+        branch uses are not computed.
+        """
+        network = copy.deepcopy(self).eval()
+        for name, block in list(network.named_modules()):
+            exchange = getattr(block, 'fusion', None)
+            if not isinstance(block, Bottleneck) or not isinstance(exchange, ChannelExchange):
+                continue
+            if exchange.exchange in ('threshold', 'fixed', 'random'):
+                network.set_submodule(name, SelectingBottleneck(block, exchange.kept(block.bn2)))
+        return network
+
+
+class SelectingBottleneck(nn.Module):
+    """A bottleneck in which it is settled which channels come from which branch.
+
+    The 3x3 convolution of each branch makes the channels that someone uses, in an order in which
+    those that stay and those that are given (with two branches) lie side by side; the last
+    convolution of each branch takes its channels as they come. So an exchange is a slice and a
+    concatenation.
+
+    Args:
+        block: what it replaces, in evaluation mode.
+        kept: of its exchange.
+    """
+
+    def __init__(self, block: Bottleneck, kept: Sequence[Tensor]) -> None:
+        super().__init__()
+        branches = range(len(kept))
+        given = [~torch.stack([kept[i] for i in branches if i != m]).all(0) for m in branches]
+        made = [_in_order(keep, give) for keep, give in zip(kept, given, strict=True)]
+        stays = [order[kept[m][order]] for m, order in enumerate(made)]
+        comes = [order[~kept[m - 1][order]] for m, order in enumerate(made)]
+        comes = [*comes[1:], comes[0]]  # to m from the branch behind it, and from all others
+        self.conv1, self.bn1 = block.conv1, block.bn1
+        self.conv2 = OneEach(_rows(_branch(block.conv2, m), made[m]) for m in branches)
+        self.bn2 = OneEach(_entries(_branch(block.bn2, m), made[m]) for m in branches)
+        self.conv3 = OneEach(
+            _columns(_branch(block.conv3, m), torch.cat([stays[m], comes[m]])) for m in branches
+        )
+        self.bn3, self.downsample = block.bn3, block.downsample
+        places = [_places(order, len(kept[0])) for order in made]
+        self.stays = [places[m][stays[m]].tolist() for m in branches]
+        self.comes = [[places[i][comes[m]].tolist() for i in branches if i != m] for m in branches]
+
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Maps (N, in, h, w) -> maps (N, out, h/stride, w/stride)."""
+        second = self.bn2(self.conv2(each(F.relu, self.bn1(self.conv1(maps)))))
+        pair = len(second) == 2
+        if pair:  # selection and ReLU commute, and runtimes join the latter to the convolution
+            second = each(F.relu, second)
+        selected = []
+        for m, (stays, comes) in enumerate(zip(self.stays, self.comes, strict=True)):
+            others = [x for i, x in enumerate(second) if i != m]
+            parts = [_take(second[m], stays)] if stays else []
+            if comes[0]:
+                parts.append(mean([_take(x, c) for x, c in zip(others, comes, strict=True)]))
+            selected.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        third = self.bn3(self.conv3(selected if pair else each(F.relu, selected)))
+        shortcut = self.downsample(maps) if self.downsample is not None else maps
+        return [F.relu(x + s) for x, s in zip(third, shortcut, strict=True)]
+
+
+def _in_order(keep: Tensor, give: Tensor) -> Tensor:
+    """Return the channels to be made: kept alone, kept and given, given alone."""
+    ranges = (keep & ~give, keep & give, give & ~keep)
+    order = torch.cat([mask.nonzero()[:, 0] for mask in ranges])
+    # A convolution makes one channel at least, also where nobody wants any.
+    return order if len(order) else torch.zeros(1, dtype=torch.long, device=keep.device)
+
+
+def _places(order: Tensor, channels: int) -> Tensor:
+    """Return where each channel lies among those that are made; -1: nowhere."""
+    places = torch.full((channels,), -1)
+    places[order] = torch.arange(len(order))
+    return places
+
+
+def _take(x: Tensor, places: list[int]) -> Tensor:
+    """Return the channels at some places, as a slice where they lie side by side."""
+    first = places[0]
+    if places == list(range(first, first + len(places))):
+        return x[:, first : first + len(places)]
+    return x[:, torch.tensor(places, device=x.device)]
+
+
+def _branch(layer: nn.Module, m: int) -> nn.Module:
+    return layer[m] if isinstance(layer, OneEach) else layer
+
+
+def _rows(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:
+    """Return a convolution that makes some of the channels, without bias."""
+    return _conv_like(conv, conv.weight[channels])
+
+
+def _columns(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:
+    """Return a convolution that reads its channels in this order, without bias."""
+    return _conv_like(conv, conv.weight[:, channels])
+
+
+def _conv_like(conv: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
+    result = nn.Conv2d(
+        weight.shape[1], weight.shape[0], conv.kernel_size, conv.stride, conv.padding,
+        conv.dilation, bias=False,
+    )  # fmt: skip
+    result.weight = nn.Parameter(weight.clone())
+    return result
+
+
+def _entries(norm: nn.BatchNorm2d, channels: Tensor) -> nn.BatchNorm2d:
+    """Return the norm of some of the channels."""
+    result = nn.BatchNorm2d(len(channels), eps=norm.eps)
+    result.load_state_dict(
+        {k: v if v.ndim == 0 else v[channels] for k, v in norm.state_dict().items()}
+    )
+    return result.eval()
