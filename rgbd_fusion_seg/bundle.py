@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from rgbd_fusion_seg.errors import BundleError
+from rgbd_fusion_seg.frame import SENSORS
 
 CARD_NAME = 'model.yaml'
 CARD_FORMAT = 1
@@ -99,6 +100,8 @@ class ModelBundle:
         weights_sha256: its hash, in hexadecimal.
         metrics: as on the card.
         fused: what the graph does beside the network; None: it is the network.
+        single_sensor: by modality, the bundles inside this one that answer from it alone, for
+            when the other sensor is lost.
     """
 
     path: Path
@@ -116,6 +119,7 @@ class ModelBundle:
     metrics: Mapping[str, Any] = field(repr=False)
     fused: FusedForm | None = None
     depth: TensorInput | None = None
+    single_sensor: Mapping[str, ModelBundle] = field(default_factory=dict, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -132,6 +136,27 @@ class ModelBundle:
     def sees_depth(self) -> bool:
         """Whether the network reads depth, in whatever form."""
         return self.hha is not None or self.depth is not None
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """The sensors that the network sees, of `frame.SENSORS`."""
+        seen = {sensor_of(name) for name in self.inputs}
+        return tuple(sensor for sensor in SENSORS if sensor in seen)
+
+    @property
+    def mean_iou(self) -> dict[str, float]:
+        """The measured mIoU, 0..1, by the name of the data; empty where none is on the card."""
+        found = {n: m.get('mIoU') for n, m in self.metrics.items() if isinstance(m, Mapping)}
+        return {name: iou for name, iou in found.items() if isinstance(iou, float)}
+
+    def alone(self, sensor: str) -> ModelBundle | None:
+        """Return what answers from one sensor of `frame.SENSORS` alone; None: nothing does.
+
+        A network that sees no other sensor anyway answers itself.
+        """
+        if self.sensors == (sensor,):
+            return self
+        return next((b for m, b in self.single_sensor.items() if sensor_of(m) == sensor), None)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -202,7 +227,19 @@ class ModelBundle:
             )
             for name, tensor in self.inputs.items()
         }
-        return dataclasses.replace(self, **scaled)
+        nested = {
+            modality: bundle.resized(
+                bundle.input_size[0] * width // self.input_size[0],
+                bundle.input_size[1] * height // self.input_size[1],
+            )
+            for modality, bundle in self.single_sensor.items()
+        }
+        return dataclasses.replace(self, **scaled, single_sensor=nested)
+
+
+def sensor_of(modality: str) -> str:
+    """Return the sensor of `frame.SENSORS` that a modality comes from."""
+    return 'rgb' if modality == 'rgb' else 'depth'
 
 
 def bundle_folders() -> list[Path]:
@@ -233,11 +270,13 @@ def load_bundle(path_or_name: str | os.PathLike[str] = DEFAULT_BUNDLE) -> ModelB
     """Load and validate a bundle.
 
     Args:
-        path_or_name: a bundle's folder, its ``model.yaml``, or the name of a shipped bundle.
+        path_or_name: a bundle's folder, its ``model.yaml``, or the name of a shipped bundle;
+            ``NAME/FOLDER`` is the bundle inside a shipped one.
 
     Raises:
         BundleError: no such bundle, an unreadable card, a missing or wrong entry, missing
-            weights, or weights whose hash is not the card's.
+            weights, weights whose hash is not the card's, or a bundle inside it of which this
+            holds, or that does not belong to it.
     """
     folder = _find(path_or_name)
     card_path = folder / CARD_NAME
@@ -269,8 +308,9 @@ def _find(path_or_name: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise BundleError(f'{path} is no bundle: it has no {CARD_NAME}; name a bundle folder')
     known = {folder.name: folder for folder in list_bundles()}
-    if str(path_or_name) in known:
-        return known[str(path_or_name)]
+    name, *inside = path.parts or ('',)
+    if name in known and (known[name].joinpath(*inside) / CARD_NAME).is_file():
+        return known[name].joinpath(*inside)
     raise BundleError(
         f'there is no bundle at or called {str(path_or_name)!r}; give a folder with a '
         f'{CARD_NAME} or one of these names: {", ".join(sorted(known)) or "(none installed)"}'
@@ -352,6 +392,7 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
         weights_sha256=sha256,
         metrics=card.get('metrics', dict),
         fused=_fused(card, inputs, dynamic) if 'fused' in card.card else None,
+        single_sensor=_single_sensor(card, folder, inputs, names),
     )
 
 
@@ -391,6 +432,48 @@ def _fused(card: _Card, inputs: Mapping[str, TensorInput], dynamic: DynamicAxes)
     if width <= 0 or height <= 0 or impossible or (hha and 'hha' not in inputs):
         raise card.wrong('fused', card.get('fused', dict))
     return FusedForm(width, height, hha, card.get('fused.base.name', str), sha256)
+
+
+def _single_sensor(
+    card: _Card, folder: Path, inputs: Mapping[str, TensorInput], class_names: tuple[str, ...]
+) -> dict[str, ModelBundle]:
+    """Return the bundles inside a bundle by modality."""
+    listed = card.get('single_sensor', dict) if 'single_sensor' in card.card else {}
+    if listed and (len(inputs) < 2 or set(listed) - set(inputs)):
+        raise card.wrong('single_sensor', sorted(map(str, listed)))
+    nested = {}
+    for modality in (name for name in inputs if name in listed):
+        entry = f'single_sensor.{modality}'
+        name, sha256 = card.get(f'{entry}.folder', str), card.get(f'{entry}.sha256', str)
+        if Path(name).name != name:
+            raise card.wrong(f'{entry}.folder', name)
+        if not (folder / name / CARD_NAME).is_file():
+            raise BundleError(
+                f'the bundle {folder} lacks {name}, its part for {modality} alone; copy it whole'
+            )
+        bundle = nested[modality] = load_bundle(folder / name)
+        _check_part(bundle, modality, sha256, folder, class_names)
+    return nested
+
+
+def _check_part(
+    part: ModelBundle, modality: str, sha256: str, folder: Path, class_names: tuple[str, ...]
+) -> None:
+    """Check that a bundle answers from one modality in the place of the one around it."""
+    wrong = ''
+    if list(part.inputs) != [modality]:
+        wrong = f'sees {" and ".join(part.inputs)}, not {modality} alone'
+    elif part.class_names != class_names:
+        wrong = 'tells other classes apart'
+    elif part.fused is not None:
+        wrong = 'is fused, which only the one around it can be'
+    elif part.weights_sha256 != sha256.lower():
+        wrong = 'has other weights than its card names'
+    if wrong:
+        raise BundleError(
+            f'{part.path} does not belong to the bundle {folder}: it {wrong}; export the bundle '
+            'again, or copy it whole'
+        )
 
 
 def _classes(card: _Card) -> tuple[tuple[str, ...], np.ndarray]:

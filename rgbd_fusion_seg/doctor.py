@@ -176,10 +176,11 @@ def _tensorrt() -> Iterator[Finding]:
             yield Finding('note', name, str(found))
     for folder in list_bundles():
         try:
-            engines = list_engines(load_bundle(folder))
+            bundle = load_bundle(folder)
         except RgbdFusionSegError:
             continue  # told among the bundles
-        for path, card in engines.items():
+        engines = [list_engines(b) for b in (bundle, *bundle.single_sensor.values())]
+        for path, card in (item for cards in engines for item in cards.items()):
             if isinstance(card, RgbdFusionSegError):
                 yield Finding('bad', path.stem, str(card))
                 continue
@@ -199,6 +200,8 @@ def _bundles() -> Iterator[Finding]:
         text = (
             f'{bundle.num_classes} classes, sees {sees}, {size}, weights match the card, {folder}'
         )
+        if bundle.single_sensor:
+            text += f'; answers alone from {" or ".join(bundle.single_sensor)}'
         yield Finding('ok', folder.name, text)
     if not list_bundles():
         searched = ', '.join(str(folder) for folder in bundle_folders()) or 'no folder exists'

@@ -15,6 +15,7 @@ import numpy as np
 
 from rgbd_fusion_seg import hha as hha_encoding
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, TensorInput, load_bundle
+from rgbd_fusion_seg.depth import has_readings
 from rgbd_fusion_seg.engine import Engine, StepDown, open_engine
 from rgbd_fusion_seg.errors import (
     BundleError,
@@ -23,7 +24,7 @@ from rgbd_fusion_seg.errors import (
     InputError,
     RgbdFusionSegError,
 )
-from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics, RgbdFrame, Segmentation
+from rgbd_fusion_seg.frame import SENSORS, UNLABELLED, Intrinsics, RgbdFrame, Segmentation
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import (
     depth_image,
@@ -51,6 +52,9 @@ class Segmenter:
     With the backend ``auto``, an engine that fails while it runs gives way to the next one that
     can run here, and the frame at hand is labelled by that one.
 
+    A bundle may hold networks that answer from one sensor alone (`ModelBundle.single_sensor`);
+    each is opened when it is first needed, with the same backend and options.
+
     Args:
         bundle: a loaded bundle, its folder, or the name of a shipped one.
         backend: inference backend, see :func:`rgbd_fusion_seg.engine.open_engine`.
@@ -60,6 +64,8 @@ class Segmenter:
             another one.
         on_step_down: told once of each better backend that ``auto`` could not take or that failed
             while it ran; by default they are logged.
+        preload_single_sensor: open what answers from one sensor alone now, so that its first
+            frame does not wait for it; it then takes its memory from the beginning.
         options: of the backend, such as ``num_threads``.
 
     Raises:
@@ -81,6 +87,7 @@ class Segmenter:
         min_confidence: int = 0,
         input_size: tuple[int, int] | None = None,
         on_step_down: Callable[[StepDown], None] = log_step_down,
+        preload_single_sensor: bool = False,
         **options: Any,
     ) -> None:
         if not 0 <= min_confidence <= 255:
@@ -94,6 +101,7 @@ class Segmenter:
         self._backend, self._options = backend, options
         self._failed: tuple[StepDown, ...] = ()
         self._told: set[StepDown] = set()
+        self._alone: dict[str, Segmenter] = {}
         self._successor: Engine | None = None
         self._changing = threading.Lock()
         self._closed = False
@@ -102,6 +110,8 @@ class Segmenter:
         staged = self.bundle.inputs if self.bundle.fused is None else {}
         self._buffers = {name: _empty_tensor(size) for name, size in staged.items()}
         self._tell_step_downs()
+        if preload_single_sensor:
+            self._open_all_alone()
 
     @property
     def _encodes_depth(self) -> bool:
@@ -137,16 +147,21 @@ class Segmenter:
         if unused is not None:
             _close(unused)
 
-    def segment(self, frame: RgbdFrame, gravity: np.ndarray | None = None) -> Segmentation:
+    def segment(
+        self, frame: RgbdFrame, gravity: np.ndarray | None = None, only: str = ''
+    ) -> Segmentation:
         """Label a frame.
 
-        A frame without any depth is labelled too, from colour alone as far as the network can;
-        a network that sees depth alone then has nothing to go by.
+        A frame without any depth is labelled from colour alone, by the network that the bundle
+        holds for that, else by the one for both as far as it can; a network that sees depth alone
+        then has nothing to go by. `Segmentation.sensors` tells what a network saw.
 
         Args:
             frame: colour and registered depth.
             gravity: (3,) direction of gravity in optical axes (x right, y down, z forward), for
                 instance from TF or an IMU; default: estimated from the depth.
+            only: answer from this sensor alone, 'rgb' or 'depth'; the other half of the frame
+                is not looked at.
 
         Returns:
             Labels and confidence at the frame's size, with its stamp and frame id, and the
@@ -155,9 +170,17 @@ class Segmenter:
 
         Raises:
             FrameError: a fused bundle, and a frame of another size than its graph's.
+            InputError: `only` is no sensor.
+            BundleError: the bundle cannot answer from that sensor alone.
             EngineError: inference failed and no other backend can take over, or the segmenter
                 is closed.
         """
+        if only not in ('', *SENSORS):
+            raise InputError(f"only must be '' or one of {', '.join(SENSORS)}, got {only!r}")
+        if not only and self._answers_for('rgb') and not has_readings(frame.depth):
+            only = 'rgb'
+        if only and self.bundle.sensors != (only,):
+            return self._opened_alone(only).segment(frame, gravity)
         if self._successor is not None:
             self._install_successor()
         while True:
@@ -175,7 +198,14 @@ class Segmenter:
         if self._min_confidence:
             labels[confidence < self._min_confidence] = UNLABELLED
         clock.finish('postprocess')
-        return Segmentation(labels, confidence, clock.stages_ms, frame.stamp_ns, frame.frame_id)
+        return Segmentation(
+            labels,
+            confidence,
+            clock.stages_ms,
+            frame.stamp_ns,
+            frame.frame_id,
+            self.bundle.sensors,
+        )
 
     def _run_stages(
         self, frame: RgbdFrame, gravity: np.ndarray | None, clock: _StageClock
@@ -227,12 +257,17 @@ class Segmenter:
         camera = Intrinsics(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
         rgb = np.zeros((height, width, 3), dtype=np.uint8)
         self.segment(RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera))
+        for alone in self._alone.values():
+            alone.warm_up()
 
     def close(self) -> None:
-        """Free the engine; closing again does nothing."""
+        """Free the engines; closing again does nothing."""
         with self._changing:
             self._closed = True
             successor, self._successor = self._successor, None
+            alone = list(self._alone.values())
+        for segmenter in alone:
+            segmenter.close()
         _close(self._engine)
         if successor is not None:
             _close(successor)
@@ -247,6 +282,43 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _answers_for(self, sensor: str) -> bool:
+        """Whether another network of the bundle answers from one sensor alone."""
+        return self.bundle.alone(sensor) not in (None, self.bundle)
+
+    def _open_all_alone(self) -> None:
+        try:
+            for sensor in filter(self._answers_for, SENSORS):
+                self._opened_alone(sensor)
+        except RgbdFusionSegError:
+            self.close()
+            raise
+
+    def _opened_alone(self, sensor: str) -> Segmenter:
+        """Return the segmenter of the network that answers from one sensor alone."""
+        if sensor in self._alone:
+            return self._alone[sensor]
+        if (bundle := self.bundle.alone(sensor)) is None:
+            raise BundleError(
+                f'the bundle {self.bundle.name} cannot answer from {sensor} alone: it holds no '
+                'network for that; use one that does, or give frames with both'
+            )
+        # A file named for this engine is of this network.
+        options = {name: value for name, value in self._options.items() if name != 'engine_file'}
+        alone = Segmenter(
+            bundle,
+            self._backend,
+            min_confidence=self._min_confidence,
+            on_step_down=self._tell,
+            **options,
+        )
+        with self._changing:
+            if not self._closed:
+                self._alone[sensor] = alone
+        if self._closed:
+            alone.close()
+        return alone
 
     def _install_successor(self) -> None:
         with self._changing:
@@ -276,9 +348,12 @@ class Segmenter:
 
     def _tell_step_downs(self) -> None:
         for step_down in self._engine.step_downs:
-            if step_down not in self._told:
-                self._told.add(step_down)
-                self._on_step_down(step_down)
+            self._tell(step_down)
+
+    def _tell(self, step_down: StepDown) -> None:
+        if step_down not in self._told:
+            self._told.add(step_down)
+            self._on_step_down(step_down)
 
 
 def _close(engine: Engine) -> None:

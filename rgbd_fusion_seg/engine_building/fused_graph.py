@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def fuse(
     the worst frame; confidence is 0.2 grey levels higher in the mean and 3 or more at 0.8 % of the
     pixels.
 
+    What answers from one sensor alone in the bundle is copied, not fused.
+
     Args:
         bundle: the network; one of a dynamic size is fixed to the size it has.
         folder: of the new bundle; another fused one there is replaced, its engines with it.
@@ -118,8 +121,8 @@ def fuse(
             draft.mkdir()
             onnx.save(model, draft / bundle.weights_path.name)
             card = _card(bundle, draft, frame_size, hha)
-            text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
-            (draft / CARD_NAME).write_text(text, encoding='utf-8')
+            _write_card(draft, card)
+            _copy_single_sensor(bundle, draft)
             load_bundle(draft)
             if folder.exists() and load_bundle(folder).card == card:
                 return load_bundle(folder)  # and whatever engines it has
@@ -182,10 +185,7 @@ def _card(
     return {
         **{key: value for key, value in bundle.card.items() if key != 'dynamic'},
         'name': fused_name(bundle, frame_size, hha),
-        'inputs': {
-            name: {**bundle.card['inputs'][name], 'height': size.height, 'width': size.width}
-            for name, size in bundle.inputs.items()
-        },
+        'inputs': _input_entries(bundle),
         'weights': weights,
         'fused': {
             'width': frame_size[0],
@@ -194,6 +194,28 @@ def _card(
             'base': {'name': bundle.name, 'sha256': bundle.weights_sha256},
         },
     }
+
+
+def _input_entries(bundle: ModelBundle) -> dict[str, Any]:
+    """Return the inputs of a card at the sizes that the bundle has now."""
+    return {
+        name: {**bundle.card['inputs'][name], 'height': size.height, 'width': size.width}
+        for name, size in bundle.inputs.items()
+    }
+
+
+def _write_card(folder: Path, card: dict[str, Any]) -> None:
+    text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
+    (folder / CARD_NAME).write_text(text, encoding='utf-8')
+
+
+def _copy_single_sensor(bundle: ModelBundle, folder: Path) -> None:
+    """Copy what answers from one sensor alone: as it is, so that it runs on any engine."""
+    for modality, part in bundle.single_sensor.items():
+        target = folder / bundle.card['single_sensor'][modality]['folder']
+        target.mkdir()
+        shutil.copy(part.weights_path, target)
+        _write_card(target, {**part.card, 'inputs': _input_entries(part)})
 
 
 def _fused_model(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> onnx.ModelProto:
