@@ -23,6 +23,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_COLORS
 from rgbd_fusion_seg.training.checkpoints import class_entries, save_checkpoint
 from rgbd_fusion_seg.training.datasets.base import ClassSet
+from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.public_names import SYSTEMS, Variant
@@ -43,12 +44,13 @@ def import_weights(
     """Write a checkpoint of this package from a file of a paper's authors.
 
     Args:
-        system: whose file it is: erfnet, adapnetpp or ssma.
+        system: whose file it is: erfnet, adapnetpp, ssma, cen or asymfusion.
         source: the file (.pth, .pth.tar, .npz, .safetensors), or a TensorFlow checkpoint by the
             name that its .index and .data files share.
         output: the checkpoint to write, .safetensors.
-        options: further options of our network, such as {modality: hha} or
-            {easpp_rates: [6, 12, 18]}, which weights alone do not tell.
+        options: further options of our network, such as {modality: hha},
+            {easpp_rates: [6, 12, 18]} or {modalities: [rgb, hha]}, which weights alone do not
+            tell.
         classes: YAML file with the classes of the head: `names`, a list, and optionally `name`
             and `colors`, a list of [red, green, blue].
         num_classes: number of classes, as a check; needed where the file has no head.
@@ -65,20 +67,20 @@ def import_weights(
         raise InputError(f'{source}: {error}') from error
     published = SYSTEMS[system]()
     count = num_classes or found
-    class_set = _read_classes(classes) if classes else _unnamed(system, count, published.void)
+    class_set = _read_classes(classes) if classes else _usual(system, count, published.void)
     for what, number in (('num_classes', num_classes), (str(classes), len(class_set))):
         if found and number and number != found:
             raise InputError(
                 f'{source} has {found} classes, but {what} tells {number}; give {found} or none'
             )
     network_options = {**variant.options, **(options or {})}
+    _check_branches(source, variant, network_options)
     network = _network(variant, len(class_set), network_options, weights)
-    statistics = [[0.0] * 3, [published.std] * 3]
     info = {
         'network': variant.network,
         'options': network_options,
         'classes': class_entries(class_set),
-        'statistics': dict.fromkeys(network.modalities, statistics),
+        'statistics': {name: published.statistics[name] for name in network.modalities},
         'width': width or published.size[0],
         'height': height or published.size[1],
         'step': 0,
@@ -148,6 +150,16 @@ READ_ERRORS = (
 )
 
 
+def _check_branches(source: Path, variant: Variant, options: Mapping[str, Any]) -> None:
+    """Raise InputError where the options tell another number of modalities than the file."""
+    found, wanted = variant.options.get('modalities'), options.get('modalities')
+    if found and isinstance(wanted, list | tuple) and len(wanted) != len(found):
+        raise InputError(
+            f'{source} has branches of {len(found)} modalities, but the options tell '
+            f'{len(wanted)}: {", ".join(map(str, wanted))}; give {len(found)} or none'
+        )
+
+
 def _network(
     variant: Variant, num_classes: int, options: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> SegmentationNetwork:
@@ -189,12 +201,15 @@ def _read_classes(path: Path) -> ClassSet:
         ) from error
 
 
-def _unnamed(system: str, count: int | None, void: int) -> ClassSet:
-    """Classes by number, with void where the system has it."""
+def _usual(system: str, count: int | None, void: int | None) -> ClassSet:
+    """Classes by number, with void where the system has it; NYUDv2's where they are its forty."""
     if not count:
         raise InputError(f'this {system} file has no head; give num_classes or classes')
+    if void is None and count == len(NYU40):
+        return NYU40
     names = [f'class {i}' for i in range(count)]
-    names[void] = 'void'
+    if void is not None:
+        names[void] = 'void'
     return ClassSet(f'{system}{count}', tuple(names), _colors(count))
 
 

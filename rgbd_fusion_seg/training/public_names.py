@@ -16,6 +16,9 @@ import torch
 
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.networks.adapnetpp import STAGES
+from rgbd_fusion_seg.training.networks.base import MODALITIES
+from rgbd_fusion_seg.training.networks.refinenet import POOLINGS, UNITS_AFTER, UNITS_BEFORE
+from rgbd_fusion_seg.training.networks.resnet import VARIANTS
 
 # SSMA's blocks on the skips are alike in shape, so neither a file nor what is known of its layers
 # tells which is which. They are taken in the decoder's order, from deep to shallow, as the gates
@@ -36,12 +39,21 @@ class Variant:
         names: public names -> ours. Without counters of batches, which have no public form.
         head: the public name of a vector with one entry a class; '' where the file has no head.
         options: the network's options that give it the public form.
+        unused: public names of tensors that have no part in the network of ours.
+        form: what is said of the form where a file has other tensors.
     """
 
     network: str
     names: dict[str, str]
     head: str
     options: dict[str, Any] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
+    form: str = ''
+
+
+Statistics = dict[str, list[list[float]]]
+"""Mean and standard deviation of each input's three channels, colour and HHA on the 0..255 scale,
+depth in metres."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,8 @@ class System:
     Args:
         variants: the forms of its files, the most complete first.
         channels_last: kernels are laid out as TensorFlow's.
-        std: standard deviation that stands for its scaling of inputs, on the 0..255 scale; the
-            mean is 0.
-        void: index of the output that is void, from the front or the back.
+        statistics: that stand for its scaling of inputs, of every modality that it may read.
+        void: index of the output that is void, from the front or the back; None: none is.
         size: width and height of the inputs in the authors' own trainings.
         reversed_inputs: tensors of ours that have the channels of an input as their first axis
             (vectors) or their second (kernels), which are B, G, R in the public files.
@@ -62,11 +73,15 @@ class System:
 
     variants: tuple[Variant, ...]
     channels_last: bool
-    std: float
-    void: int
+    statistics: Statistics
+    void: int | None
     size: tuple[int, int]
     reversed_inputs: frozenset[str]
     reference: str
+
+
+def _scaled(std: float) -> Statistics:
+    return {modality: [[0.0] * 3, [std] * 3] for modality in ('rgb', 'hha')}
 
 
 def erfnet() -> System:
@@ -93,7 +108,7 @@ def erfnet() -> System:
             Variant('erfnet_encoder', names('erfnet_encoder', ('encoder.',)), ''),
         ),
         channels_last=False,
-        std=255.0,
+        statistics=_scaled(255.0),
         void=-1,
         size=(1024, 512),
         reversed_inputs=frozenset(),
@@ -114,7 +129,7 @@ def adapnetpp() -> System:
             Variant('adapnetpp', names, head, {'auxiliary_heads': False}),
         ),
         channels_last=True,
-        std=1.0,
+        statistics=_scaled(1.0),
         void=0,
         size=(768, 384),
         reversed_inputs=_first_layers('encoder.'),
@@ -136,12 +151,124 @@ def ssma() -> System:
     return System(
         variants=(Variant('ssma_adapnetpp', names, 'conv5/BatchNorm/gamma'),),
         channels_last=True,
-        std=1.0,
+        statistics=_scaled(1.0),
         void=0,
         size=(768, 384),
         reversed_inputs=_first_layers('rgb_encoder.', 'hha_encoder.'),
         reference='weights of the SSMA authors (DeepSceneSeg/SSMA), GPL v3',
     )
+
+
+IMAGENET = [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]]
+"""Mean and standard deviation of R, G and B, 0.485 and 0.229 … times 255."""
+PUBLIC_MODALITIES = {1: ('rgb',), 2: ('rgb', 'depth'), 3: MODALITIES}
+"""What the branches of a CEN or AsymFusion file read; names tell their number alone."""
+
+
+def cen() -> System:
+    """CEN on RefineNet, whose files tell neither system nor modalities, only how many."""
+    return _refinenet('cen', 'weights of the CEN authors (yikaiw/CEN), MIT')
+
+
+def asymfusion() -> System:
+    """AsymFusion, which has the tensors of CEN."""
+    return _refinenet('asymfusion', 'weights of the AsymFusion authors (yikaiw/AsymFusion), MIT')
+
+
+def _refinenet(network: str, reference: str) -> System:
+    """The RefineNet of CEN and AsymFusion, on three ResNets, with one branch to three.
+
+    Depth is divided by 5000, which makes metres of it: the depth pictures of the RefineNet
+    authors' NYUDv2, on which the data sets of both codes rest, have 5000 units a metre (their
+    multi-task code says so). HHA, which no public file reads, is taken as colour is.
+    """
+    variants = []
+    for backbone in ('resnet50', 'resnet101', 'resnet152'):
+        for branches, modalities in PUBLIC_MODALITIES.items():
+            names = _resnet(VARIANTS[backbone], branches) | _cascade()
+            plural = 'modalities' if branches > 1 else 'modality'
+            most = ', the most that are read here,' if branches == len(MODALITIES) else ''
+            variants.append(
+                Variant(
+                    network if branches > 1 else 'multimodal',
+                    names | ({'alpha': 'ensemble.alpha'} if branches > 1 else {}),
+                    'clf_conv.module.bias',
+                    {'backbone': backbone, 'modalities': list(modalities)},
+                    unused=frozenset() if branches > 1 else frozenset({'alpha'}),
+                    form=f' on {backbone} with {branches} {plural}{most}',
+                )
+            )
+    return System(
+        variants=tuple(variants),
+        channels_last=False,
+        statistics={'rgb': IMAGENET, 'hha': IMAGENET, 'depth': [[0.0] * 3, [1.0] * 3]},
+        void=None,
+        size=(640, 480),
+        reversed_inputs=frozenset(),
+        reference=reference,
+    )
+
+
+def _resnet(blocks: tuple[int, ...], branches: int) -> dict[str, str]:
+    """The encoder: shared convolutions, and norms of each branch."""
+    names = _shared('conv1', 'encoder.conv1') | _private('bn1', 'encoder.bn1', branches)
+    for stage, count in enumerate(blocks, 1):
+        for block in range(count):
+            public = f'layer{stage}.{block}'
+            layers = [(f'conv{i}', f'bn{i}') for i in (1, 2, 3)]
+            if block == 0:
+                layers.append(('downsample.0', 'downsample.1'))
+            for conv, norm in layers:
+                names |= _shared(f'{public}.{conv}', f'encoder.{public}.{conv}')
+                names |= _private(f'{public}.{norm}', f'encoder.{public}.{norm}', branches)
+    return names
+
+
+def _cascade() -> dict[str, str]:
+    """The decoder: level 1 of the public code is the coarsest, the last of ours."""
+    names: dict[str, str] = {}
+    for level in (1, 2, 3, 4):
+        ours = f'head.levels.{4 - level}'
+        layers = {
+            f'p_ims1d2_outl{level}_dimred': 'reduce',
+            f'adapt_stage{level}_b2_joint_varout_dimred': 'join',
+            f'mflow_conv_g{level}_b3_joint_varout_dimred': 'project',
+        }
+        if level == 1:
+            del layers['adapt_stage1_b2_joint_varout_dimred']
+        if level == 4:
+            del layers['mflow_conv_g4_b3_joint_varout_dimred']
+        for i in range(POOLINGS):
+            layers[f'mflow_conv_g{level}_pool.0.{i + 1}_outvar_dimred'] = f'pool.convs.{i}'
+        for public, name in layers.items():
+            names |= _shared(public, f'{ours}.{name}')
+        names |= _units(f'adapt_stage{level}_b.0', f'{ours}.adapt', UNITS_BEFORE)
+        names |= _units(f'mflow_conv_g{level}_b.0', f'{ours}.refine', UNITS_AFTER)
+    return names | _shared('clf_conv', 'head.classifier', bias=True)
+
+
+def _units(public: str, ours: str, count: int) -> dict[str, str]:
+    """Residual units of two convolutions, the first with bias."""
+    names: dict[str, str] = {}
+    for i in range(count):
+        names |= _shared(f'{public}.{i + 1}_conv', f'{ours}.{i}.conv1', bias=True)
+        names |= _shared(f'{public}.{i + 1}_conv_relu_varout_dimred', f'{ours}.{i}.conv2')
+    return names
+
+
+def _shared(public: str, ours: str, bias: bool = False) -> dict[str, str]:
+    """A convolution of all branches."""
+    parts = ('weight', 'bias') if bias else ('weight',)
+    return {f'{public}.module.{part}': f'{ours}.{part}' for part in parts}
+
+
+def _private(public: str, ours: str, branches: int) -> dict[str, str]:
+    """A norm of each branch; ours have no number where there is one branch."""
+    return {
+        f'{public}.bn_{i}.{part}': f'{ours}.{i}.{part}' if branches > 1 else f'{ours}.{part}'
+        for i in range(branches)
+        for part in ('weight', 'bias', 'running_mean', 'running_var')
+    }
 
 
 def _expert(public: str, ours: str) -> dict[str, str]:
@@ -221,5 +348,7 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     'erfnet': cache(erfnet),
     'adapnetpp': cache(adapnetpp),
     'ssma': cache(ssma),
+    'cen': cache(cen),
+    'asymfusion': cache(asymfusion),
 }
 """The published systems by name."""

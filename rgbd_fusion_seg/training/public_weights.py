@@ -6,6 +6,8 @@ system     file of the authors                      becomes
 erfnet     PyTorch, a whole network or its encoder  erfnet, or erfnet_encoder
 adapnetpp  TensorFlow V2 checkpoint                 adapnetpp
 ssma       TensorFlow V2 checkpoint                 ssma_adapnetpp
+cen        PyTorch, RefineNet on ResNet-50/101/152  cen, or multimodal where it has one branch
+asymfusion PyTorch, the same tensors as cen         asymfusion, or multimodal
 ========== ======================================== ==========================================
 
 The same tensors by the same names are also read from .npz and .safetensors files.
@@ -19,10 +21,14 @@ Where public networks and ours differ:
   batch norm on the input. Ours read R, G, B, so the input channels of that norm and of the first
   kernel are reversed here, and the statistics of the checkpoint are mean 0 and std 1. The same
   holds for HHA, stored as a picture with R, G, B = disparity, height, angle, our order.
-  ERFNet reads R, G, B over 255: mean 0, std 255.
+  ERFNet reads R, G, B over 255: mean 0, std 255. CEN and AsymFusion read colour with the
+  statistics of ImageNet, and depth, tiled to three channels, in metres: mean 0, std 1.
 * Void. The head of AdapNet++ and SSMA has class 0 for void, which gets no weight in training;
-  class k > 0 is the k-th class of the data set. ERFNet's last class is void. Heads are taken over
-  as they are, so that a network scored or trained on has to have its labels in that order.
+  class k > 0 is the k-th class of the data set. ERFNet's last class is void. CEN and AsymFusion
+  have none; forty classes are NYUDv2's. Heads are taken over as they are, so that a network
+  scored or trained on has to have its labels in that order.
+* Exchange. Files of CEN do not tell the threshold of its exchange; the network's default is that
+  of the public code. Frozen norms are a matter of training, the option `freeze_norms`.
 """
 
 from __future__ import annotations
@@ -46,6 +52,8 @@ IGNORED = re.compile(
 )
 # How PyTorch's wrappers and ERFNet's ImageNet network lengthen names.
 PREFIXES = re.compile(r'^(module\.|features\.)+')
+# Under which training checkpoints hold the network.
+WRAPPERS = ('state_dict', 'segmenter')
 # A variable in a scope of its own has an empty name behind the slash.
 SUFFIXES = re.compile(r'(/kernel|/|:0)$')
 
@@ -55,13 +63,15 @@ def from_public(system: str, state_dict: Mapping[str, Any]) -> dict[str, Tensor]
 
     Args:
         system: a key of `SYSTEMS`.
-        state_dict: tensors or arrays by public name; a mapping that holds it as 'state_dict',
-            as training checkpoints of PyTorch do, is taken too.
+        state_dict: tensors or arrays by public name; a mapping that holds it as 'state_dict' or
+            'segmenter', as training checkpoints do, is taken too.
 
     Returns:
         the state dict of our network: 'adapnetpp' for adapnetpp, 'ssma_adapnetpp' for ssma,
         'erfnet' for erfnet, or 'erfnet_encoder' for a file without decoder. The last one lacks
-        the head if the file does, as the encoder trained on ImageNet.
+        the head if the file does, as the encoder trained on ImageNet. For cen and asymfusion the
+        network of that name with the options `backbone` and `modalities` that `translate` tells,
+        or 'multimodal' for a file of one branch.
 
     Raises:
         InputError: an unknown system, or the first tensor that is missing, unknown or of
@@ -84,7 +94,7 @@ def translate(
     """
     if system not in SYSTEMS:
         raise InputError(f'unknown system {system!r}; choose one of {", ".join(sorted(SYSTEMS))}')
-    tensors = _canonical(state_dict)
+    tensors = public_tensors(state_dict)
     variant = _matching_variant(system, tensors)
     published = SYSTEMS[system]()
     count = len(tensors[variant.head]) if variant.head else None
@@ -105,11 +115,19 @@ def translate(
     return variant, count, weights | {name: torch.tensor(0) for name in counters}
 
 
-def _canonical(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the weights alone, by the names in the table. Scalars are counters, no weights."""
+def public_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights alone, by the names that the networks' authors gave them.
+
+    Args:
+        state_dict: see `from_public`. Scalars are counters, no weights.
+
+    Raises:
+        InputError: it is no mapping.
+    """
     inner = state_dict
-    if isinstance(state_dict, Mapping) and 'state_dict' in state_dict:
-        inner = state_dict['state_dict']
+    for key in WRAPPERS:
+        if isinstance(state_dict, Mapping) and key in state_dict:
+            inner = state_dict[key]
     if not isinstance(inner, Mapping):
         raise InputError("there are no tensors by name in it; give the authors' own file")
     tensors = {}
@@ -133,14 +151,14 @@ def _matching_variant(system: str, tensors: Mapping[str, Tensor]) -> Variant:
     missing = [name for name in variant.names if name not in tensors]
     if missing:
         raise InputError(
-            f'{len(missing)} of the {len(variant.names)} tensors of {system} are missing, first '
-            f"{missing[0]}; give the authors' whole file"
+            f'{len(missing)} of the {len(variant.names)} tensors of {system}{variant.form} are '
+            f"missing, first {missing[0]}; give the authors' whole file"
         )
-    unknown = [name for name in tensors if name not in variant.names]
+    unknown = [name for name in tensors if name not in variant.names.keys() | variant.unused]
     if unknown:
         raise InputError(
-            f'{system} has no tensor {unknown[0]}; give a file of that network, or one without '
-            'what does not belong to it'
+            f'{system}{variant.form} has no tensor {unknown[0]}; give a file of that network, or '
+            'one without what does not belong to it'
         )
     return variant
 

@@ -50,6 +50,11 @@ def each(function: Callable[[Tensor], Tensor], maps: Maps) -> list[Tensor]:
     return [function(x) for x in maps]
 
 
+def mean(maps: Maps) -> Tensor:
+    """Return the mean of maps of one shape."""
+    return maps[0] if len(maps) == 1 else sum(maps) / len(maps)
+
+
 class BranchLayers:
     """Makes layers for ``num_branches`` branches.
 

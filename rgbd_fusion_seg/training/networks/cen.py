@@ -38,6 +38,7 @@ from rgbd_fusion_seg.training.networks.branches import (
     Maps,
     OneEach,
     each,
+    mean,
     norm_scales,
 )
 from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
@@ -152,11 +153,6 @@ class ChannelExchange(BlockFusion):
             return [total] * len(maps)
         gates = self.gate.sigmoid()[..., None, None]
         return [x + gate * (total - x) for x, gate in zip(maps, gates, strict=True)]
-
-
-def mean(maps: Maps) -> Tensor:
-    """Return the mean of maps of one shape."""
-    return maps[0] if len(maps) == 1 else sum(maps) / len(maps)
 
 
 class ChannelExchangingNetwork(MultimodalNetwork):
