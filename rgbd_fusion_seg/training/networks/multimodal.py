@@ -18,17 +18,33 @@ from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwo
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     BranchLayers,
+    Encoder,
     Maps,
     OneEach,
 )
+from rgbd_fusion_seg.training.networks.deeplabv3plus import DeepLabV3Plus
+from rgbd_fusion_seg.training.networks.heads import Head
+from rgbd_fusion_seg.training.networks.pspnet import PspNet
 from rgbd_fusion_seg.training.networks.refinenet import RefineNet
 from rgbd_fusion_seg.training.networks.resnet import VARIANTS, ResNet
+from rgbd_fusion_seg.training.networks.xception import VARIANTS as XCEPTION_VARIANTS
+from rgbd_fusion_seg.training.networks.xception import Xception
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    name: partial(ResNet, variant=name) for name in VARIANTS
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    **{name: partial(ResNet, variant=name) for name in VARIANTS},
+    # ResNet in the form of PSPNet's public PyTorch code.
+    **{
+        f'{name}_deep': partial(ResNet, variant=name, deep_stem=True, dilate_first=True)
+        for name in VARIANTS
+    },
+    **{name: partial(Xception, variant=name) for name in XCEPTION_VARIANTS},
 }
 """Encoders by name; called with layers, `output_stride` and `block_fusion`."""
-HEADS: dict[str, type[nn.Module]] = {'refinenet': RefineNet}
+HEADS: dict[str, type[Head]] = {
+    'refinenet': RefineNet,
+    'pspnet': PspNet,
+    'deeplabv3plus': DeepLabV3Plus,
+}
 """Heads by name; called with layers, channels of the stages, number of classes and options."""
 
 
@@ -140,15 +156,21 @@ class MultimodalNetwork(SegmentationNetwork):
         layers = BranchLayers(self.num_branches, share_convs, share_norms)
         self.encoder = self.make_encoder(layers, head_type.output_stride)
         self.head = self.make_head(layers)
-        own = [w for w in self.head.auxiliary_weights for _ in self.modalities]
+        count = len(self.outputs)
+        own = [w for w in self.head.auxiliary_weights for _ in self.outputs]
         self.auxiliary_weights = tuple(own)
-        if self.num_branches > 1:
-            self.auxiliary_weights = (*([1.0] * self.num_branches), *own)
+        if count > 1:
+            self.auxiliary_weights = (*([1.0] * count), *own)
             self.ensemble = {
-                'softmax': lambda: SoftmaxEnsemble(self.num_branches, detach_branches),
+                'softmax': lambda: SoftmaxEnsemble(count, detach_branches),
                 'mean': MeanEnsemble,
-                'concat': lambda: ConcatEnsemble(self.num_branches, num_classes),
+                'concat': lambda: ConcatEnsemble(count, num_classes),
             }[ensemble]()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the head predicts from, in order: here the branch of each modality."""
+        return self.modalities
 
     def make_encoder(self, layers: BranchLayers, output_stride: int) -> nn.Module:
         """Return the encoder of all branches."""
@@ -201,11 +223,11 @@ class MultimodalNetwork(SegmentationNetwork):
         self.check_inputs(inputs)
         features = self.encode([inputs[name] for name in self.modalities])
         logits = self.head(features)
-        fused = self.ensemble(logits) if self.num_branches > 1 else logits[0]
+        fused = self.ensemble(logits) if len(logits) > 1 else logits[0]
         if not auxiliary:
             return fused
         own = [x for maps in self.head.auxiliary_logits(features) for x in maps]
-        if self.num_branches == 1:
+        if len(logits) == 1:
             return [fused, *own]
         return [fused, *logits, *own, *self.loss_terms(features, logits, fused)]
 
@@ -220,10 +242,10 @@ class MultimodalNetwork(SegmentationNetwork):
 
     def monitored(self) -> dict[str, float]:
         """Return the weights of the branches in the ensemble, where they are learnt."""
-        if self.num_branches == 1 or not isinstance(self.ensemble, SoftmaxEnsemble):
+        if len(self.outputs) == 1 or not isinstance(self.ensemble, SoftmaxEnsemble):
             return {}
         weights = self.ensemble.weights.detach().tolist()
-        return {f'ensemble_{m}': w for m, w in zip(self.modalities, weights, strict=True)}
+        return {f'ensemble_{name}': w for name, w in zip(self.outputs, weights, strict=True)}
 
     def unimodal_form(self, modality: str) -> tuple[str, dict[str, Any], dict[str, Tensor]] | None:
         """Return the branch of a modality as a network, see `SegmentationNetwork`.

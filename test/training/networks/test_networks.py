@@ -41,6 +41,32 @@ FURTHER_VARIANTS = [
     ('multimodal', {'modalities': ['depth']}),
     ('multimodal', {'modalities': ['rgb', 'hha', 'depth'], 'share_convs': False}),
     ('multimodal', {'share_norms': True, 'ensemble': 'concat'}),
+    ('multimodal', {'backbone': 'xception23_quarter', 'head': 'pspnet', 'head_options': {}}),
+    (
+        'multimodal',
+        {
+            'backbone': 'resnet14',
+            'head': 'deeplabv3plus',
+            'head_options': {'width': 16, 'private_norms': True},
+        },
+    ),
+    (
+        'multimodal',
+        {
+            'backbone': 'xception23_quarter',
+            'head': 'deeplabv3plus',
+            'head_options': {'width': 16},
+            'modalities': ['rgb'],
+        },
+    ),
+    (
+        'cen',
+        {
+            'backbone': 'xception23_quarter',
+            'head': 'deeplabv3plus',
+            'head_options': {'width': 16},
+        },
+    ),
     ('cen', {'modalities': ['rgb', 'hha', 'depth'], 'parts': 'nearly_equal'}),
     ('cen', {'form': 'paper', 'share_convs': False, 'ensemble': 'mean'}),
     ('cen', {'exchange': 'gated_sum', 'penalised': 'all', 'detach_branches': False}),
