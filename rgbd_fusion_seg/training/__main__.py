@@ -1,4 +1,4 @@
-"""python -m rgbd_fusion_seg.training prepare | train | evaluate | export | import-weights | study.
+"""python -m rgbd_fusion_seg.training COMMAND, one of `COMMANDS`.
 
 Each command is the function that does the work; its arguments are the command's options, and
 `COMMAND --help` and `COMMAND --print_config` tell them.
@@ -20,6 +20,7 @@ COMMANDS = {
     'prepare': 'datasets.prepare',
     'train': 'trainer',
     'evaluate': 'evaluation',
+    'inspect': 'inspection',
     'export': 'export',
     'import-weights': 'public_checkpoints',
     'study': 'study',

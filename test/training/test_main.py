@@ -60,6 +60,9 @@ def test_a_first_training_goes_as_the_guide_says(training, nyu_pack, tmp_path):
     scored = training('evaluate', '--model', last, '--output', 'scored', *data)
     assert scored.returncode == 0, scored.stderr
     assert 'mean IoU' in scored.stdout
+    inspected = training('inspect', '--model', 'mine', '--output', 'inspected', *data)
+    assert inspected.returncode == 0, inspected.stderr
+    assert (tmp_path / 'inspected' / 'gammas.png').is_file()
     bundle = tmp_path / 'bundle'
     exported = training('export', '--checkpoint', last, '--bundle', bundle, *data)
     assert exported.returncode == 0, exported.stderr
