@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from rgbd_fusion_seg.training.networks.adapnetpp import AdapNetPp
+from rgbd_fusion_seg.training.networks.asymfusion import AsymFusion
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.networks.cen import ChannelExchangingNetwork
 from rgbd_fusion_seg.training.networks.erfnet import ErfNet, ErfNetEncoder
@@ -15,6 +16,7 @@ from rgbd_fusion_seg.training.networks.rfbnet import RfbNetErfNet
 from rgbd_fusion_seg.training.networks.rfbnet_adapnetpp import RfbNetAdapNetPp
 from rgbd_fusion_seg.training.networks.ssma import SsmaErfNet
 from rgbd_fusion_seg.training.networks.ssma_adapnetpp import SsmaAdapNetPp
+from rgbd_fusion_seg.training.networks.stage_fusion import StageFusionNetwork
 
 NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'erfnet_encoder': ErfNetEncoder,
@@ -26,6 +28,8 @@ NETWORKS: dict[str, type[SegmentationNetwork]] = {
     'rfbnet_adapnetpp': RfbNetAdapNetPp,
     'multimodal': MultimodalNetwork,
     'cen': ChannelExchangingNetwork,
+    'asymfusion': AsymFusion,
+    'stage_fusion': StageFusionNetwork,
 }
 
 

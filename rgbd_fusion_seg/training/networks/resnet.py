@@ -11,7 +11,7 @@ leaves at the dilation of the stage before. Two options, `deep_stem` and `dilate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from rgbd_fusion_seg.training.networks.branches import (
     Encoder,
     FusionOfBlock,
     Maps,
+    OneEach,
     each,
     no_fusion,
 )
@@ -92,7 +93,8 @@ class ResNet(Encoder):
     """Images -> features at 1/4, 1/8, 1/16, 1/32 of each branch.
 
     Args:
-        layers: of the branches.
+        layers: of the branches; a sequence where the four stages differ, as they do where
+            branches join; the stem has those of the first.
         variant: a key of `VARIANTS`.
         output_stride: of the last stage: 32, or 16 or 8 with dilated convolutions instead of
             strides, and all features behind at that stride.
@@ -106,7 +108,7 @@ class ResNet(Encoder):
 
     def __init__(
         self,
-        layers: BranchLayers,
+        layers: BranchLayers | Sequence[BranchLayers],
         variant: str = 'resnet101',
         output_stride: int = 32,
         block_fusion: FusionOfBlock = no_fusion,
@@ -118,7 +120,8 @@ class ResNet(Encoder):
             raise ValueError(f'the ResNet must be one of {", ".join(VARIANTS)}, got {variant!r}')
         if output_stride not in STRIDES:
             raise ValueError(f'output_stride must be one of 8, 16, 32, got {output_stride}')
-        channels = self._make_stem(layers, deep_stem)
+        layers = [layers] * len(WIDTHS) if isinstance(layers, BranchLayers) else layers
+        channels = self._make_stem(layers[0], deep_stem)
         strides, dilations = STRIDES[output_stride]
         previous = 1
         for stage, (count, width) in enumerate(zip(VARIANTS[variant], WIDTHS, strict=True)):
@@ -130,7 +133,7 @@ class ResNet(Encoder):
                 keeps = block == 0 and not dilate_first
                 dilation = previous if keeps else dilations[stage]
                 stride = strides[stage] if block == 0 else 1
-                blocks.append(Bottleneck(layers, channels, width, stride, dilation, fusion))
+                blocks.append(Bottleneck(layers[stage], channels, width, stride, dilation, fusion))
                 channels = EXPANSION * width
             previous = dilations[stage]
             setattr(self, f'layer{stage + 1}', nn.Sequential(*blocks))
@@ -175,9 +178,13 @@ class ResNet(Encoder):
         """
         copies, used = [], set()
         for name, target in self.state_dict().items():
+            if '.fusion.' in name:
+                continue
             # A layer of each branch's own has the branch's number before the last part.
             module, _, part = name.rpartition('.')
-            public = name if name in weights else f'{module.rpartition(".")[0]}.{part}'
+            layer = module.rpartition('.')[0]
+            own = isinstance(self.get_submodule(layer), OneEach)
+            public = f'{layer}.{part}' if own else name
             if public.endswith('num_batches_tracked'):
                 used.add(public)
                 continue

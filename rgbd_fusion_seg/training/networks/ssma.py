@@ -41,9 +41,12 @@ class Ssma(nn.Module):
         in_channels: channels of all streams together.
         out_channels: channels after the projection.
         reduction: the block's eta; the public code uses 16 for the deepest features.
+        kernel_size: of the projection, odd; the public code has 1 for the deepest features.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, reduction: int = 16) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, reduction: int = 16, kernel_size: int = 1
+    ) -> None:
         super().__init__()
         self.attention = nn.Sequential(
             nn.Conv2d(in_channels, in_channels // reduction, 3, padding=1),
@@ -51,9 +54,10 @@ class Ssma(nn.Module):
             nn.Conv2d(in_channels // reduction, in_channels, 3, padding=1),
             nn.Sigmoid(),
         )
-        # The public code projects with 1x1 here; batch norm and no ReLU follow it.
+        # As in the public code, batch norm and no ReLU follow the projection.
         self.project = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+            nn.Conv2d(in_channels, out_channels, kernel_size, 1, kernel_size // 2, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
 
     def forward(self, *streams: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SMALL = {
     'adapnetpp': {'width': 0.125},
     'multimodal': {'backbone': 'resnet14', 'head_options': {'width': 8}},
 }
-BRANCHES = ('multimodal', 'cen')
+BRANCHES = ('multimodal', 'cen', 'stage_fusion')
 """Networks of one branch a modality."""
 UNIMODAL = {'erfnet': 'erfnet_encoder', 'adapnetpp': 'adapnetpp'}
 FURTHER_VARIANTS = [
@@ -70,6 +70,10 @@ FURTHER_VARIANTS = [
     ('cen', {'modalities': ['rgb', 'hha', 'depth'], 'parts': 'nearly_equal'}),
     ('cen', {'form': 'paper', 'share_convs': False, 'ensemble': 'mean'}),
     ('cen', {'exchange': 'gated_sum', 'penalised': 'all', 'detach_branches': False}),
+    ('stage_fusion', {'fusion': 'attention', 'stages': 'early', 'encoders': 'individual'}),
+    ('stage_fusion', {'fusion': 'average', 'stages': 'middle', 'shared_form': 'added'}),
+    ('stage_fusion', {'fusion': 'align', 'stages': 'early', 'modalities': ['rgb', 'depth']}),
+    ('stage_fusion', {'fusion': 'cbn', 'modalities': ['rgb', 'hha', 'depth']}),
 ]
 
 
