@@ -85,7 +85,8 @@ def forms(
     half = torch.float16 if device.type == 'cuda' else torch.bfloat16
     half_name = 'fp16' if device.type == 'cuda' else 'bf16'
     width, height = size
-    sizes = {'rgb': (height, width), 'hha': network.hha_size(height, width)}
+    depth = network.hha_size(height, width)
+    sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
     images = {
         name: torch.randn(1, 3, *sizes[name], device=device).to(memory_format=torch.channels_last)
         for name in network.modalities

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from rgbd_fusion_seg.training.datasets.base import ClassSet
@@ -35,6 +37,13 @@ def random_frames(count: int, seed: int = 0) -> CachedFrames:
         rng.integers(0, 256, (count, HEIGHT // s, WIDTH // s, 3), np.uint8) for s in (4, 2)
     )
     return frames_of(rgb, labels, hha, f'noise-{seed}')
+
+
+def with_depth(frames: CachedFrames) -> CachedFrames:
+    """The same frames with random depth of 0.5 to 9 m at the sizes of their HHA."""
+    rng = np.random.default_rng(len(frames))
+    levels = (rng.uniform(0.5, 9, level.shape[:3]).astype(np.float16) for level in frames.hha)
+    return dataclasses.replace(frames, depth=tuple(levels))
 
 
 def ramp_frames(height: int = 240, width: int = 320) -> CachedFrames:

@@ -16,6 +16,7 @@ CLASSES = ClassSet('toy', ('a', 'b', 'c'), np.array([[9, 8, 7], [90, 80, 70], [2
 STATISTICS = {
     'rgb': [[120.0, 110.0, 100.0], [70.0] * 3],
     'hha': [[130.0, 90.0, 110.0], [60.0] * 3],
+    'depth': [[2.5] * 3, [1.25] * 3],
 }
 SMALL = {'adapnetpp': {'width': 0.125}}
 """Options that make a backbone as small as a test affords."""

@@ -1,13 +1,13 @@
-"""Random views of labelled frames: one geometry for colour, HHA and labels, then their looks.
+"""Random views of labelled frames: one geometry for colour, depth and labels, then their looks.
 
 A view is drawn as a few numbers (:func:`draw_view`); whole batches are then resampled and
 recoloured by torch, on whatever device they are. Nothing random is left to torch, so a view
 depends on its numbers alone.
 
-What the geometry does to HHA
------------------------------
-*Flip* and *rotation about the optical axis* move pixels and change no value: disparity is that of
-the depth along this axis, and height and angle are measured against gravity, which turns with the
+What the geometry does to HHA and to depth in metres
+----------------------------------------------------
+*Flip* and *rotation about the optical axis* move pixels and change no value: depth and disparity
+are those along this axis, and height and angle are measured against gravity, which turns with the
 picture as the camera would.
 
 *Zoom* by s leaves two readings, u' - cx = s f X / Z. Either the lens is longer (s f) and the scene
@@ -15,6 +15,7 @@ the same: no value changes, which is the default. Or the lens is the same and th
 Z / s (`depth_scaling`; for depth maps: Eigen et al., NIPS 2014, §3.4, "Scale"). Then the point
 (X, Y, Z) becomes (X, Y, Z / s):
 
+* depth is divided by s.
 * disparity, 31000 / Z[cm], is multiplied by s and saturates as before. A saturated pixel tells
   no distance, so with s < 1 it becomes 255 s, the value of the farthest point it can stand for.
 * height is Y for a level camera: unchanged. For one tilted by t it would shrink by
@@ -39,6 +40,8 @@ from rgbd_fusion_seg.errors import InputError
 VOID = 255
 MISSING_HHA = (255.0, -hha.FLOOR_GUESS_CM, hha.NO_NORMAL_DEG + hha.ANGLE_OFFSET)
 """HHA of a frame without a single reading, as the runtime makes it."""
+MISSING_DEPTH = (0.0,)
+"""Metres of such a frame."""
 MISSING_RGB = (0.0, 0.0, 0.0)
 """Colour of a lens that is covered."""
 PLACE_STEP = 2.0**-12
@@ -59,14 +62,17 @@ class AugmentConfig:
         flip: share of views that are mirrored.
         max_rotation_deg: largest rotation to either side; corners without image are void.
         depth_scaling: a zoom brings the scene nearer instead of narrowing the lens, so HHA's
-            disparity grows with it.
+            disparity grows with it, and depth in metres shrinks.
         brightness, contrast, saturation, hue: half-widths of the colour jitter; hue in
             degrees, the others as factors.
         noise: largest standard deviation of Gaussian noise on colour, in grey levels.
         hha_shift: largest shift of disparity and height, in grey levels; the angle is measured,
             the other two depend on the sensor and on the floor's being in sight.
-        drop_rgb, drop_hha: share of views whose colour is black, or whose HHA is that of a frame
-            without readings, as when a sensor fails; never both.
+        drop_rgb, drop_hha: share of views whose colour is black, or whose HHA and depth are those
+            of a frame without readings, as when a sensor fails; never both.
+        depth_noise: largest standard deviation of Gaussian noise on depth in metres, at 1 m. It
+            grows with the square, as that of structured light and stereo; 1.4 mm for a Kinect
+            (Khoshelham and Elberink, Sensors 2012).
 
     Raises:
         InputError: a value outside its range.
@@ -87,6 +93,7 @@ class AugmentConfig:
     hha_shift: float = 6.0
     drop_rgb: float = 0.0
     drop_hha: float = 0.0
+    depth_noise: float = 0.002
 
     def __post_init__(self) -> None:
         ranges = {
@@ -100,7 +107,7 @@ class AugmentConfig:
             ranges[f'0 <= {name} <= 1'] = 0 <= getattr(self, name) <= 1
         for name in ('brightness', 'contrast', 'saturation'):
             ranges[f'0 <= {name} < 1'] = 0 <= getattr(self, name) < 1
-        for name in ('hue', 'noise', 'hha_shift'):
+        for name in ('hue', 'noise', 'hha_shift', 'depth_noise'):
             ranges[f'{name} >= 0'] = getattr(self, name) >= 0
         wrong = [rule for rule, holds in ranges.items() if not holds]
         if wrong:
@@ -124,7 +131,8 @@ class View:
         noise: standard deviation, grey levels.
         noise_offset: where in the table its noise starts.
         hha_scale, hha_shift: float64 (3,) per channel.
-        drop: '' or the modality that is blank, 'rgb' or 'hha'.
+        drop: '' or the sensor that is blank: 'rgb', or 'hha' for depth in either form.
+        depth_noise: standard deviation at 1 m, metres.
     """
 
     to_frame: np.ndarray
@@ -135,6 +143,12 @@ class View:
     hha_scale: np.ndarray
     hha_shift: np.ndarray
     drop: str
+    depth_noise: float = 0.0
+
+    @property
+    def depth_scale(self) -> float:
+        """Factor on depth in metres: as disparity grows, it shrinks."""
+        return float(1 / self.hha_scale[0])
 
     @property
     def drop_rgb(self) -> bool:
@@ -145,6 +159,11 @@ class View:
     def drop_hha(self) -> bool:
         """Whether HHA is blank."""
         return self.drop == 'hha'
+
+    @property
+    def drop_depth(self) -> bool:
+        """Whether depth in metres is blank: when HHA is, for it comes from the same sensor."""
+        return self.drop_hha
 
 
 def draw_view(
@@ -171,6 +190,7 @@ def draw_view(
         hha_scale=np.array([zoom if config.depth_scaling else 1.0, 1.0, 1.0]),
         hha_shift=shift,
         drop=drop,
+        depth_noise=rng.random() * config.depth_noise,
     )
 
 
@@ -213,8 +233,9 @@ def chroma_matrix(hue: float, saturation: float) -> np.ndarray:
 def noise_table(num_pixels: int) -> Tensor:
     """Return normal deviates, float32, from which views of ``num_pixels`` take their noise.
 
-    A view takes a run of 3 ``num_pixels`` of them from its `noise_offset` on: the same values on
-    every device, at the cost of a copy.
+    A view's colour takes a run of 3 ``num_pixels`` of them from its `noise_offset` on, its depth
+    one that begins as far from the other end: the same values on every device, at the cost of a
+    copy.
     """
     rng = np.random.default_rng(0)
     return torch.from_numpy(rng.standard_normal(NOISE_OFFSETS + 3 * num_pixels, np.float32))
@@ -282,22 +303,24 @@ def sample_images(
     return functional.avg_pool2d(result, taps) if taps > 1 else result
 
 
-def sample_labels(labels: Tensor, extents: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Take the label under the centre of each pixel; outside an image that of its nearest pixel.
+def sample_nearest(images: Tensor, extents: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Take the value under the centre of each pixel; outside an image that of its nearest pixel.
+
+    For labels, and for depth: means of depths are those of no surface.
 
     Args:
-        labels: uint8 (N, h, w).
+        images: (N, h, w) of any type.
         extents: float32 (N, 2), columns and rows of each image, the rest pads it.
         maps: as in :func:`positions`, to pixels, whose centres are at 0.5, 1.5, …
         size: height and width of the result.
 
     Returns:
-        uint8 (N, height, width).
+        (N, height, width) of the same type.
     """
     places = positions(maps, *size).clamp_(min=0)
     x, y = torch.minimum(places, (extents - 1)[:, None, None], out=places).long().unbind(-1)
-    index = y * labels.shape[2] + x
-    return labels.flatten(1).gather(1, index.flatten(1)).view(-1, *size)
+    index = y * images.shape[2] + x
+    return images.flatten(1).gather(1, index.flatten(1)).view(-1, *size)
 
 
 def jitter_rgb(
@@ -326,5 +349,5 @@ def jitter_rgb(
 
 
 def blank(image: Tensor, where: Tensor, values: Tensor) -> Tensor:
-    """Return (N, 3, H, W) with three channel values where the bool (N, H or 1, W or 1) says so."""
-    return torch.where(where[:, None], values.view(3, 1, 1), image)
+    """Return (N, C, H, W) with C channel values where the bool (N, H or 1, W or 1) says so."""
+    return torch.where(where[:, None], values.view(-1, 1, 1), image)

@@ -26,7 +26,8 @@ def gflops(network: nn.Module, width: int, height: int) -> float:
         width, height: of the colour input.
     """
     device = next(network.parameters()).device
-    sizes = {'rgb': (height, width), 'hha': network.hha_size(height, width)}
+    depth = network.hha_size(height, width)
+    sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
     inputs = {name: torch.zeros(1, 3, *sizes[name], device=device) for name in network.modalities}
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

@@ -127,11 +127,12 @@ def _label(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield predicted and true labels, uint8 (N, H, W), of batches of frames."""
     device, size = next(network.parameters()).device, rgb_size[::-1]
-    hha_size = network.hha_size(*size) if 'hha' in network.modalities else None
-    seen = size if 'rgb' in network.modalities else None
+    sees = network.modalities
+    rgb = size if 'rgb' in sees else None
+    hha, depth = (network.hha_size(*size) if name in sees else None for name in ('hha', 'depth'))
     batch_size = 1 if device.type == 'cpu' else GPU_BATCH
     with _evaluation_mode(network):
-        for batch in whole_frames(frames, seen, hha_size, device, indices, batch_size):
+        for batch in whole_frames(frames, rgb, hha, device, indices, batch_size, depth):
             truth = batch['labels']
             yield labels_of(network(normalise(batch)).float(), *truth.shape[1:]), truth
 

@@ -24,7 +24,7 @@ from rgbd_fusion_seg.engine_building.fused_graph import check_frame_size, fused_
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
-from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
+from rgbd_fusion_seg.preprocess import network_inputs
 from rgbd_fusion_seg.replay.report import table_text
 from rgbd_fusion_seg.training.checkpoints import Checkpoint, load_checkpoint
 from rgbd_fusion_seg.training.config import DataConfig
@@ -349,12 +349,8 @@ def _compare(
     network: SegmentationNetwork, engine: Engine, bundle: ModelBundle, frames: Sequence[RgbdFrame]
 ) -> tuple[int, int, float]:
     """Return equal labels, labels, and the largest difference of logits (nan if one is)."""
-    tensors = {}
-    if bundle.rgb is not None:
-        tensors['rgb'] = np.concatenate([rgb_tensor(f.rgb, bundle.rgb) for f in frames])
-    if (size := bundle.hha) is not None:
-        images = [hha_image(f.depth, f.intrinsics, size.width, size.height) for f in frames]
-        tensors['hha'] = np.concatenate([hha_tensor(image, size) for image in images])
+    single = [network_inputs(frame, bundle.inputs) for frame in frames]
+    tensors = {name: np.concatenate([x[name] for x in single]) for name in bundle.inputs}
     ours = network({name: torch.from_numpy(x) for name, x in tensors.items()}).numpy()
     theirs = engine.infer(**tensors)
     equal = 0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rgbd_fusion_seg.engine_building.precision import compute_in, lowered
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
+from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork
 
 OPSETS = range(18, 27)
 """What the exporter writes and ONNX Runtime runs; 18 is what everything reads."""
@@ -70,14 +70,15 @@ def input_sizes(
     network: SegmentationNetwork, height: int, width: int
 ) -> dict[str, tuple[int, int]]:
     """Return (height, width) of each input that belongs to a colour input, the leading first."""
-    sizes = {'rgb': (height, width), 'hha': network.hha_size(height, width)}
-    return {name: sizes[name] for name in ('rgb', 'hha') if name in network.modalities}
+    depth = network.hha_size(height, width)
+    sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
+    return {name: sizes[name] for name in MODALITIES if name in network.modalities}
 
 
 def build_graph(
     network: SegmentationNetwork, height: int, width: int, options: GraphOptions
 ) -> onnx.ModelProto:
-    """Return the network as ONNX: float32 inputs 'rgb' and/or 'hha', output 'logits'.
+    """Return the network as ONNX: float32 inputs named by modality, output 'logits'.
 
     Args:
         network: in evaluation mode.
@@ -124,7 +125,7 @@ class _Positional(nn.Module):
         self.network = network.for_export()
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        names = [name for name in ('rgb', 'hha') if name in self.network.modalities]
+        names = [name for name in MODALITIES if name in self.network.modalities]
         return self.network(dict(zip(names, tensors, strict=True)))
 
 

@@ -14,7 +14,7 @@ from rgbd_fusion_seg.bundle import file_sha256, load_bundle
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED, RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
-from rgbd_fusion_seg.preprocess import hha_image, rgb_image
+from rgbd_fusion_seg.preprocess import depth_image, hha_image, rgb_image
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.training.checkpoints import Checkpoint, load_checkpoint
 from rgbd_fusion_seg.training.datasets.base import ClassSet
@@ -117,7 +117,7 @@ class NetworkPredictor:
 
     At each scale colour is resampled and HHA is computed anew from the depth, as the runtime
     would at that input size; the logits are interpolated to the frame. The mirrored view is the
-    mirror image of both inputs: disparity, height and angle do not change when a scene is
+    mirror image of all inputs: depth, disparity, height and angle do not change when a scene is
     mirrored. Softmax probabilities of all views are averaged with equal weight, so that no view
     counts more for larger logits; one view alone is labelled as the runtime does.
 
@@ -217,11 +217,14 @@ class NetworkPredictor:
         if 'hha' in self.network.modalities:
             h, w = self.network.hha_size(height, width)
             images['hha'] = hha_image(frame.depth, frame.intrinsics, w, h)
+        if 'depth' in self.network.modalities:
+            h, w = self.network.hha_size(height, width)
+            images['depth'] = depth_image(frame.depth, w, h)[..., None]
         return {name: to_tensor(image[None], self.device) for name, image in images.items()}
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
-    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) on a device, values as they are."""
+    """Return (N, H, W, C) as float32 (N, C, H, W) on a device, values as they are."""
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
 
 

@@ -201,7 +201,7 @@ def _refinenet(network: str, reference: str) -> System:
     return System(
         variants=tuple(variants),
         channels_last=False,
-        statistics={'rgb': IMAGENET, 'hha': IMAGENET, 'depth': [[0.0] * 3, [1.0] * 3]},
+        statistics={'rgb': IMAGENET, 'hha': IMAGENET, 'depth': [[0.0] * 3, [5.0] * 3]},
         void=None,
         size=(640, 480),
         reversed_inputs=frozenset(),

@@ -174,7 +174,7 @@ class Trainer:
         check_size(network, config)
         self.modalities = network.modalities
         size = network.hha_size(config.data.height, config.data.width)
-        self.hha_size = size if 'hha' in self.modalities else None
+        self.hha_size = size if {'hha', 'depth'} & {*self.modalities} else None
         self.frames = self._prepare(source.size)
         self.folder.mkdir(parents=True, exist_ok=True)
         # Synthetic views come on top, so an epoch with them is longer.
@@ -209,14 +209,14 @@ class Trainer:
         self._resume()
 
     def _prepare(self, frame_size: tuple[int, int]) -> dict[str, CachedFrames]:
-        """Open the frames with HHA at the network's size and, for views that zoom in, twice it."""
+        """Open the frames, depth at the network's size and, for views that zoom in, twice it."""
         sizes = []
         if self.hha_size:
             height, width = self.hha_size
             sizes = [(width * k, height * k) for k in (1, 2) if width * k <= frame_size[0]]
         # The first process builds what is missing, the others find it ready.
         with self.fabric.rank_zero_first():
-            return prepare_frames(self.config.data, sizes)
+            return prepare_frames(self.config.data, sizes, 'depth' in self.modalities)
 
     def _check_settings(self) -> None:
         """Refuse to continue a run whose settings were others, before anything is prepared."""

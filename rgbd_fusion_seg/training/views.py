@@ -2,10 +2,10 @@
 
 Loader processes draw the views. Frames are kept on the device where they fit, else the loaders
 read them from the memory maps; either way only the windows that the views show are gathered, still
-as uint8, and everything else is done by torch on the device (`augment`), a whole batch at a time:
-a GPU is kept waiting by the number of its tasks more than by their size. A batch depends on the
-seed and the step alone: not on the number of loader processes, nor on where the frames are kept,
-and with several training processes each makes its slice of the same batch.
+as they are, and everything else is done by torch on the device (`augment`), a whole batch at a
+time: a GPU is kept waiting by the number of its tasks more than by their size. A batch depends on
+the seed and the step alone: not on the number of loader processes, nor on where the frames are
+kept, and with several training processes each makes its slice of the same batch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import preprocess
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training import augment
 from rgbd_fusion_seg.training.augment import View
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
+from rgbd_fusion_seg.training.networks.base import MODALITIES
 
-MODALITIES = ('rgb', 'hha')
 ENOUGH_DETAIL = 0.75
 """A level of a pyramid serves a view that enlarges it up to 1 / this; one of twice its size would
 only be shrunk again."""
@@ -39,7 +40,8 @@ COPIED_FRAMES = 64
 """Frames copied to the device at a time."""
 FIELDS = {
     'to_frame': (2, 3), 'rgb_matrix': (3, 3), 'contrast': (1,), 'noise': (1,),
-    'hha_scale': (3,), 'hha_shift': (3,), 'drop_rgb': (1,), 'drop_hha': (1,),
+    'hha_scale': (3,), 'hha_shift': (3,), 'depth_scale': (1,), 'depth_noise': (1,),
+    'drop_rgb': (1,), 'drop_hha': (1,), 'drop_depth': (1,),
 }  # fmt: skip
 """Numbers of a view in a batch, and their shapes; each modality's (2, 3) map comes after them."""
 PLACE = 4
@@ -48,7 +50,7 @@ CORNERS = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
 """Of a view, as in `View.to_frame`."""
 
 Levels = dict[str, list[Any]]
-"""'rgb', 'hha' and 'labels' -> uint8 (N, h, w, ...) arrays or tensors, the smallest first."""
+"""'rgb', 'hha', 'depth' and 'labels' -> (N, h, w, ...) arrays or tensors, the smallest first."""
 
 
 class ViewReader(Dataset):
@@ -57,7 +59,7 @@ class ViewReader(Dataset):
     Args:
         sources: the real frames and, if there are any, the synthetic ones.
         config: the run.
-        sizes: 'rgb', 'hha' and 'labels' -> (height, width) of the views; what is absent here is
+        sizes: modalities and 'labels' -> (height, width) of the views; what is absent here is
             not read.
         rank, world_size: this process and how many there are.
         resident: the frames lie on the device, one level after the other as by `to_device`, so
@@ -85,7 +87,7 @@ class ViewReader(Dataset):
             'numbers' float32 (n, ...) and 'places' int64 (n, ...), see `FIELDS` and `PLACE`, one
             tensor each, so that they reach a device in one copy; 'noise_offset', n numbers;
             'canvas', (height, width) of each modality's canvas; and unless frames are resident
-            the canvases, uint8 (n, height, width, ...) with a window in each corner.
+            the canvases, (n, height, width, ...) with a window in each corner.
         """
         chosen = [self.choose(step * self.config.batch_size + k) for k in self.slice]
         numbers = [[np.ravel(getattr(view, name)) for name in FIELDS] for _, _, view in chosen]
@@ -144,7 +146,7 @@ def window(
     """Tell where to cut what a view shows out of a frame.
 
     Args:
-        levels: uint8 (N, h, w, ...) arrays, the smallest first; only their shapes matter.
+        levels: (N, h, w, ...) arrays, the smallest first; only their shapes matter.
         view: what to show.
         size: height and width at which it will be shown.
 
@@ -183,8 +185,8 @@ def power_of_two(size: int) -> int:
 
 
 def stack_windows(windows: Sequence[np.ndarray], canvas: tuple[int, ...]) -> Tensor:
-    """Put uint8 windows of different sizes into the corners of (N, *canvas, ...) anything."""
-    result = np.empty((len(windows), *canvas, *windows[0].shape[2:]), np.uint8)
+    """Put windows of different sizes into the corners of (N, *canvas, ...) anything."""
+    result = np.empty((len(windows), *canvas, *windows[0].shape[2:]), windows[0].dtype)
     for place, image in zip(result, windows, strict=True):
         place[: image.shape[0], : image.shape[1]] = image
     return torch.from_numpy(result)
@@ -204,7 +206,8 @@ class TrainingViews:
         real: frames that are visited in a new random order each epoch.
         synthetic: frames of which ``config.data.synthetic_share`` of the views are made.
         config: the run.
-        hha_size: height and width of the network's HHA input; None where it reads none.
+        hha_size: height and width of the network's HHA or depth input; None where it reads
+            neither.
         device: where batches are made.
         modalities: inputs that the network reads.
         rank, world_size: this training process and how many there are.
@@ -220,7 +223,7 @@ class TrainingViews:
         config: TrainConfig,
         hha_size: tuple[int, int] | None,
         device: torch.device | str,
-        modalities: Sequence[str] = MODALITIES,
+        modalities: Sequence[str] = ('rgb', 'hha'),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -231,7 +234,7 @@ class TrainingViews:
             )
         self.config, self.device = config, torch.device(device)
         size = config.data.height, config.data.width
-        sizes = {'rgb': size, 'hha': hha_size, 'labels': size}
+        sizes = {'rgb': size, 'hha': hha_size, 'depth': hha_size, 'labels': size}
         self.sizes = {
             name: size
             for name, size in sizes.items()
@@ -249,7 +252,12 @@ class TrainingViews:
         self.rgb_taps = self._taps(sources) if 'rgb' in self.sizes else 1
         self.noise = augment.noise_table(size[0] * size[1]).to(self.device)
         mean = channel_statistics(real)['rgb'][0] if config.augment.leaves_frame else (0, 0, 0)
-        values = {'mean': mean, 'rgb': augment.MISSING_RGB, 'hha': augment.MISSING_HHA}
+        values = {
+            'mean': mean,
+            'rgb': augment.MISSING_RGB,
+            'hha': augment.MISSING_HHA,
+            'depth': augment.MISSING_DEPTH,
+        }
         self.blanks = {
             name: torch.tensor(value, dtype=torch.float, device=self.device)
             for name, value in values.items()
@@ -260,8 +268,8 @@ class TrainingViews:
 
         Yields:
             'rgb' float32 (n, 3, H, W) and 'hha' float32 (n, 3, h, w), both 0..255 and channels
-            last in memory, as far as the network reads them, and 'labels' uint8 (n, H, W), 255 =
-            void.
+            last in memory, and 'depth' float32 (n, 1, h, w) in metres, as far as the network reads
+            them, and 'labels' uint8 (n, H, W), 255 = void.
         """
         workers = self.config.data.workers
         gathered = DataLoader(
@@ -299,15 +307,17 @@ class TrainingViews:
             result['rgb'] = self._render_rgb(batch)
         if 'hha' in self.sizes:
             result['hha'] = self._render_hha(batch)
+        if 'depth' in self.sizes:
+            result['depth'] = self._render_depth(batch)
         size = self.sizes['labels']
         labels, extents = self._canvas(batch, 'labels')
-        labels = augment.sample_labels(labels, extents, batch['labels_map'], size)
+        labels = augment.sample_nearest(labels, extents, batch['labels_map'], size)
         if self.config.augment.leaves_frame:
             labels.masked_fill_(~augment.inside_frame(batch['to_frame'], size), augment.VOID)
         return {**result, 'labels': labels}
 
     def _canvas(self, batch: dict[str, Any], name: str) -> tuple[Tensor, Tensor]:
-        """Return uint8 (n, h, w, ...) windows, and float32 (n, 2) columns and rows of each."""
+        """Return (n, h, w, ...) windows, and float32 (n, 2) columns and rows of each."""
         place = PLACE * list(self.sizes).index(name)
         first, stride, *sides = batch['places'][:, place : place + PLACE].unbind(1)
         extents = torch.stack(sides, 1)
@@ -339,6 +349,19 @@ class TrainingViews:
         scale, shift = (batch[name][..., None, None] for name in ('hha_scale', 'hha_shift'))
         image = torch.addcmul(shift, image, scale).clamp_(0, 255)
         return self._finish(image, batch, 'hha', self.blanks['hha'])
+
+    def _render_depth(self, batch: dict[str, Any]) -> Tensor:
+        size = self.sizes['depth']
+        canvas = self._canvas(batch, 'depth')
+        image = augment.sample_nearest(*canvas, batch['depth_map'], size)[:, None].float()
+        scale, strength = (batch[name][..., None, None] for name in ('depth_scale', 'depth_noise'))
+        run = size[0] * size[1]
+        starts = [augment.NOISE_OFFSETS - i for i in batch['noise_offset']]
+        noise = torch.stack([self.noise[i : i + run] for i in starts]).view_as(image)
+        image = image * scale
+        image = torch.addcmul(image, noise * strength, image.square())
+        image = image.clamp_(0, preprocess.FARTHEST_INPUT_M)
+        return self._finish(image, batch, 'depth', self.blanks['depth'])
 
     def _finish(self, image: Tensor, batch: dict[str, Any], name: str, outside: Tensor) -> Tensor:
         """Fill what is outside the frame, and the views of a lost sensor."""
@@ -380,9 +403,10 @@ def is_resident(wish: str, sources: Sequence[Levels], device: torch.device) -> b
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """Lay uint8 (N, h, w, ...) memory maps on a device, one after the other: (pixels, ...)."""
+    """Lay (N, h, w, ...) maps of one type on a device, one after the other: (pixels, ...)."""
     counts = [math.prod(x.shape[:3]) for x in arrays]
-    result = torch.empty((sum(counts), *arrays[0].shape[3:]), dtype=torch.uint8, device=device)
+    dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+    result = torch.empty((sum(counts), *arrays[0].shape[3:]), dtype=dtype, device=device)
     for images, target in zip(arrays, result.split(counts), strict=True):
         target = target.view(images.shape)
         for i in range(0, len(images), COPIED_FRAMES):
@@ -398,12 +422,13 @@ def whole_frames(
     device: torch.device | str,
     indices: Sequence[int] | None = None,
     batch_size: int = 1,
+    depth_size: tuple[int, int] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield whole frames as the runtime would feed them to a network.
 
-    Colour is resampled by the runtime's own `preprocess.rgb_image`. HHA is the cached one of that
-    size, which the runtime's `preprocess.hha_image` made; where the cache has no such size, it is
-    resampled from the next larger one.
+    Colour is resampled by the runtime's own `preprocess.rgb_image`. HHA and depth are the cached
+    ones of that size, which the runtime's `preprocess.hha_image` and `depth_image` made; where the
+    cache has no such size, they are resampled from the next larger one.
 
     Args:
         frames: the set.
@@ -411,23 +436,26 @@ def whole_frames(
         device: where the batches go.
         indices: which frames, in which order; default: all.
         batch_size: frames a batch.
+        depth_size: of the network's depth input; None where it reads none.
 
     Yields:
         'rgb' float32 (n, 3, H, W), 'hha' float32 (n, 3, h, w), both 0..255 and channels last in
-        memory, and 'labels' uint8 (n, H', W') at their own size.
+        memory, 'depth' float32 (n, 1, h, w) in metres, and 'labels' uint8 (n, H', W') at their own
+        size.
     """
     indices = range(len(frames)) if indices is None else indices
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         images = {
             name: [_whole_image(levels(frames, name), i, size, name) for i in chosen]
-            for name, size in (('rgb', rgb_size), ('hha', hha_size))
+            for name, size in (('rgb', rgb_size), ('hha', hha_size), ('depth', depth_size))
             if size is not None
         }
         batch = {
-            name: torch.from_numpy(np.stack(stack)).to(device).permute(0, 3, 1, 2).float()
+            name: torch.from_numpy(np.reshape(stack, (len(stack), *stack[0].shape[:2], -1)))
             for name, stack in images.items()
         }
+        batch = {k: x.to(device).permute(0, 3, 1, 2).float() for k, x in batch.items()}
         batch['labels'] = torch.from_numpy(np.stack([frames.labels[i] for i in chosen])).to(device)
         yield batch
 
@@ -440,15 +468,19 @@ def _whole_image(
         if level.shape[1:3] == size:
             return level[index]
     larger = [x for x in pyramid if x.shape[1] >= height and x.shape[2] >= width]
-    source = larger[0] if larger and name == 'hha' else pyramid[-1]
+    source = larger[0] if larger and name != 'rgb' else pyramid[-1]
+    if name == 'depth':
+        return depths.resize_depth(source[index], width, height)
     return preprocess.rgb_image(source[index], width, height)
 
 
 class Normaliser(torch.nn.Module):
     """Images (N, 3, H, W) on the 0..255 scale -> (pixel - mean) / std, as on a model's card.
 
+    Depth (N, 1, H, W) in metres becomes three channels.
+
     Args:
-        statistics: input name -> (mean, std), each 3 numbers on the 0..255 scale.
+        statistics: input name -> (mean, std), each 3 numbers on the 0..255 scale, or in metres.
     """
 
     def __init__(self, statistics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
@@ -467,12 +499,18 @@ class Normaliser(torch.nn.Module):
 
 
 def channel_statistics(frames: CachedFrames) -> dict[str, tuple[list[float], list[float]]]:
-    """Return mean and standard deviation of each channel of colour and HHA, 0..255 scale."""
+    """Return mean and standard deviation of each channel of the modalities that frames have.
+
+    On the 0..255 scale; of depth in metres, three times.
+    """
     out = {}
     for name in MODALITIES:
+        if not (pyramid := levels(frames, name)):
+            continue
         # Every fourth frame, row and column: enough for three digits.
-        pixels = levels(frames, name)[-1][::4, ::4, ::4].reshape(-1, 3)
-        mean = pixels.mean(0, dtype=np.float64)
-        std = pixels.std(0, dtype=np.float64)
+        pixels = pyramid[-1][::4, ::4, ::4]
+        pixels = pixels.reshape(-1, *pixels.shape[3:] or (1,))
+        mean = np.broadcast_to(pixels.mean(0, dtype=np.float64), 3)
+        std = np.broadcast_to(pixels.std(0, dtype=np.float64), 3)
         out[name] = ([round(float(v), 3) for v in mean], [round(float(v), 3) for v in std])
     return out

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -27,6 +28,7 @@ from rgbd_fusion_seg.training.views import TrainingViews, channel_statistics, wi
 
 STILL = {
     'brightness': 0, 'contrast': 0, 'saturation': 0, 'hue': 0, 'noise': 0, 'hha_shift': 0,
+    'depth_noise': 0,
 }  # fmt: skip
 WILD = {'min_zoom': 0.6, 'max_zoom': 2.5, 'max_rotation_deg': 30.0, 'whole': 0.1}
 WALL_M = 9.0
@@ -317,6 +319,70 @@ def test_disparity_grows_with_the_zoom_of_the_view():
     assert max(zooms) > 1.5
 
 
+def depth_batch(depth: np.ndarray, count: int, **options) -> tuple[np.ndarray, list]:
+    """Metres (count, 120, 160) of views of one frame 320x240, and their numbers."""
+    frames = dataclasses.replace(ramp_frames(), depth=(depth[None].astype(np.float16),))
+    config = TrainConfig(
+        batch_size=count,
+        augment=AugmentConfig(**{**STILL, **options}),
+        data=DataConfig(width=160, height=120, workers=0),
+    )
+    views = TrainingViews(frames, None, config, (120, 160), 'cpu', ('depth',))
+    drawn = [views.reader.choose(draw)[2] for draw in range(count)]
+    return next(views.batches(0, 1))['depth'][:, 0].numpy(), drawn
+
+
+@pytest.mark.parametrize('depth_scaling', [True, False])
+def test_a_zoom_moves_the_camera_or_lengthens_the_lens(depth_scaling):
+    # A wall that stands askew and a floor, whose depth along any ray a formula tells.
+    def scene(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        with np.errstate(divide='ignore'):
+            return np.minimum(4 / (1 + 0.3 * x), np.where(y > 0, 1.2 / y, np.inf))
+
+    def rays(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return (320 * u - 160) / CAMERA.fx, (240 * v - 120) / CAMERA.fy
+
+    options = {'min_zoom': 0.8, 'max_zoom': 2.0, 'whole': 0.1, 'depth_scaling': depth_scaling}
+    image = scene(*rays(*np.moveaxis(ramps(240, 320), -1, 0)))
+    shown, drawn = depth_batch(image, 24, aspect=1.0, **options)
+    zooms = []
+    for metres, view in zip(shown, drawn, strict=True):
+        places = ramps(120, 160) @ view.to_frame[:, :2].T + view.to_frame[:, 2]
+        inside = (np.abs(places - 0.5) < 0.5).all(-1)
+        assert (metres[~inside] == 0).all()
+        # The camera has moved to where the scene is a zoom as large: all of it that much nearer.
+        zoom = np.linalg.norm(view.to_frame[:, 0]) ** -1
+        zooms.append(zoom)
+        expected = scene(*rays(*np.moveaxis(places, -1, 0))) / (zoom if depth_scaling else 1)
+        error = np.abs(metres - expected)[inside] / expected[inside]
+        # Half a pixel of the frame beside the ray: 2 % of the depth of the floor far away.
+        assert np.quantile(error, 0.99) < 0.03
+        assert error.mean() < 0.005
+    assert min(zooms) < 0.9
+    assert max(zooms) > 1.6
+
+
+def test_views_show_depths_that_were_measured():
+    board = np.where(squares(240, 320, 7)[..., 0] > 0, 1.0, 6.0)
+    shown, _ = depth_batch(board, 12, **{**WILD, 'min_zoom': 1.0, 'max_rotation_deg': 0.0})
+    assert set(np.unique(shown)) == {1.0, 6.0}
+
+
+def test_noise_on_depth_grows_with_its_square():
+    board = np.where(squares(240, 320, 80)[..., 0] > 0, 1.0, 4.0)
+    options = {'whole': 1.0, 'flip': 0.0}
+    shown, drawn = depth_batch(board, 8, depth_noise=0.01, **options)
+    still, _ = depth_batch(board, 8, **options)
+    noise = shown - still
+    for one, depth, view in zip(noise, still, drawn, strict=True):
+        for metres in (1.0, 4.0):
+            spread = one[depth == metres].std()
+            assert spread == pytest.approx(view.depth_noise * metres**2, rel=0.05)
+    assert np.ptp([view.depth_noise for view in drawn]) > 0.003
+    correlation = np.corrcoef(noise.reshape(8, -1)) - np.eye(8)
+    assert np.abs(correlation).max() < 0.05
+
+
 def test_without_depth_scaling_a_zoom_is_a_longer_lens():
     source = hha.encode_hha(floor_and_wall(), CAMERA)
     shown = warp(source, view_of(np.eye(2) / 2))
@@ -352,6 +418,7 @@ def test_missing_hha_is_what_the_runtime_makes_of_no_reading():
     [
         {'min_zoom': 0}, {'min_zoom': 3}, {'aspect': 0.9}, {'whole': 1.5}, {'contrast': 1},
         {'max_rotation_deg': 60}, {'drop_rgb': 0.6, 'drop_hha': 0.6}, {'noise': -1},
+        {'depth_noise': -0.1},
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(wrong):
@@ -370,7 +437,7 @@ def test_only_an_image_counts_not_what_pads_it_nor_how_much():
         canvas = torch.full((1, height, width, 3), fill, dtype=torch.uint8)
         canvas[0, :20, :27] = image
         alone.append(augment.sample_images(canvas, extents, maps, (24, 40)))
-        found.append(augment.sample_labels(canvas[..., 0], extents, maps, (24, 40)))
+        found.append(augment.sample_nearest(canvas[..., 0], extents, maps, (24, 40)))
     for sampled, taken in zip(alone, found, strict=True):
         torch.testing.assert_close(sampled, alone[0], rtol=0, atol=0)
         torch.testing.assert_close(taken, found[0], rtol=0, atol=0)

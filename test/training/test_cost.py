@@ -30,5 +30,8 @@ def test_a_network_four_times_as_large_an_input_costs_four_times_as_much():
     network = empty_network('rfbnet_erfnet', 40)
     assert next(network.parameters()).device.type == 'meta'
     assert gflops(network, 640, 480) == pytest.approx(4 * gflops(network, 320, 240), rel=1e-6)
+    # Depth in either form costs the same.
+    hha, metres = (empty_network('erfnet', 40, modality=m) for m in ('hha', 'depth'))
+    assert gflops(hha, 320, 240) == gflops(metres, 320, 240)
     # The figure that two-stream RFBNets on ERFNet encoders are known to cost, within a few %.
     assert gflops(network, 320, 240) == pytest.approx(9.4, rel=0.1)

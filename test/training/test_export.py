@@ -17,6 +17,7 @@ from tiny_checkpoints import STATISTICS, ToyFrames, tiny_checkpoint  # noqa: E40
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.errors import BundleError, InputError  # noqa: E402
+from rgbd_fusion_seg.postprocess import labels_and_confidence  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
 from rgbd_fusion_seg.training import export as exporting  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
@@ -38,6 +39,7 @@ each backbone, one with each number of inputs."""
 CASES = [
     *(pytest.param(name, {}, id=name) for name in NETWORKS),
     pytest.param('erfnet_encoder', {'modality': 'hha', 'shrink_depth': True}, id='erfnet-hha'),
+    pytest.param('erfnet_encoder', {'modality': 'depth', 'shrink_depth': True}, id='erfnet-depth'),
 ]
 
 
@@ -111,6 +113,29 @@ def test_the_bundle_of_every_network_is_the_network(name, options, tmp_path):
     if is_open:
         with Segmenter(bundle, input_size=(2 * width, 2 * height), num_threads=1) as larger:
             assert larger.segment(frame).labels.shape == (120, 160)
+
+
+def test_the_pipeline_feeds_metres_to_a_network_on_depth(tmp_path):
+    checkpoint = tiny_checkpoint('erfnet_encoder', {'modality': 'depth'}, width=64, height=48)
+    frame = ToyFrames()[1].frame
+    # The pixel under the centre of each of the network's.
+    rows, columns = (2 * np.arange(48) + 1) * 120 // 96, (2 * np.arange(64) + 1) * 160 // 128
+    (mean, *_), (std, *_) = STATISTICS['depth']
+    tensors = {'depth': np.stack([[(frame.depth[rows][:, columns] - mean) / std] * 3])}
+    # So that no class wins everywhere.
+    common = torch_logits(checkpoint, tensors).mean((0, 2, 3))
+    checkpoint.weights['head.bias'] -= torch.from_numpy(common)
+    expected, _ = labels_and_confidence(torch_logits(checkpoint, tensors), 120, 160)
+    assert len(np.unique(expected)) > 1
+    write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), GraphOptions(storage='fp32'), frames=2)
+    card = yaml.safe_load((tmp_path / 'b' / 'model.yaml').read_text())
+    assert card['inputs']['depth']['mean'] == STATISTICS['depth'][0]
+    assert 'hha' not in card
+    bundle = load_bundle(tmp_path / 'b')
+    assert list(bundle.inputs) == ['depth']
+    with Segmenter(bundle, num_threads=1) as segmenter:
+        labels = segmenter.segment(frame).labels
+    assert (labels == expected).mean() > 0.999
 
 
 @pytest.fixture(scope='module')

@@ -29,6 +29,7 @@ from rgbd_fusion_seg.training.views import Normaliser  # noqa: E402
 STATISTICS = {
     'rgb': ([120.0, 110.0, 100.0], [60.0, 70.0, 80.0]),
     'hha': ([130.0, 120.0, 110.0], [50.0, 60.0, 40.0]),
+    'depth': ([2.0, 2.0, 2.0], [1.5, 1.5, 1.5]),
 }
 CLASSES = ClassSet('five', tuple('abcde'), np.arange(15, dtype=np.uint8).reshape(5, 3))
 
@@ -91,6 +92,22 @@ def test_one_view_is_labelled_as_the_runtime_does(frame):
     ours = predictor(network).predict(frame)
     assert ours.shape == (96, 128)
     assert (ours == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize('shrink_depth', [False, True])
+def test_a_network_on_depth_sees_metres(frame, shrink_depth):
+    torch.manual_seed(1)
+    options = {'modality': 'depth', 'shrink_depth': shrink_depth}
+    network = build_network('erfnet_encoder', 5, **options).eval()
+    step = 4 if shrink_depth else 2
+    metres = torch.from_numpy(frame.depth[step // 2 :: step, step // 2 :: step].copy())
+    inputs = {'depth': ((metres - 2) / 1.5).expand(1, 3, -1, -1)}
+    with torch.no_grad():
+        network.head.bias -= network(inputs).mean((0, 2, 3))  # so that no class wins everywhere
+        logits = network(inputs).numpy()
+    expected, _ = labels_and_confidence(logits, 96, 128)
+    assert len(np.unique(expected)) > 1
+    assert (predictor(network).predict(frame) == expected).mean() > 0.999
 
 
 def test_a_network_that_commutes_with_mirroring_gains_nothing_from_it(frame):

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 
+import cv2
 import numpy as np
 import pytest
 
@@ -84,6 +85,23 @@ def test_training_lowers_the_loss_and_leaves_what_a_user_needs(run_config, monke
     assert checkpoint.info['data'][0]['frames'] == 6
     scores = json.loads((trainer.Path(config.output) / 'scores.json').read_text())['test']
     assert scores['pixel_accuracy'] > 0.4
+
+
+def test_a_network_on_depth_is_trained_and_scored_like_any_other(run_config, nyu_pack):
+    options = {'modality': 'depth', 'shrink_depth': True, 'dropout': (0, 0)}
+    config = run_config(epochs=12, network=NetworkConfig('erfnet_encoder', options))
+    trainer.train(config)
+    folder = trainer.Path(config.output)
+    checkpoint = load_checkpoint(folder / 'last.safetensors')
+    mean, std = checkpoint.info['statistics']['depth']
+    metres = [
+        (cv2.imread(str(nyu_pack / f'depth8/{i:04d}.png'), cv2.IMREAD_UNCHANGED) + 0.5) / 25.5
+        for i in range(1, 7)
+    ]
+    assert mean == pytest.approx([np.mean(metres)] * 3, abs=0.05)
+    assert std == pytest.approx([np.std(metres)] * 3, abs=0.05)
+    # The wall, the floor and the box before it are told apart by depth.
+    assert json.loads((folder / 'scores.json').read_text())['test']['pixel_accuracy'] > 0.6
 
 
 def test_one_batch_can_be_learnt_by_heart(run_config):

@@ -11,10 +11,11 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from prepared_frames import HEIGHT, WIDTH, ramp_frames, random_frames  # noqa: E402
+from prepared_frames import HEIGHT, WIDTH, ramp_frames, random_frames, with_depth  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from rgbd_fusion_seg import preprocess  # noqa: E402
+from rgbd_fusion_seg.bundle import TensorInput  # noqa: E402
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.frame import Intrinsics  # noqa: E402
 from rgbd_fusion_seg.training import augment, views  # noqa: E402
@@ -32,9 +33,11 @@ WILD = AugmentConfig(
     min_zoom=0.7, max_rotation_deg=20, depth_scaling=True, drop_rgb=0.1, drop_hha=0.1
 )
 PLAIN = AugmentConfig(
-    whole=1, flip=0, brightness=0, contrast=0, saturation=0, hue=0, noise=0, hha_shift=0
-)
+    whole=1, flip=0, brightness=0, contrast=0, saturation=0, hue=0, noise=0, hha_shift=0,
+    depth_noise=0,
+)  # fmt: skip
 HHA_SIZE = (HEIGHT // 4, WIDTH // 4)
+ALL = ('rgb', 'hha', 'depth')
 Batch = dict[str, torch.Tensor]
 
 
@@ -56,11 +59,10 @@ def make_views(
             synthetic_share=share,
         ),
     )  # fmt: skip
-    synthetic = random_frames(5, seed=1) if share else None
+    real, synthetic = with_depth(random_frames(6)), with_depth(random_frames(5, seed=1))
+    synthetic = synthetic if share else None
     options = {'hha_size': HHA_SIZE, 'device': 'cpu', **options}
-    return TrainingViews(
-        random_frames(6), synthetic, config, rank=rank, world_size=world_size, **options
-    )
+    return TrainingViews(real, synthetic, config, rank=rank, world_size=world_size, **options)
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -85,18 +87,30 @@ def test_batches_are_what_they_promise():
             assert 200 < batch[name].max() <= 255
 
 
+def test_depth_comes_in_metres():
+    for batch in make_views(modalities=ALL).batches(0, 3):
+        assert list(batch) == ['rgb', 'hha', 'depth', 'labels']
+        assert batch['depth'].shape == (4, 1, *HHA_SIZE)
+        assert batch['depth'].dtype == torch.float32
+        assert batch['depth'].min() >= 0
+        assert 5 < batch['depth'].max() < 14
+
+
 @pytest.mark.parametrize(
     'way',
     [{'workers': 1}, {'workers': 2}, {'resident': 'always'}, {'resident': 'always', 'workers': 1}],
     ids=str,
 )
 def test_how_frames_are_read_changes_nothing(way):
-    assert_same(list(make_views(**way).batches(3, 5)), list(make_views().batches(3, 5)))
+    made = make_views(**way, modalities=ALL)
+    assert_same(list(made.batches(3, 5)), list(make_views(modalities=ALL).batches(3, 5)))
 
 
 def test_processes_make_slices_of_the_same_batch():
-    whole = list(make_views().batches(0, 5))
-    parts = [list(make_views(rank=rank, world_size=2).batches(0, 5)) for rank in (0, 1)]
+    whole = list(make_views(modalities=ALL).batches(0, 5))
+    parts = [
+        list(make_views(rank=rank, world_size=2, modalities=ALL).batches(0, 5)) for rank in (0, 1)
+    ]
     joined = [{k: torch.cat([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
     assert_same(joined, whole)
 
@@ -125,29 +139,36 @@ def test_an_epoch_visits_every_real_frame_once_whatever_comes_on_top():
 
 
 def test_a_whole_unchanged_view_is_the_prepared_frame():
-    frames = random_frames(6)
+    frames = with_depth(random_frames(6))
     for size, level in (((HEIGHT, WIDTH), 0), ((HEIGHT // 2, WIDTH // 2), 1)):
         data = DataConfig(width=size[1], height=size[0], workers=0)
         config = TrainConfig(batch_size=6, augment=PLAIN, data=data)
-        made = TrainingViews(frames, None, config, (size[0] // 2, size[1] // 2), 'cpu')
+        half = size[0] // 2, size[1] // 2
+        made = TrainingViews(frames, None, config, half, 'cpu', ALL)
         batch = next(made.batches(0, 1))
         order = [made.reader.choose(draw)[1] for draw in range(6)]
         for name, expected in (('rgb', frames.rgb[level]), ('hha', frames.hha[1 - level])):
             images = torch.from_numpy(expected[order]).permute(0, 3, 1, 2).float()
             torch.testing.assert_close(batch[name], images, rtol=0, atol=0.01)
+        np.testing.assert_array_equal(batch['depth'][:, 0], frames.depth[1 - level][order])
         step = HEIGHT // size[0]  # each pixel's centre is at the corner of step x step labels
         expected = frames.labels[order][:, step - 1 :: step, step - 1 :: step]
         np.testing.assert_array_equal(batch['labels'].numpy(), expected)
 
 
 def test_a_sensor_that_fails_is_black_or_without_readings():
-    lost = next(make_views(augment=dataclasses.replace(PLAIN, drop_rgb=1.0)).batches(0, 1))
-    kept = next(make_views(augment=PLAIN).batches(0, 1))
+    def batch(**changes: float) -> Batch:
+        changed = dataclasses.replace(PLAIN, **changes)
+        return next(make_views(augment=changed, modalities=ALL).batches(0, 1))
+
+    lost, kept = batch(drop_rgb=1.0), batch()
     assert (lost['rgb'] == 0).all()
-    torch.testing.assert_close(lost['hha'], kept['hha'], rtol=0, atol=0)
-    torch.testing.assert_close(lost['labels'], kept['labels'], rtol=0, atol=0)
-    lost = next(make_views(augment=dataclasses.replace(PLAIN, drop_hha=1.0)).batches(0, 1))
+    for name in ('hha', 'depth', 'labels'):
+        torch.testing.assert_close(lost[name], kept[name], rtol=0, atol=0)
+    lost = batch(drop_hha=1.0)
     assert (lost['hha'] == torch.tensor(augment.MISSING_HHA).view(3, 1, 1)).all()
+    assert (lost['depth'] == 0).all()
+    assert (preprocess.depth_image(np.zeros((9, 9), np.float32), 9, 9) == 0).all()
     torch.testing.assert_close(lost['rgb'], kept['rgb'], rtol=0, atol=0)
     both = AugmentConfig(drop_rgb=0.3, drop_hha=0.2)
     drawn = [augment.draw_view(both, (9, 9), np.random.default_rng(i)).drop for i in range(500)]
@@ -165,6 +186,9 @@ def test_only_what_the_network_reads_is_made():
         assert list(b) == ['hha', 'labels']
         assert_same([a, b], [{k: both[k] for k in a}, {k: both[k] for k in b}])
     assert 'rgb' not in depth.reader[0]
+    metres = next(make_views(modalities=('depth',)).batches(0, 1))
+    whole = next(make_views(modalities=ALL).batches(0, 1))
+    assert_same([metres], [{name: whole[name] for name in ('depth', 'labels')}])
 
 
 @pytest.mark.parametrize('zoom', [1.0, 1.2, 2.0, 4.0])
@@ -232,6 +256,29 @@ def test_whole_frames_come_in_the_order_asked_for():
     assert len(list(whole_frames(frames, None, None, 'cpu'))) == 6
 
 
+def test_whole_frames_hold_the_depth_that_the_runtime_feeds():
+    rng = np.random.default_rng(0)
+    # Sixteenths of a metre, which sixteen bits hold exactly.
+    depth = (np.linspace(16, 80, 240)[:, None] + rng.random((240, 320))).round().astype('f4') / 16
+    depth[60:90, 100:140] = 0
+    levels = tuple(preprocess.depth_image(depth, *s)[None] for s in ((80, 60), (160, 120)))
+    frames = dataclasses.replace(ramp_frames(), depth=tuple(np.float16(x) for x in levels))
+    mean, std = 2.75, 1.25
+    normalise = Normaliser({'depth': ([mean] * 3, [std] * 3)})
+    for width, height in ((80, 60), (160, 120), (40, 30)):
+        batches = whole_frames(frames, None, None, 'cpu', depth_size=(height, width))
+        (batch,) = batches
+        assert list(batch) == ['depth', 'labels']
+        size = TensorInput(height, width, np.full(3, mean, 'f4'), np.full(3, std, 'f4'))
+        expected = preprocess.depth_tensor(preprocess.depth_image(depth, width, height), size)
+        ours = normalise(batch)['depth'].numpy()
+        assert ours.shape == expected.shape
+        # Where holes were filled, 16 bits do not hold the depth exactly; 40x30 is resampled.
+        assert np.abs(ours - expected).max() < (0.003 if width > 40 else 0.15)
+        if width > 40:
+            assert (ours == expected).mean() > 0.9
+
+
 def test_normalised_inputs_have_zero_mean_and_unit_spread():
     frames = random_frames(40)
     frames = dataclasses.replace(frames, rgb=tuple(level // 2 + 20 for level in frames.rgb))
@@ -256,6 +303,17 @@ def test_statistics_are_those_of_each_channel():
         assert std == [0, 20, 0]
 
 
+def test_statistics_of_depth_are_in_metres_three_times():
+    frames = with_depth(random_frames(12))
+    statistics = channel_statistics(frames)
+    assert list(statistics) == ['rgb', 'hha', 'depth']
+    mean, std = statistics['depth']
+    assert mean == [mean[0]] * 3
+    assert std == [std[0]] * 3
+    assert mean[0] == pytest.approx(4.75, abs=0.3)
+    assert std[0] == pytest.approx(8.5 / 12**0.5, abs=0.2)
+
+
 class DeviceTasks(TorchDispatchMode):
     """Counts what is launched on another device than the CPU, and copies between the two."""
 
@@ -276,7 +334,7 @@ def test_a_larger_batch_is_no_more_work_for_who_launches_it():
     # The meta device computes nothing, but refuses tensors that are not on it, as a GPU would.
     counted = []
     for batch_size in (4, 16):
-        made = make_views(resident='always', device='meta', batch_size=batch_size)
+        made = make_views(resident='always', device='meta', batch_size=batch_size, modalities=ALL)
         batches = made.batches(0, 2)
         next(batches)
         with DeviceTasks() as tasks:

@@ -1,14 +1,15 @@
-"""Frames prepared once for training: colour, labels and HHA as memory-mapped arrays.
+"""Frames prepared once for training: colour, labels, HHA and depth as memory-mapped arrays.
 
 Colour is kept at two resolutions and HHA at two or more, so that a view that is zoomed in reads
 HHA computed at the resolution the network would be given, like the levels of a texture pyramid.
 HHA comes from `preprocess.hha_image`, the very function of the runtime: it resamples depth, fills
 holes by push-pull and keeps the filled pixels out of the normals. The papers complete depth
 beforehand by means of their own; a network must be trained on what the robot will show it.
+Depth in metres comes from `preprocess.depth_image` at the same sizes, for networks that read it.
 
-A cache is made of parts, each a folder: one for colour and labels, one for each size of HHA, so
-that another size costs only itself. A part's name ends in a hash of all it depends on, the code
-that made it included, so a changed constant never reads old values.
+A cache is made of parts, each a folder: one for colour and labels, one for each size of HHA and
+of depth, so that another size costs only itself. A part's name ends in a hash of all it depends
+on, the code that made it included, so a changed constant never reads old values.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, Labell
 FORMAT = 4
 COLOUR_CODE: tuple[ModuleType, ...] = (base, files, layouts, depths, preprocess)
 """Code that the content depends on, besides that of the reader."""
+DEPTH_TYPE = np.float16
+"""Its steps are 1 mm from 1 to 2 m and 4 mm from 4 to 8 m; a Kinect's are 3 mm at 1 m and grow
+with the square (Khoshelham and Elberink, Sensors 2012). Whole millimetres would end at 65 m."""
 HHA_CODE: tuple[ModuleType, ...] = (*COLOUR_CODE, hha, hha_kernels, frame_module)
 MAX_THREADS = 16
 CHUNK = 8
@@ -64,6 +68,7 @@ class CachedFrames:
         depth_range_m: nearest 1st and farthest 99th percentile of the frames' valid depth.
         valid_depth: share of the pixels that have a depth, 0..1.
         class_pixels: labelled pixels of each class, over all frames.
+        depth: float16 (N, h, w) metres, the sizes of `hha`; empty unless it was asked for.
     """
 
     name: str
@@ -75,13 +80,17 @@ class CachedFrames:
     depth_range_m: tuple[float, float]
     valid_depth: float = 1.0
     class_pixels: tuple[int, ...] = ()
+    depth: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def cached_frames(
-    source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int]] | None = None
+    source: FrameSource,
+    folder: Path,
+    hha_sizes: Sequence[tuple[int, int]] | None = None,
+    depth: bool = False,
 ) -> CachedFrames:
     """Return the prepared frames of ``source``; what ``folder`` lacks of them is made now.
 
@@ -93,13 +102,14 @@ def cached_frames(
         folder: for the caches of any number of sources; several processes may share it.
         hha_sizes: further sizes (width, height) of HHA, for instance the source's own for
             networks whose depth stream sees the full resolution.
+        depth: have depth in metres, too, at all sizes of HHA.
 
     Raises:
         InputError: frames that cannot be used, no frames, or too little space on the disk.
     """
     if not len(source):
         raise InputError(f'{source.name} has no frames; check its split file or its folder')
-    parts = _parts(source, Path(folder), hha_sizes or ())
+    parts = _parts(source, Path(folder), hha_sizes or (), depth)
     if not all(part.folder.is_dir() for part in parts):
         _build(source, parts, Path(folder))
     colour, *levels = (part.open() for part in parts)
@@ -110,7 +120,8 @@ def cached_frames(
         terms=source.terms,
         rgb=(colour['rgb'], colour['rgb_half']),
         labels=colour['labels'],
-        hha=tuple(level['hha'] for level in levels),
+        hha=tuple(level['hha'] for level in levels if 'hha' in level),
+        depth=tuple(level['depth'] for level in levels if 'depth' in level),
         depth_range_m=tuple(info['depth_range_m']),
         valid_depth=info['valid_depth'],
         class_pixels=tuple(info['class_pixels']),
@@ -148,23 +159,28 @@ class _Part:
 
     Args:
         folder: where it is once it is whole.
-        shapes: of the uint8 arrays, N first.
+        shapes: of the arrays, N first.
         prepare: makes a frame's entry in each array.
+        dtype: of the arrays.
     """
 
     folder: Path
     shapes: dict[str, tuple[int, ...]]
     prepare: Callable[[LabelledFrame], Images]
+    dtype: type[np.generic] = np.uint8
 
     @property
     def num_bytes(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+        pixels = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return pixels * np.dtype(self.dtype).itemsize
 
     def open(self) -> Images:
         return {name: np.load(self.folder / f'{name}.npy', mmap_mode='r') for name in self.shapes}
 
 
-def _parts(source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int]]) -> list[_Part]:
+def _parts(
+    source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int]], depth: bool
+) -> list[_Part]:
     n, (w, h) = len(source), source.size
     description = [FORMAT, source.name, n, len(source.classes), source.size, source.describe()]
 
@@ -192,9 +208,18 @@ def _parts(source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int
         path = place(f'hha{width}x{height}', HHA_CODE)
         return _Part(path, {'hha': (n, height, width, 3)}, prepare)
 
+    def metres(width: int, height: int) -> _Part:
+        def prepare(item: LabelledFrame) -> Images:
+            return {'depth': preprocess.depth_image(item.frame.depth, width, height)}
+
+        path = place(f'depth{width}x{height}', COLOUR_CODE)
+        return _Part(path, {'depth': (n, height, width)}, prepare, DEPTH_TYPE)
+
     shapes = {'rgb': (n, h, w, 3), 'rgb_half': (n, h // 2, w // 2, 3), 'labels': (n, h, w)}
     sizes = sorted({(w // 4, h // 4), (w // 2, h // 2), *((int(x), int(y)) for x, y in hha_sizes)})
-    return [_Part(place('colour', COLOUR_CODE), shapes, colour), *(level(*s) for s in sizes)]
+    kinds = (level, metres) if depth else (level,)
+    levels = [kind(*size) for kind in kinds for size in sizes]
+    return [_Part(place('colour', COLOUR_CODE), shapes, colour), *levels]
 
 
 def _build(source: FrameSource, parts: list[_Part], folder: Path) -> None:
@@ -248,7 +273,9 @@ def _fill(source: FrameSource, parts: list[_Part], workspace: Path) -> None:
     for part in parts:
         path = workspace / part.folder.name
         path.mkdir(parents=True)
-        arrays.append({k: _reserve(path / f'{k}.npy', v) for k, v in part.shapes.items()})
+        arrays.append(
+            {k: _reserve(path / f'{k}.npy', v, part.dtype) for k, v in part.shapes.items()}
+        )
 
     def prepare(indices: range) -> list[_Statistics]:
         statistics = []
@@ -273,9 +300,9 @@ def _fill(source: FrameSource, parts: list[_Part], workspace: Path) -> None:
         (workspace / part.folder.name / 'info.json').write_text(info)
 
 
-def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Make a uint8 array whose space is taken; a full disk would kill a writer to a sparse one."""
-    data = np.lib.format.open_memmap(path, 'w+', np.uint8, shape)
+def _reserve(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:
+    """Make an array whose space is taken; a full disk would kill a writer to a sparse one."""
+    data = np.lib.format.open_memmap(path, 'w+', dtype, shape)
     if hasattr(os, 'posix_fallocate'):
         with path.open('r+b') as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

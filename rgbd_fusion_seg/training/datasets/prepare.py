@@ -57,7 +57,7 @@ def prepare(data: DataConfig, check: bool = False) -> None:
 
 
 def prepare_frames(
-    config: DataConfig, hha_sizes: Sequence[tuple[int, int]] | None = None
+    config: DataConfig, hha_sizes: Sequence[tuple[int, int]] | None = None, depth: bool = False
 ) -> dict[str, CachedFrames]:
     """Make or open the caches of all frames of a run.
 
@@ -65,6 +65,7 @@ def prepare_frames(
         config: the data.
         hha_sizes: sizes (width, height) at which HHA is wanted besides the usual ones, see
             `cached_frames`.
+        depth: have depth in metres, too.
 
     Returns:
         'train' and 'test'; for data of the NYU40 classes also 'synthetic' and 'synthetic_test'
@@ -77,7 +78,7 @@ def prepare_frames(
     if sources['train'].classes.name == NYU40.name and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
     folder = Path(config.cache)
-    return {k: cached_frames(source, folder, hha_sizes) for k, source in sources.items()}
+    return {k: cached_frames(source, folder, hha_sizes, depth) for k, source in sources.items()}
 
 
 def _rooms(config: DataConfig) -> dict[str, FrameSource]:

@@ -402,8 +402,8 @@ class AdapNetPp(SegmentationNetwork):
 
     Args:
         num_classes: number of classes K.
-        modality: 'rgb' or 'hha', the input that is read.
-        shrink_depth: the HHA input has half the colour's size, as the depth stream of a fusion
+        modality: 'rgb', 'hha' or 'depth', the input that is read.
+        shrink_depth: an input of depth has half the colour's size, as the depth stream of a fusion
             network that starts from this one, and so have the logits. No effect on 'rgb'.
         width: factor on all numbers of channels, for small robots and tests.
         easpp_rates: dilations of the eASPP's three branches; (6, 12, 18) for 768x768 inputs.
@@ -438,7 +438,7 @@ class AdapNetPp(SegmentationNetwork):
             raise ValueError(f'modality must be one of {MODALITIES}, got {modality!r}')
         self.modality = modality
         self.modalities = (modality,)
-        self.shrink_depth = shrink_depth and modality == 'hha'
+        self.shrink_depth = shrink_depth and modality != 'rgb'
         self.stride = (1 if full_size else 4) * (2 if self.shrink_depth else 1)
         self.auxiliary_weights = AUXILIARY_WEIGHTS if auxiliary_heads else ()
         self.encoder = AdapNetPpEncoder(width, easpp_rates, dropout)
@@ -451,7 +451,7 @@ class AdapNetPp(SegmentationNetwork):
         """Segment.
 
         Args:
-            inputs: 'rgb' or 'hha' (N, 3, h, w).
+            inputs: the modality's (N, 3, h, w).
             auxiliary: also return the auxiliary predictions.
 
         Returns:

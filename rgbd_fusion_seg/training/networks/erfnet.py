@@ -154,8 +154,8 @@ class ErfNetEncoder(SegmentationNetwork):
 
     Args:
         num_classes: number of classes K.
-        modality: 'rgb' or 'hha', the input that is read.
-        shrink_depth: the HHA input has half the colour's size, as the depth stream of a fusion
+        modality: 'rgb', 'hha' or 'depth', the input that is read.
+        shrink_depth: an input of depth has half the colour's size, as the depth stream of a fusion
             network that starts from this one; the logits then are at 1/16 of the colour's size,
             and whoever compares them with labels enlarges them to those. No effect on 'rgb'.
         dropout: rates of the 64- and the 128-channel units.
@@ -176,7 +176,7 @@ class ErfNetEncoder(SegmentationNetwork):
             raise ValueError(f'modality must be one of {MODALITIES}, got {modality!r}')
         self.modality = modality
         self.modalities = (modality,)
-        self.shrink_depth = shrink_depth and modality == 'hha'
+        self.shrink_depth = shrink_depth and modality != 'rgb'
         self.stride = self.size_multiple = ENCODER_STRIDE * (2 if self.shrink_depth else 1)
         self.encoder = Encoder(dropout)
         self.head = nn.Conv2d(ENCODER_CHANNELS, num_classes, 1)
@@ -184,7 +184,7 @@ class ErfNetEncoder(SegmentationNetwork):
     def forward(
         self, inputs: Mapping[str, Tensor], auxiliary: bool = False
     ) -> Tensor | list[Tensor]:
-        """``{'rgb' or 'hha': (N, 3, h, w)}`` -> logits (N, K, h/8, w/8).
+        """``{modality: (N, 3, h, w)}`` -> logits (N, K, h/8, w/8).
 
         With ``auxiliary`` a list of them alone: there is no auxiliary output.
 
@@ -239,7 +239,7 @@ class ErfNet(ErfNetEncoder):
     def forward(
         self, inputs: Mapping[str, Tensor], auxiliary: bool = False
     ) -> Tensor | list[Tensor]:
-        """``{'rgb' or 'hha': (N, 3, h, w)}`` -> logits (N, K, h, w) (or at 1/4).
+        """``{modality: (N, 3, h, w)}`` -> logits (N, K, h, w) (or at 1/4).
 
         With ``auxiliary`` the list of them and the encoder head's, at 1/8.
 

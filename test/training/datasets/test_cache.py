@@ -17,7 +17,7 @@ import pytest
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
-from rgbd_fusion_seg.preprocess import hha_image
+from rgbd_fusion_seg.preprocess import depth_image, hha_image
 
 pytest.importorskip('torch')
 
@@ -118,6 +118,33 @@ def test_a_further_size_of_hha_leaves_the_other_parts_alone(tmp_path):
     cached_frames(source, tmp_path, [(80, 60)])
     cached_frames(source, tmp_path)
     assert source.reads == 0
+
+
+def test_depth_in_metres_is_made_where_it_is_asked_for_and_as_fine_as_a_kinect(tmp_path):
+    source = Walls()
+    assert cached_frames(source, tmp_path).depth == ()
+    before = {name: (tmp_path / name).stat().st_ino for name in visible(tmp_path)}
+    frames = cached_frames(source, tmp_path, depth=True)
+    after = {name: (tmp_path / name).stat().st_ino for name in visible(tmp_path)}
+    assert before.items() < after.items()
+    assert [name.rpartition('-')[0] for name in sorted(after.keys() - before.keys())] == [
+        'walls-depth20x15',
+        'walls-depth40x30',
+    ]
+    for level, size in zip(frames.depth, ((20, 15), (40, 30)), strict=True):
+        assert (level.shape, level.itemsize) == ((11, size[1], size[0]), 2)
+        for i in range(len(source)):
+            metres = depth_image(source[i].frame.depth, *size)
+            assert metres.min() >= 1  # no hole is left
+            steps = 2.85e-3 * metres**2  # of a Kinect
+            assert (np.abs(level[i] - metres) < 0.5 * steps).all()
+    source.reads = 0
+    sizes = [level.shape[2] for level in cached_frames(source, tmp_path, depth=True).depth]
+    assert (sizes, source.reads) == ([20, 40], 0)
+    frames = cached_frames(source, tmp_path, [(80, 60)], depth=True)
+    assert [level.shape[2] for level in frames.depth] == [20, 40, 80]
+    kept = np.stack([source[i].frame.depth for i in range(len(source))])
+    np.testing.assert_allclose(frames.depth[2][kept > 0], kept[kept > 0], rtol=2**-11)
 
 
 def test_changed_code_of_hha_makes_hha_anew_and_nothing_else(tmp_path, monkeypatch):
