@@ -195,3 +195,15 @@ def test_what_changes_maps_between_flows_changes_what_follows(variants):
 def test_unknown_options_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         Xception(ONE, *options)
+
+
+def test_asymfusion_stands_in_the_last_block_of_each_flow():
+    """AsymFusion §4.2."""
+    with torch.device('meta'):
+        network = build_network('asymfusion', 19, backbone='xception65', head='deeplabv3plus')
+    fused = [
+        name
+        for name, module in network.encoder.named_modules()
+        if isinstance(module, BlockFusion) and type(module) is not BlockFusion
+    ]
+    assert fused == ['entry.2.fusion', 'middle.15.fusion', 'exit.1.fusion']
