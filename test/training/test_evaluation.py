@@ -17,9 +17,11 @@ torch = pytest.importorskip('torch')
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame  # noqa: E402
+from rgbd_fusion_seg.preprocess import hha_image, rgb_image  # noqa: E402
 from rgbd_fusion_seg.training import evaluation  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import class_entries, save_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.datasets import open_dataset  # noqa: E402
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame  # noqa: E402
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
@@ -265,6 +267,49 @@ def test_the_command_leaves_a_report(checkpoint, data, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f'{100 * scores["mIoU"]:.1f}' in shown
     assert 'nyudv2_test' in (output / 'report.md').read_text()
+
+
+@pytest.mark.parametrize('name', ['cen', 'asymfusion', 'multimodal'])
+def test_networks_of_branches_are_scored_at_several_scales_and_mirrored(data, tmp_path, name):
+    """Against torch written out: probabilities of four views at the frame's size, averaged."""
+    options = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+    torch.manual_seed(1)
+    network = build_network(name, 40, **options).eval()
+    info = {
+        'network': name, 'options': options, 'classes': class_entries(NYU40),
+        'statistics': {m: ([120.0] * 3, [60.0] * 3) for m in ('rgb', 'hha')},
+        'width': 96, 'height': 64,
+    }  # fmt: skip
+    save_checkpoint(tmp_path / 'last.safetensors', network, info)
+    data.synthetic_test_frames, folder = 0, tmp_path / 'report'
+    evaluate(
+        tmp_path / 'last.safetensors', data, folder, scales=(0.5, 1.0), flip=True, every=2,
+        boundary=False, pictures=0, device='cpu',
+    )  # fmt: skip
+    scores = json.loads((folder / 'scores.json').read_text())['sets']['nyudv2_test']
+    item = open_dataset(data.dataset, 'test')[0]
+    total = 0
+    for width, height in ((48, 32), (96, 64)):
+        rgb = rgb_image(item.frame.rgb, width, height)
+        hha = hha_image(item.frame.depth, item.frame.intrinsics, width, height)
+        for flip in (False, True):
+            view = {m: x[:, ::-1] if flip else x for m, x in (('rgb', rgb), ('hha', hha))}
+            view = {
+                m: (torch.tensor(x.copy()).permute(2, 0, 1)[None].float() - 120) / 60
+                for m, x in view.items()
+            }
+            with torch.no_grad():
+                logits = network(view)
+            logits = logits.flip(3) if flip else logits
+            large = torch.nn.functional.interpolate(logits, (480, 640), mode='bilinear')
+            total = total + large.softmax(1)
+    labels = total.argmax(1)[0].numpy()
+    assert len(np.unique(labels)) > 1
+    known = item.labels != 255
+    expected = np.zeros((40, 41), int)
+    np.add.at(expected, (item.labels[known], labels[known]), 1)
+    difference = np.abs(np.array(scores['confusion']) - expected).sum()
+    assert difference <= 0.002 * known.sum()  # ties
 
 
 def test_a_quick_look_takes_every_nth_frame_and_no_report(checkpoint, data, capsys):
