@@ -10,7 +10,8 @@ import torch
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.training.checkpoints import Checkpoint, class_entries
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
-from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.networks import NETWORKS, build_network
+from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
 
 CLASSES = ClassSet('toy', ('a', 'b', 'c'), np.array([[9, 8, 7], [90, 80, 70], [200, 0, 1]], 'u1'))
 STATISTICS = {
@@ -18,13 +19,15 @@ STATISTICS = {
     'hha': [[130.0, 90.0, 110.0], [60.0] * 3],
     'depth': [[2.5] * 3, [1.25] * 3],
 }
-SMALL = {'adapnetpp': {'width': 0.125}}
-"""Options that make a backbone as small as a test affords."""
+SMALL_BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+"""Options that make networks of branches as small as a test affords."""
 
 
 def small_options(name: str) -> dict[str, Any]:
     """Return the options that make a network small."""
-    return SMALL.get(name.rpartition('_')[2], {})
+    if issubclass(NETWORKS[name], MultimodalNetwork):
+        return SMALL_BRANCHES
+    return {'width': 0.125} if name.endswith('adapnetpp') else {}
 
 
 def tiny_checkpoint(

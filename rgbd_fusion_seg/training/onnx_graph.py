@@ -162,13 +162,16 @@ def _quiet() -> Iterator[None]:
 def fold_batch_norms(model: onnx_ir.Model) -> None:
     """Take each batch norm behind a convolution into its weights, in place.
 
-    The exporter's optimiser has done so where one follows directly. Here weights that are split
-    become constants of their own, and norms behind a concatenation that has a convolution go
-    before it. What is left normalises an input, a sum or a pooling.
+    The exporter's optimiser has done so where one follows directly. Here weights that are split,
+    and those that several convolutions with norms of their own share, become constants of each,
+    and norms behind a concatenation that has a convolution go before it. What is left normalises
+    an input, a sum or a pooling.
     """
     for node in list(model.graph):
         if node.op_type == 'Split' and node.inputs[0].const_value is not None:
             _split_constant(model.graph, node)
+        elif node.op_type == 'BatchNormalization':
+            _own_weights(model.graph, node)
     rewrite(model, pattern_rewrite_rules=[_NormBeforeConcat().rule()])
     optimize_ir(model)
 
@@ -186,6 +189,20 @@ def _split_constant(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     graph.remove(node, safe=True)
     if not source.uses():
         graph.initializers.pop(source.name)
+
+
+def _own_weights(graph: onnx_ir.Graph, norm: onnx_ir.Node) -> None:
+    """Give the convolution before a norm weights that no other node uses."""
+    node = norm.inputs[0].producer()
+    if node is None or node.op_type not in JOINED:
+        return
+    for place, value in list(enumerate(node.inputs))[1:]:
+        if value is None or value.const_value is None or len(value.uses()) == 1:
+            continue
+        tensor = onnx_ir.tensor(value.const_value.numpy(), name=f'{norm.name}_{place}')
+        copy = onnx_ir.val(tensor.name, const_value=tensor)
+        graph.register_initializer(copy)
+        node.replace_input_with(place, copy)
 
 
 class _NormBeforeConcat(pattern.RewriteRuleClassBase):
