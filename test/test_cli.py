@@ -61,6 +61,26 @@ def test_segment_writes_the_labels_of_the_segmenter(folder, tiny_bundle, tmp_pat
     assert str(output / 'overlay.mp4') in printed
 
 
+def test_segment_labels_from_one_sensor_alone(folder, tiny_bundle, tmp_path, capsys):
+    parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
+    bundle = parts.write_with_parts(tmp_path / 'parts')
+    without_depth = np.zeros((HEIGHT, WIDTH), np.uint16)
+    cv2.imwrite(str(folder / 'f1.depth.png'), without_depth)
+    for only, path in (('rgb', 'rgb_only'), ('depth', 'hha_only'), ('', '')):
+        output = tmp_path / f'out_{only}'
+        chosen = ('--only', only) if only else ()
+        assert run('segment', folder, '--bundle', bundle, '--output', output, *chosen) == 0
+        with Segmenter(bundle / path) as segmenter:
+            for index, frame in enumerate(FolderFrames(folder)):
+                labels = cv2.imread(str(output / f'labels/f{index}.png'), cv2.IMREAD_UNCHANGED)
+                np.testing.assert_array_equal(labels, segmenter.segment(frame).labels)
+    output = tmp_path / 'none'
+    assert (
+        run('segment', folder, '--bundle', tiny_bundle, '--output', output, '--only', 'rgb') == 1
+    )
+    assert 'tiny cannot answer from rgb alone' in capsys.readouterr().err
+
+
 def test_bag_gives_the_same_labels_as_its_folder(folder, tiny_bundle, tmp_path):
     bag = tmp_path / 'a_bag'
     assert run('bag', folder, bag, '--rate', 15) == 0

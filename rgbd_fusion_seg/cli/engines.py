@@ -69,6 +69,8 @@ def _build_engine(options: argparse.Namespace) -> int:
         bundle = bundle.resized(*sizes[len(sizes) // 2])
         card = _checked(bundle, path, options.frames) or card
     print(card.text(path))
+    for part in bundle.single_sensor.values():
+        tell(f'{part.path} has an engine of its own: rgbd-fusion-seg build-engine {part.path}')
     return 0
 
 

@@ -57,6 +57,7 @@ def _segment(options: argparse.Namespace) -> int:
             options.output,
             video=options.video,
             max_frames=options.max_frames,
+            only=options.only,
             progress=True,
         )
         print(table_text(f'{bundle.name} on {segmenter.engine_name}', result.rows))
@@ -122,6 +123,12 @@ def _add_segment(commands: Commands) -> None:
     )
     add_input_size(parser)
     parser.add_argument('--max-frames', type=count, metavar='N', help='stop after N frames')
+    parser.add_argument(
+        '--only',
+        choices=('rgb', 'depth'),
+        default='',
+        help='label from this sensor alone, with a bundle that can (default: from both)',
+    )
     add_camera(parser)
     for role in ('color', 'depth', 'camera-info'):
         parser.add_argument(f'--{role}-topic', metavar='TOPIC', help='of a bag (default: found)')

@@ -84,6 +84,7 @@ def segment_recording(
     *,
     video: bool = True,
     max_frames: int | None = None,
+    only: str = '',
     progress: bool = False,
 ) -> SegmentedRecording:
     """Segment every frame of a recording.
@@ -97,10 +98,12 @@ def segment_recording(
         output: folder to write; files of these names in it are replaced.
         video: write ``overlay.mp4`` too.
         max_frames: stop after so many.
+        only: label from this sensor alone, 'rgb' or 'depth', see `Segmenter.segment`.
         progress: show a progress bar on stderr.
 
     Raises:
         InputError: the recording or the output folder cannot be used.
+        BundleError: the bundle cannot answer from that sensor alone.
     """
     writer = _Writer(output, segmenter, video)
     total = min(len(source), max_frames if max_frames is not None else len(source))
@@ -108,7 +111,7 @@ def segment_recording(
     began_s = time.monotonic()
     with writer, tqdm(total=total, desc='segmenting', unit='frame', disable=not progress) as bar:
         for index, frame in enumerate(islice(source, max_frames)):
-            result = segmenter.segment(frame)
+            result = segmenter.segment(frame, only=only)
             writer.write(source.name(index), frame, result, in_sheet=index in moments)
             bar.update()
     return writer.finish(source, time.monotonic() - began_s)
@@ -123,6 +126,7 @@ class _Writer:
         self._video = VideoWriter(output / 'overlay.mp4', _VIDEO_RATE_HZ) if video else None
         self._rows: list[list[np.ndarray]] = []
         self._timings: dict[str, list[float]] = defaultdict(list)
+        self._busy_ms: list[float] = []
         self._pixels = np.zeros(256, np.int64)
         self._count = 0
         try:
@@ -148,6 +152,8 @@ class _Writer:
             self._rows.append([frame.rgb, depth_picture(frame.depth), picture])
         for stage, milliseconds in result.timings.items():
             self._timings[stage].append(milliseconds)
+        # Frames without depth may take fewer stages than the others.
+        self._busy_ms.append(sum(result.timings.values()))
         self._pixels += np.bincount(result.labels.ravel(), minlength=256)
         self._count += 1
 
@@ -168,11 +174,10 @@ class _Writer:
 
     def _table(self, source: FrameSource, seconds: float) -> dict[str, Value]:
         stages = {stage: float(np.median(ms)) for stage, ms in self._timings.items()}
-        busy_ms = np.sum(list(self._timings.values()), axis=0)
         return {
             'frames': self._count,
             'messages skipped': source.skipped,
-            'frames/s, segmentation alone': float(1000 / np.median(busy_ms)),
+            'frames/s, segmentation alone': float(1000 / np.median(self._busy_ms)),
             'frames/s, with reading and writing': self._count / seconds,
             **{f'{stage}, median (ms)': ms for stage, ms in stages.items()},
         }

@@ -65,6 +65,7 @@ class Health:
             self._problems: dict[str, Problem] = {}
             self._drops: Counter[str] = Counter()
             self._masks = 0
+            self._alone: Counter[str] = Counter()
             self._latency_ms: deque[float] = deque(maxlen=_WINDOW)
             self._age_ms: deque[float] = deque(maxlen=_WINDOW)
             self._stages_ms: dict[str, deque[float]] = {}
@@ -103,16 +104,25 @@ class Health:
         with self._lock:
             self._drops[reason] += 1
 
-    def published(self, latency_ms: float, age_ms: float, timings: Mapping[str, float]) -> None:
+    def published(
+        self,
+        latency_ms: float,
+        age_ms: float,
+        timings: Mapping[str, float],
+        sensors: Sequence[str] = (),
+    ) -> None:
         """Count a mask.
 
         Args:
             latency_ms: from the arrival of the pair to its mask being sent.
             age_ms: from the colour stamp to its mask being sent, by the node's clock.
             timings: of the segmentation, stage -> milliseconds.
+            sensors: those of `frame.SENSORS` that the network saw.
         """
         with self._lock:
             self._masks += 1
+            if len(sensors) == 1:
+                self._alone[sensors[0]] += 1
             self._latency_ms.append(latency_ms)
             self._age_ms.append(age_ms)
             for stage, taken_ms in {**timings, 'segmentation': sum(timings.values())}.items():
@@ -170,7 +180,9 @@ class Health:
     def snapshot(self) -> dict[str, str]:
         """Return the numbers as text, in the order in which they are shown."""
         with self._lock:
-            values = {'masks': str(self._masks), 'dropped': str(sum(self._drops.values()))}
+            values = {'masks': str(self._masks)}
+            values |= {f'masks from {name} alone': str(n) for name, n in self._alone.items()}
+            values['dropped'] = str(sum(self._drops.values()))
             values |= {f'dropped: {reason}': str(n) for reason, n in sorted(self._drops.items())}
             samples = {'latency': self._latency_ms, 'age': self._age_ms, **self._stages_ms}
             for name, taken_ms in samples.items():

@@ -10,7 +10,12 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from rgbd_fusion_seg.depth import METRE_ENCODINGS, MILLIMETRE_ENCODINGS, depth_to_metres
+from rgbd_fusion_seg.depth import (
+    METRE_ENCODINGS,
+    MILLIMETRE_ENCODINGS,
+    depth_to_metres,
+    grey_picture,
+)
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import (
@@ -135,6 +140,48 @@ def frame_from_msgs(
         intrinsics=intrinsics,
         stamp_ns=stamp_to_ns(color.header.stamp),
         frame_id=color.header.frame_id,
+    )
+
+
+def frame_from_color(
+    color: Image, intrinsics: Intrinsics, topic: str = 'colour image'
+) -> RgbdFrame:
+    """Make a frame of a colour image alone: its depth has no reading.
+
+    Raises:
+        FrameError: an image that cannot be read, or not of the size of the intrinsics.
+    """
+    rgb = color_from_msg(color, topic)
+    return RgbdFrame(
+        rgb=rgb,
+        depth=np.zeros(rgb.shape[:2], np.float32),
+        intrinsics=intrinsics,
+        stamp_ns=stamp_to_ns(color.header.stamp),
+        frame_id=color.header.frame_id,
+    )
+
+
+def frame_from_depth(
+    depth: Image, intrinsics: Intrinsics, topic: str = 'depth image', frame_id: str = ''
+) -> RgbdFrame:
+    """Make a frame of a registered depth image alone: its colour is a grey picture of depth.
+
+    Args:
+        depth: the message.
+        intrinsics: of the colour camera.
+        topic: where the message came from, for error messages.
+        frame_id: of the colour camera; default: the message's.
+
+    Raises:
+        FrameError: an image that cannot be read, or not of the size of the intrinsics.
+    """
+    metres = depth_from_msg(depth, topic)
+    return RgbdFrame(
+        rgb=grey_picture(metres),
+        depth=metres,
+        intrinsics=intrinsics,
+        stamp_ns=stamp_to_ns(depth.header.stamp),
+        frame_id=frame_id or depth.header.frame_id,
     )
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -28,7 +29,8 @@ from rgbd_fusion_seg import kernels
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
-from rgbd_fusion_seg.ros import diagnostics
+from rgbd_fusion_seg.frame import SENSORS
+from rgbd_fusion_seg.ros import diagnostics, single_sensor
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Rates
 from rgbd_fusion_seg.ros.engine_builder import EngineBuilder, build_is_due
 from rgbd_fusion_seg.ros.parameters import (
@@ -69,7 +71,7 @@ class SegmentationNode(LifecycleNode):
             depth=self.resolve_topic_name(DEPTH_TOPIC),
             info=self.resolve_topic_name(INFO_TOPIC),
         )
-        self.health = Health(self._log)
+        self.health = Health(self.log)
         self._rates = Rates()
         self._segmenter: Segmenter | None = None
         self._builder: EngineBuilder | None = None
@@ -162,7 +164,8 @@ class SegmentationNode(LifecycleNode):
         began_s = time.monotonic()
         self.get_logger().info('preparing kernels (the first time ever they are compiled)')
         kernels.warm_up()
-        self._segmenter = self._open_segmenter(bundle, self._tell_step_down)
+        preload = config.single_sensor.preload
+        self._segmenter = self._open_segmenter(bundle, self._tell_step_down, preload)
         self._segmenter.warm_up()
         if config.engine.build == 'background' and build_is_due(self._segmenter.step_downs):
             self._builder = EngineBuilder(
@@ -170,7 +173,7 @@ class SegmentationNode(LifecycleNode):
                 lambda: self._open_segmenter(bundle, lambda _: None),
                 config.engine.build_options,
                 config.engine.device,
-                self._log,
+                self.log,
             )
         self._outputs = SegmentationPublishers(
             self, bundle, config.output, self.complain_about_qos
@@ -181,7 +184,10 @@ class SegmentationNode(LifecycleNode):
         )
 
     def _open_segmenter(
-        self, bundle: ModelBundle, on_step_down: Callable[[StepDown], None]
+        self,
+        bundle: ModelBundle,
+        on_step_down: Callable[[StepDown], None],
+        preload_single_sensor: bool = False,
     ) -> Segmenter:
         config = self.config
         return Segmenter(
@@ -190,14 +196,16 @@ class SegmentationNode(LifecycleNode):
             min_confidence=config.output.min_confidence,
             input_size=config.engine.input_size,
             on_step_down=on_step_down,
+            preload_single_sensor=preload_single_sensor,
             **config.engine.options,
         )
 
     def _tell_step_down(self, step_down: StepDown) -> None:
         sentence = str(step_down)
-        if self._segmenter is not None:  # it failed while it ran
+        if self._segmenter is not None and step_down in self._segmenter.step_downs:
+            # It failed while it ran; what answers from one sensor alone has an engine of its own.
             sentence += f'; {self._segmenter.engine_name} takes over'
-        self._log(WARN if step_down.unexpected else OK, sentence)
+        self.log(WARN if step_down.unexpected else OK, sentence)
 
     def _activate(self) -> None:
         self.health.clear()
@@ -241,7 +249,7 @@ class SegmentationNode(LifecycleNode):
 
     def _report(self) -> None:
         """Publish a DiagnosticArray; complain first when no pair comes."""
-        values, ok_message, step_downs = {}, 'inactive', ()
+        values, ok_message, step_downs, losses = {}, 'inactive', (), []
         if self._segmenter is not None:
             values['engine'] = self._segmenter.engine_name
             values['bundle'] = self._segmenter.bundle.name
@@ -252,14 +260,17 @@ class SegmentationNode(LifecycleNode):
         if self._stream is not None:
             self._stream.complain_about_silence()
             values |= self._rates.update(self._stream.counters())
-            values |= diagnostics.synchroniser_values(self._stream.sync)
+            bundle, sync = self._segmenter.bundle, self._stream.sync
+            values |= diagnostics.synchroniser_values(sync)
+            values |= single_sensor.loss_values(bundle, sync)
+            losses = single_sensor.loss_problems(bundle, sync)
             ok_message = f'{values["masks Hz"]} masks/s'
             if self.config.output.lazy and not self._outputs.wanted():
                 ok_message = 'idle: nobody subscribes to segmentation/*'
         status = diagnostics.make_status(
             f'{self.get_fully_qualified_name()[1:]}: segmentation',
             values.get('engine', ''),
-            self.health.problems() + diagnostics.step_down_problems(step_downs),
+            self.health.problems() + losses + diagnostics.step_down_problems(step_downs),
             ok_message,
             values | self.health.snapshot(),
         )
@@ -272,7 +283,8 @@ class SegmentationNode(LifecycleNode):
         # The event comes once for each partner, so the complaint stays.
         self.health.complain(kind, sentence, sticky=True)
 
-    def _log(self, level: bytes, sentence: str) -> None:
+    def log(self, level: bytes, sentence: str) -> None:
+        """Say something at the level of a diagnostic status."""
         if not self.context.ok():
             return
         if level == ERROR:
@@ -292,7 +304,7 @@ class _Stream:
         segmenter: Segmenter,
         publishers: SegmentationPublishers,
     ) -> None:
-        self._node, self._health = node, node.health
+        self._node, self._health, self._bundle = node, node.health, segmenter.bundle
         self._config, self._topics = node.config, node.topics
         self._info: CameraInfo | None = None
         self._info_count = 0
@@ -315,7 +327,14 @@ class _Stream:
             slop_s=sync.slop_s,
             queue_size=sync.queue_size,
             matcher=sync.matcher,
+            on_alone={
+                stream: partial(self._hand_over_alone, stream)
+                for stream, sensor in enumerate(SENSORS)
+                if self._bundle.alone(sensor) is not None
+            },
+            lost_after_s=node.config.single_sensor.after_s,
         )
+        self._told_lost: int | None = None
         self._worker: LatestOnlyWorker[Pair] = LatestOnlyWorker(
             processor.process,
             on_error=processor.failed,
@@ -351,8 +370,11 @@ class _Stream:
     def complain_about_silence(self) -> None:
         """Say which topic is missing when no pair or no calibration has come for long."""
         after_s = self._config.sync.warn_after_s
+        if self.sync.goes_on_alone:
+            return
         if sentence := self.sync.complaint(after_s):
-            self._health.complain('no pair', sentence, ERROR)
+            lost = single_sensor.loss_sentence(self._bundle, self.sync)
+            self._health.complain('no pair', lost or sentence, ERROR)
         elif (
             not self._info_count
             and not self._config.camera.fx
@@ -394,7 +416,18 @@ class _Stream:
         self._info = info
         self._info_count += 1
 
+    def _hand_over_alone(self, stream: int, msg: Image) -> None:
+        if self._told_lost != self.sync.lost:
+            self._told_lost = self.sync.lost
+            self._node.log(WARN, single_sensor.loss_sentence(self._bundle, self.sync))
+        color, depth = (msg, None) if stream == 0 else (None, msg)
+        self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
+
     def _hand_over(self, color: Image, depth: Image) -> None:
+        if self._told_lost is not None:
+            topic = self.sync.streams[self._told_lost].topic
+            self._told_lost = None
+            self._node.log(OK, f'images arrive on {topic} again, labels rest on both')
         self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
 
     def _start_epoch(self, reason: str) -> None:

@@ -140,6 +140,27 @@ class SyncConfig:
 
 
 @dataclass(frozen=True)
+class SingleSensorConfig:
+    """Section ``single_sensor``: what happens when colour or depth falls silent.
+
+    It concerns bundles that can answer from one sensor alone.
+    """
+
+    after_s: float = setting(
+        1.0,
+        'Label colour or depth alone when the other has been silent for this many seconds; more '
+        'than the period of the slower camera, 0 = never.',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    preload: bool = setting(
+        True,
+        'Load at start what answers from one sensor alone; false saves its memory, and the first '
+        'frame after a loss waits until it is loaded.',
+    )
+
+
+@dataclass(frozen=True)
 class CameraConfig:
     """Section ``camera``: what the driver does not tell.
 
@@ -207,6 +228,7 @@ class SegmentationConfig:
     )
     engine: EngineConfig = field(default_factory=EngineConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
+    single_sensor: SingleSensorConfig = field(default_factory=SingleSensorConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 

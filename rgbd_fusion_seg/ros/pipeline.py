@@ -9,12 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
 from rgbd_fusion_seg.errors import EngineError, FrameError, RgbdFusionSegError
-from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
 from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
-from rgbd_fusion_seg.ros.images import frame_from_msgs, info_from_intrinsics, stamp_to_ns
+from rgbd_fusion_seg.ros.images import (
+    frame_from_color,
+    frame_from_depth,
+    frame_from_msgs,
+    info_from_intrinsics,
+    stamp_to_ns,
+)
 from rgbd_fusion_seg.ros.parameters import SegmentationConfig
 from rgbd_fusion_seg.ros.publishers import SegmentationPublishers
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -34,7 +41,7 @@ class Pair:
     """A job for the inference thread.
 
     Args:
-        color, depth: the two images.
+        color, depth: the two images; one is None where it is lost and the other goes on alone.
         info: the newest calibration of the colour camera, None before the first. It is no third
             stream to match, for it hardly ever changes, and many drivers send it only once or
             at another rate than images.
@@ -42,11 +49,23 @@ class Pair:
         epoch: number of the time its stamps belong to; every clock jump starts a new one.
     """
 
-    color: Image
-    depth: Image
+    color: Image | None
+    depth: Image | None
     info: CameraInfo | None
     arrived_s: float
     epoch: int
+
+    @property
+    def leading(self) -> Image:
+        """The image whose stamp the labels get: colour, unless it is lost."""
+        return self.depth if self.color is None else self.color
+
+    @property
+    def only(self) -> str:
+        """The sensor of `frame.SENSORS` that goes on alone; empty where both do."""
+        if self.color is None:
+            return 'depth'
+        return 'rgb' if self.depth is None else ''
 
 
 class PairProcessor:
@@ -76,6 +95,7 @@ class PairProcessor:
         self._segmenter, self._publishers = segmenter, publishers
         self._health, self._config, self._topics = health, config, topics
         self._now_ns, self._epoch = now_ns, epoch
+        self._color_frame_id = ''
 
     def process(self, pair: Pair) -> None:
         """Segment a pair and publish the result; drop it, with a reason, where that is due.
@@ -86,7 +106,7 @@ class PairProcessor:
         """
         if self._config.output.lazy and not self._publishers.wanted():
             return self._health.dropped('nobody subscribes')
-        stamp_ns = stamp_to_ns(pair.color.header.stamp)
+        stamp_ns = stamp_to_ns(pair.leading.header.stamp)
         age_s = (self._now_ns() - stamp_ns) * 1e-9
         self._health.saw_age(age_s)
         if 0 < self._config.sync.max_age_s < age_s:
@@ -95,23 +115,23 @@ class PairProcessor:
         if calibration is None:
             return self._health.dropped('no camera info yet')
         intrinsics, info = calibration
-        frame = frame_from_msgs(
-            pair.color,
-            pair.depth,
-            intrinsics,
-            topics=(self._topics.color, self._topics.depth),
-            require_same_frame=self._config.camera.require_same_frame,
-        )
-        bundle = self._segmenter.bundle
-        self._health.saw_depth(frame.depth, bundle.depth_range_m if bundle.sees_depth else None)
-        result = self._segmenter.segment(frame)
+        frame = self._frame(pair, intrinsics)
+        if pair.depth is not None:
+            bundle = self._segmenter.bundle
+            trained_m = bundle.depth_range_m if bundle.sees_depth else None
+            self._health.saw_depth(frame.depth, trained_m)
+        result = self._segmenter.segment(frame, only=pair.only)
         if pair.epoch != self._epoch():
             return self._health.dropped('clock jumped')
-        self._publishers.publish(frame, result, pair.color.header, info)
+        header = pair.leading.header
+        if pair.color is None:  # which may name the frame of the depth sensor
+            header = Header(stamp=header.stamp, frame_id=frame.frame_id)
+        self._publishers.publish(frame, result, header, info)
         self._health.published(
             latency_ms=(time.monotonic() - pair.arrived_s) * 1e3,
             age_ms=(self._now_ns() - stamp_ns) * 1e-6,
             timings=result.timings,
+            sensors=result.sensors,
         )
 
     def failed(self, error: Exception) -> None:
@@ -127,6 +147,22 @@ class PairProcessor:
         self._health.dropped(reason)
         # Sentences that differ in numbers alone are one complaint to the log's throttle.
         self._health.complain(re.sub(r'[-+.\d]+', '#', sentence), sentence, ERROR)
+
+    def _frame(self, pair: Pair, intrinsics: Intrinsics) -> RgbdFrame:
+        if pair.color is None:
+            return frame_from_depth(
+                pair.depth, intrinsics, self._topics.depth, self._color_frame_id
+            )
+        self._color_frame_id = pair.color.header.frame_id
+        if pair.depth is None:
+            return frame_from_color(pair.color, intrinsics, self._topics.color)
+        return frame_from_msgs(
+            pair.color,
+            pair.depth,
+            intrinsics,
+            topics=(self._topics.color, self._topics.depth),
+            require_same_frame=self._config.camera.require_same_frame,
+        )
 
     def _drop_old(self, age_s: float) -> None:
         limit_s = self._config.sync.max_age_s
@@ -146,7 +182,8 @@ class PairProcessor:
                 if not self._config.camera.fx:
                     raise
                 self._health.complain('camera info', f'{error}; using camera.fx and the others')
-        given = self._config.camera.intrinsics(pair.color.width, pair.color.height)
+        image = pair.leading
+        given = self._config.camera.intrinsics(image.width, image.height)
         if given is None:
             return None
-        return given, info_from_intrinsics(given, pair.color.header)
+        return given, info_from_intrinsics(given, image.header)

@@ -1,4 +1,7 @@
-"""The outputs of the node: every message has the stamp, frame and size of its colour image."""
+"""The outputs of the node: every message has the stamp, frame and size of its colour image.
+
+While colour is lost they have those of the depth image, which is registered to it.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,7 @@ class SegmentationPublishers:
         Args:
             frame: what was segmented.
             result: its labels and confidence.
-            header: of the colour image; every output carries it.
+            header: with stamp and frame of `frame`; every output carries it.
             info: calibration of the colour camera, sent on with that header.
         """
         # The mask first: someone acts on it, the pictures below are for looking at.

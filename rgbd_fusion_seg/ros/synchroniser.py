@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -168,6 +168,10 @@ class Synchroniser:
             neighbours, for both matchers pair at the first chance.
         queue_size: messages that may wait in each stream.
         matcher: one of :data:`MATCHERS`; ``auto`` is message_filters where it is installed.
+        on_alone: by stream, 0 for colour and 1 for depth, what is called with each message of it
+            while the other stream is lost; must return at once.
+        lost_after_s: a stream is lost when the other one has gone on without it for so long,
+            until a pair comes again; 0 = never. Pauses of both do not count.
     """
 
     def __init__(
@@ -179,8 +183,11 @@ class Synchroniser:
         slop_s: float = 0.02,
         queue_size: int = 10,
         matcher: str = 'auto',
+        on_alone: Mapping[int, Callable[[Any], None]] | None = None,
+        lost_after_s: float = 0.0,
     ) -> None:
         self._on_pair, self._on_reset = on_pair, on_reset
+        self._on_alone, self._lost_after_s = on_alone or {}, lost_after_s
         self._slop_ns, self._queue_size = round(slop_s * 1e9), queue_size
         self.matcher_name, self._matcher = self._make_matcher(matcher)
         self.streams = (StreamStatistics(topics[0]), StreamStatistics(topics[1]))
@@ -188,8 +195,33 @@ class Synchroniser:
         self.resets = 0
         self.differences_ms: deque[float] = deque(maxlen=_REMEMBERED_STAMPS)
         """Depth stamp minus colour stamp of the newest pairs."""
-        self._last_pair_ns: int | None = None
-        self._last_pair_s = time.monotonic()
+        self.lost: int | None = None
+        """The stream that is lost."""
+        self._handed_ns: int | None = None
+        """Stamp under which a pair or a message alone was handed on last."""
+        self._alone_depth_ns: int | None = None
+        self._without_other_s: list[float | None] = [None, None]
+        """By stream, the arrival of its first message since the newest one of the other."""
+        self._began_s = self._last_pair_s = time.monotonic()
+
+    @property
+    def left(self) -> int | None:
+        """The stream that still arrives while the other is lost."""
+        if self.lost is None:
+            return None
+        arrives = self.streams[1 - self.lost].silent_s(self._began_s) < self._lost_after_s
+        return 1 - self.lost if arrives else None
+
+    @property
+    def goes_on_alone(self) -> bool:
+        """Whether the messages of one stream are handed on, for the other is lost."""
+        return self.left in self._on_alone
+
+    def silence(self, stream: int) -> str:
+        """Return for how long a stream has been silent, in words."""
+        if not self.streams[stream].messages:
+            return 'never received'
+        return f'silent for {self.streams[stream].silent_s(self._began_s):.0f} s'
 
     def add_color(self, msg: Any) -> None:
         """Take a colour message."""
@@ -206,18 +238,17 @@ class Synchroniser:
         for stream in self.streams:
             stream.newest_ns = None
             stream.stamps_ns.clear()
-        self._last_pair_ns = None
+        self._handed_ns = self._alone_depth_ns = None
         self._on_reset(reason)
 
     def complaint(self, after_s: float = 3.0) -> str | None:
         """Return one sentence that says why no pair has come for ``after_s`` seconds, or None."""
         if time.monotonic() - self._last_pair_s < after_s:
             return None
-        silences = [stream.silent_s(self._last_pair_s) for stream in self.streams]
         missing = [
-            f'{s.topic} ({"never received" if not s.messages else f"silent for {t:.0f} s"})'
-            for s, t in zip(self.streams, silences, strict=True)
-            if t >= after_s
+            f'{stream.topic} ({self.silence(index)})'
+            for index, stream in enumerate(self.streams)
+            if stream.silent_s(self._last_pair_s) >= after_s
         ]
         if missing:
             return (
@@ -259,20 +290,43 @@ class Synchroniser:
                 'publisher); waiting images were dropped'
             )
         stream.count(stamp_ns)
+        self._watch_other(index)
         self._matcher.add(index, stamp_ns, msg)
+        if self.lost == 1 - index and index in self._on_alone:
+            self._hand_alone(index, stamp_ns, msg)
 
     def _paired(self, color: Any, depth: Any) -> None:
         color_ns, depth_ns = (
             m.header.stamp.sec * 1_000_000_000 + m.header.stamp.nanosec for m in (color, depth)
         )
+        self.lost = None
         # message_filters may complete an older pair after a newer one; nobody wants it any more.
-        if self._last_pair_ns is not None and color_ns <= self._last_pair_ns:
+        if self._handed_ns is not None and color_ns <= self._handed_ns:
             return
-        self._last_pair_ns = color_ns
+        if self._alone_depth_ns is not None and depth_ns <= self._alone_depth_ns:
+            return
+        self._handed_ns = color_ns
         self._last_pair_s = time.monotonic()
         self.pairs += 1
         self.differences_ms.append((depth_ns - color_ns) * 1e-6)
         self._on_pair(color, depth)
+
+    def _watch_other(self, index: int) -> None:
+        """Note on the arrival of a message whether the other stream is lost."""
+        now, since_s = time.monotonic(), self._without_other_s[index]
+        self._without_other_s[1 - index] = None
+        if since_s is None:
+            self._without_other_s[index] = now
+        elif 0 < self._lost_after_s <= now - since_s:
+            self.lost = 1 - index
+
+    def _hand_alone(self, index: int, stamp_ns: int, msg: Any) -> None:
+        if self._handed_ns is not None and stamp_ns <= self._handed_ns:
+            return
+        self._handed_ns = stamp_ns
+        if index == 1:
+            self._alone_depth_ns = stamp_ns
+        self._on_alone[index](msg)
 
     def _smallest_difference_ms(self) -> float:
         colors, depths = (sorted(stream.stamps_ns) for stream in self.streams)

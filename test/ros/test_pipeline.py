@@ -13,6 +13,7 @@ from ros_harness import Camera
 
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.ros.diagnostics import Health
+from rgbd_fusion_seg.ros.images import stamp_to_ns
 from rgbd_fusion_seg.ros.parameters import CameraConfig, OutputConfig, SegmentationConfig
 from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor, Topics
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -162,3 +163,45 @@ def test_old_pairs_are_dropped(tiny_bundle):
     assert bench.dropped() == {'older than sync.max_age_s'}
     bench.processor.process(bench.pair(stamp_ns=4_600_000_000))
     assert len(bench.outputs.published) == 1
+
+
+@pytest.fixture(scope='module')
+def with_parts(tmp_path_factory):
+    """A bundle that also answers from one sensor alone."""
+    parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
+    return parts.write_with_parts(tmp_path_factory.mktemp('parts') / 'tiny')
+
+
+def test_half_a_pair_is_published_with_the_stamp_and_frame_of_colour(with_parts):
+    bench = Bench(with_parts)
+    bench.processor.process(bench.pair())
+    half = bench.pair(stamp_ns=4_950_000_000)
+    half.depth.header.frame_id = 'depth_sensor'
+    alone = Pair(None, half.depth, half.info, half.arrived_s, half.epoch)
+    bench.processor.process(alone)
+    frame, result, header, _ = bench.outputs.published[-1]
+    assert result.sensors == ('depth',)
+    assert stamp_to_ns(header.stamp) == frame.stamp_ns == 4_950_000_000
+    assert header.frame_id == bench.camera.frame_id
+    expected = bench.segmenter.segment(frame, only='depth')
+    np.testing.assert_array_equal(result.labels, expected.labels)
+    assert bench.log == []
+
+
+def test_a_camera_without_calibration_is_known_by_depth_too(with_parts):
+    bench = Bench(with_parts, SegmentationConfig(camera=CameraConfig(fx=55.0)))
+    whole = bench.pair()
+    half = Pair(None, whole.depth, None, whole.arrived_s, whole.epoch)
+    bench.processor.process(half)
+    frame, _, header, info = bench.outputs.published[-1]
+    assert (frame.intrinsics.fx, info.width, info.height) == (55.0, 64, 48)
+    assert header.frame_id == whole.depth.header.frame_id
+
+
+def test_depth_without_readings_is_told_and_counted(with_parts):
+    bench = Bench(with_parts)
+    bench.processor.process(bench.pair(depth=bench.camera.depth(0.0)))
+    _, result, _, _ = bench.outputs.published[-1]
+    assert result.sensors == ('rgb',)
+    assert bench.health.snapshot()['masks from rgb alone'] == '1'
+    assert 'no reading at all' in bench.log[0]

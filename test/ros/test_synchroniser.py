@@ -218,3 +218,109 @@ class TestComplaint:
             sync.add_depth(message(0))
         assert len(pairs) == 1
         assert 'do not increase' in sync.complaint(3.0)
+
+
+class Clocked:
+    """A synchroniser with a clock that the test sets, and what it hands on."""
+
+    def __init__(self, monkeypatch, answers=(0, 1), lost_after_s=1.0):
+        import rgbd_fusion_seg.ros.synchroniser as module
+
+        self.now = 100.0
+        monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=lambda: self.now))
+        self.handed = []
+        self.sync = Synchroniser(
+            lambda color, depth: self.handed.append(('both', color.stamp_ns // MS)),
+            lambda reason: None,
+            topics=('/color', '/depth'),
+            matcher='builtin',
+            on_alone={
+                k: lambda m, k=k: self.handed.append((k, m.stamp_ns // MS)) for k in answers
+            },
+            lost_after_s=lost_after_s,
+        )
+
+    def play(self, *arrivals):
+        """Take (milliseconds, stream, stamp in milliseconds) each; return what was handed on."""
+        self.handed.clear()
+        for arrived_ms, stream, stamp_ms in arrivals:
+            self.now = 100.0 + arrived_ms / 1e3
+            (self.sync.add_color, self.sync.add_depth)[stream](message(stamp_ms * MS))
+        return self.handed
+
+
+@pytest.mark.parametrize('left', [0, 1])
+def test_a_stream_is_lost_after_its_time_and_until_a_pair_comes(monkeypatch, left):
+    clocked, lost = Clocked(monkeypatch), 1 - left
+    assert clocked.play((0, 0, 0), (1, 1, 0)) == [('both', 0)]
+    assert clocked.play((100, left, 100), (900, left, 900)) == []
+    assert clocked.sync.lost is None
+    assert clocked.play((1100, left, 1100), (1200, left, 1200)) == [(left, 1100), (left, 1200)]
+    assert clocked.sync.lost == lost
+    assert clocked.sync.goes_on_alone
+    assert clocked.play((1300, lost, 1300), (1301, left, 1300)) == [('both', 1300)]
+    assert clocked.sync.lost is None
+    assert clocked.play((1400, left, 1400)) == []
+
+
+@pytest.mark.parametrize('left', [0, 1])
+def test_no_image_is_handed_on_twice_and_stamps_grow(monkeypatch, left):
+    """Also where the images that go on come before those that return."""
+    clocked = Clocked(monkeypatch)
+    arrivals = [(0, 0, 0), (1, 1, 0)]
+    for k in range(1, 80):
+        arrivals.append((33 * k, left, 33 * k))
+        if k > 50:
+            arrivals.append((33 * k + 10, 1 - left, 33 * k + 4))
+    handed = clocked.play(*arrivals)
+    kinds = [kind for kind, _ in handed]
+    assert kinds.count(left) > 15
+    assert kinds[-25:] == ['both'] * 25
+    stamps = [stamp for _, stamp in handed]
+    assert all(a < b for a, b in pairwise(stamps))
+    used = [stamp // 33 for stamp in stamps]
+    assert len(used) == len(set(used))
+
+
+def test_who_is_lost_may_change_and_a_stream_may_never_have_come(monkeypatch):
+    clocked = Clocked(monkeypatch)
+    assert clocked.play((900, 0, 900), (2000, 0, 2000)) == [(0, 2000)]
+    assert clocked.sync.silence(1) == 'never received'
+    assert clocked.play((3000, 1, 3000), (4000, 1, 4000), (4100, 1, 4100)) == [
+        (1, 4000),
+        (1, 4100),
+    ]
+    assert clocked.sync.lost == 0
+    assert clocked.sync.silence(0) == 'silent for 2 s'
+    clocked.now += 5
+    assert not clocked.sync.goes_on_alone
+    assert '/color (silent for 7 s) and /depth (silent for 5 s)' in clocked.sync.complaint(3.0)
+
+
+def test_what_cannot_answer_alone_or_is_switched_off_is_not_handed_on(monkeypatch):
+    arrivals = ((0, 0, 0), (1, 1, 0), (9, 0, 9), (2000, 0, 2000), (2100, 0, 2100), (2101, 1, 2100))
+    clocked = Clocked(monkeypatch, answers=(1,))
+    assert clocked.play(*arrivals[:-1]) == [('both', 0)]
+    assert clocked.sync.lost == 1
+    assert not clocked.sync.goes_on_alone
+    assert clocked.play(arrivals[-1]) == [('both', 2100)]
+    clocked = Clocked(monkeypatch, lost_after_s=0.0)
+    assert clocked.play(*arrivals) == [('both', 0), ('both', 2100)]
+    assert clocked.sync.lost is None
+
+
+def test_a_pause_of_both_loses_neither(monkeypatch):
+    """A bag that stands still, a machine that was busy."""
+    clocked = Clocked(monkeypatch)
+    arrivals = ((0, 0, 0), (1, 1, 0), (20, 0, 20), (21, 1, 20), (9000, 0, 9000), (9010, 0, 9033))
+    assert clocked.play(*arrivals, (9020, 1, 9000)) == [('both', 0), ('both', 20), ('both', 9000)]
+    assert clocked.sync.lost is None
+
+
+def test_stamps_that_jump_back_begin_anew(monkeypatch):
+    clocked = Clocked(monkeypatch)
+    assert clocked.play((0, 0, 89_000), (2000, 0, 90_000), (2033, 0, 90_033)) == [
+        (0, 90_000),
+        (0, 90_033),
+    ]
+    assert clocked.play((2066, 0, 10), (2099, 0, 43)) == [(0, 10), (0, 43)]
