@@ -20,7 +20,7 @@ SMALL = {
     'adapnetpp': {'width': 0.125},
     'multimodal': {'backbone': 'resnet14', 'head_options': {'width': 8}},
 }
-BRANCHES = ('multimodal', 'cen', 'stage_fusion')
+BRANCHES = ('multimodal', 'cen', 'asymfusion', 'stage_fusion')
 """Networks of one branch a modality."""
 UNIMODAL = {'erfnet': 'erfnet_encoder', 'adapnetpp': 'adapnetpp'}
 FURTHER_VARIANTS = [
