@@ -24,7 +24,7 @@ TITLES = {'rgb': 'RGB', 'hha': 'HHA'}
 LOWEST = 1e-4
 """Smaller scales are counted with these in histograms, whose axis is logarithmic."""
 COLUMNS = 64
-"""Channels of all layers are brought to as many columns; the narrowest layer has 64."""
+"""Channels of all layers are brought to as many columns; ResNet's narrowest layer has 64."""
 
 
 def title(modality: str) -> str:
@@ -151,9 +151,10 @@ def _part(gamma: np.ndarray, m: int) -> np.ndarray:
 
 
 def _columns(values: np.ndarray) -> np.ndarray:
-    """Bring C values to `COLUMNS` by means of neighbours."""
-    parts = np.array_split(values, min(COLUMNS, len(values)))
-    return np.repeat([part.mean() for part in parts], COLUMNS // len(parts) or 1)[:COLUMNS]
+    """Bring C values to `COLUMNS`: means of neighbours, or each more than once where C is less."""
+    if len(values) < COLUMNS:
+        return values[np.arange(COLUMNS) * len(values) // COLUMNS]
+    return np.array([part.mean() for part in np.array_split(values, COLUMNS)])
 
 
 def curves(history: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:

@@ -173,11 +173,13 @@ def test_histograms_count_every_channel_once():
 def test_proportions_are_parts_of_a_channels_scales():
     gamma = np.stack([np.linspace(-1, 2, 128), np.full(128, 0.5), np.full(128, 0.25)])
     block = Scales('layer2.0', gamma, gamma > 9)
-    figure = pictures.proportions([block], ('rgb', 'hha', 'depth'))
+    narrow = Scales('stem', gamma[:, :48], gamma[:, :48] > 9)
+    figure = pictures.proportions([block, narrow], ('rgb', 'hha', 'depth'))
     images = [axes.get_images()[0].get_array() for axes in figure.axes[:3]]
     np.testing.assert_allclose(sum(images), 1)
     expected = np.abs(gamma[0]) / (np.abs(gamma[0]) + 0.75)
     np.testing.assert_allclose(images[0][0], expected.reshape(64, 2).mean(1))
+    assert set(images[0][1]) == set(expected[:48])
 
 
 def test_networks_without_exchange_are_told_as_far_as_it_goes(tmp_path, data):
