@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.bundle import CARD_NAME, load_bundle
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
@@ -43,6 +43,7 @@ from rgbd_fusion_seg.training.predictors import (
     open_predictor,
 )
 from rgbd_fusion_seg.training.report import headline, make_folder, write_frame, write_report
+from rgbd_fusion_seg.training.single_sensor import card_with_parts
 from rgbd_fusion_seg.training.views import Normaliser, whole_frames
 
 if TYPE_CHECKING:  # export need not wait for it, which loads for seconds
@@ -308,6 +309,9 @@ def draw_frames(
 def write_scores(model: Path, predictor: Predictor, sets: Sequence[SetScores]) -> None:
     """Write scores into the card of a bundle; other metrics on it stay.
 
+    Those of a bundle inside another one, which answers from one modality alone, are also listed on
+    the card of that one.
+
     Raises:
         BundleError: no bundle.
     """
@@ -322,3 +326,7 @@ def write_scores(model: Path, predictor: Predictor, sets: Sequence[SetScores]) -
             **result.summary(),
         }
     write_card(bundle.path, {**bundle.card, 'metrics': metrics})
+    if (bundle.path.parent / CARD_NAME).is_file():
+        around = load_bundle(bundle.path.parent)
+        if any(part.path == bundle.path for part in around.single_sensor.values()):
+            write_card(around.path, card_with_parts(around, around.single_sensor))

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,11 @@ from rgbd_fusion_seg.training.onnx_graph import (
 )
 from rgbd_fusion_seg.training.predictors import open_predictor
 from rgbd_fusion_seg.training.report import headline
+from rgbd_fusion_seg.training.single_sensor import (
+    card_with_parts,
+    part_folder,
+    unimodal_checkpoints,
+)
 
 MINIMUM_AGREEMENT = 0.999
 WEIGHTS_NAME = 'model.onnx'
@@ -60,6 +65,7 @@ def export(
     score: bool = True,
     fuse_postprocess: tuple[int, int] | None = None,
     fuse_hha: bool = False,
+    single_sensor: bool = True,
 ) -> None:
     """Write a bundle from a checkpoint; nothing is written where its labels are not torch's.
 
@@ -81,6 +87,9 @@ def export(
         score: also score the bundle, and write the scores into its card.
         fuse_postprocess: width and height of frames.
         fuse_hha: let the graph of the fused bundle make HHA from depth, too.
+        single_sensor: where each branch of the network answers for itself, also write bundles
+            that answer from one modality alone, into folders of the bundle; they are checked and
+            scored as it is.
 
     Raises:
         InputError: options, a checkpoint or data that cannot be used, or a checkpoint of other
@@ -102,18 +111,31 @@ def export(
     if 'depth_range_m' not in loaded.info:  # weights of others do not tell it
         train = cached_frames(open_dataset(data.dataset, 'train'), Path(data.cache))
         loaded.info['depth_range_m'] = train.depth_range_m
+    parts = unimodal_checkpoints(loaded) if single_sensor else {}
     with replacing(bundle) as draft:
-        found = write_bundle(loaded, draft, source, options, size, frames)
-        print(f"{bundle.name}: {found['labels_equal_to_torch']:.4%} of the labels are torch's")
+        wanted = {'': loaded, **{part_folder(m): part for m, part in parts.items()}}
+        for name, network in wanted.items():
+            whole_name = f'{bundle.name}_{name}' if name else bundle.name
+            found = write_bundle(network, draft / name, source, options, size, frames, whole_name)
+            print(f"{whole_name}: {found['labels_equal_to_torch']:.4%} of the labels are torch's")
+        if parts:
+            written = {modality: load_bundle(draft / part_folder(modality)) for modality in parts}
+            write_card(draft, card_with_parts(load_bundle(draft), written))
         if score:
-            with closing(open_predictor(draft)) as predictor:
-                sets = [score_source(predictor, s, n) for n, s in scored_sources(data).items()]
-            write_scores(draft, predictor, sets)
-            for result in sets:
-                print(table_text(f'{bundle.name} on {result.name}', headline(result)))
+            sources = scored_sources(data)
+            for name in wanted:
+                _score(draft / name, sources)
     if fuse_postprocess is not None:
         fused = fused_beside(load_bundle(bundle), fuse_postprocess, fuse_hha)
         print(f'{fused.path} has the graph that takes frames')
+
+
+def _score(folder: Path, sources: Mapping[str, FrameSource]) -> None:
+    with closing(open_predictor(folder)) as predictor:
+        sets = [score_source(predictor, source, name) for name, source in sources.items()]
+    write_scores(folder, predictor, sets)
+    for result in sets:
+        print(table_text(f'{load_bundle(folder).name} on {result.name}', headline(result)))
 
 
 def write_bundle(
@@ -123,16 +145,18 @@ def write_bundle(
     options: GraphOptions,
     size: tuple[int, int] | None = None,
     frames: int = 8,
+    name: str = '',
 ) -> dict[str, Any]:
     """Write a bundle into a new folder and check it on frames.
 
     Args:
         checkpoint: weights and description of the run.
-        folder: is made; its name becomes the bundle's.
+        folder: is made.
         source: real frames.
         options: of the graph.
         size: width and height of the colour input; default: as it was trained.
         frames: how many frames are compared.
+        name: of the bundle; default: the folder's.
 
     Returns:
         the agreement, as on the card.
@@ -152,6 +176,7 @@ def write_bundle(
     folder.mkdir(parents=True)
     onnx.save(model, folder / WEIGHTS_NAME)
     card = describe(checkpoint, network, folder, (width, height), options)
+    card['name'] = name or folder.name
     write_card(folder, card)
     card['metrics']['agreement'] = agreement(network, load_bundle(folder), source, frames)
     write_card(folder, card)
