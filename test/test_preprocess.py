@@ -173,7 +173,7 @@ def test_depth_is_seen_in_metres_with_holes_filled_and_without_what_no_sensor_me
     whole = depth_image(depth, 160, 120)
     assert np.array_equal(whole, depth[1::2, 1::2])
     depth[100:140, 60:120] = np.nan
-    depth[10, 10:20] = 1e6
+    depth[11, 10:20] = 1e6
     seen = depth_image(depth, 160, 120)
     assert np.isfinite(seen).all()
     hole = (slice(50, 70), slice(30, 60))
