@@ -98,7 +98,9 @@ def _share_below(axes: Axes, gamma: np.ndarray, penalised: np.ndarray, threshold
 def exchanged(scales: Sequence[Scales], names: Sequence[str]) -> Figure:
     """Draw the share of channels that each block replaces in each modality."""
     blocks = [block for block in scales if block.kept is not None]
-    figure = Figure(figsize=(max(6.5, 1.2 + 0.34 * len(blocks)), 3.6), layout='constrained')
+    figure = Figure(
+        figsize=(max(1.5 + 2.5 * len(names), 1.2 + 0.34 * len(blocks)), 3.6), layout='constrained'
+    )
     axes = figure.subplots()
     width = 0.8 / len(names)
     for m, name in enumerate(names):
@@ -107,7 +109,7 @@ def exchanged(scales: Sequence[Scales], names: Sequence[str]) -> Figure:
         places = np.arange(len(blocks)) + (m - (len(names) - 1) / 2) * width
         axes.bar(
             places, shares, width, color=COLORS.get(name, GREY),
-            label=f'{title(name)}: {mean:.1f} % of all channels',
+            label=f'{title(name)}, all in all {mean:.1f} %',
         )  # fmt: skip
     for k in range(1, len(blocks)):
         if blocks[k].stage != blocks[k - 1].stage:
