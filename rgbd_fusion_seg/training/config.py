@@ -31,6 +31,9 @@ class NetworkConfig:
         init_from: checkpoint of the same network whose weights the run starts from.
         init_rgb, init_hha: checkpoints of the unimodal networks on the same backbone whose
             encoders a fusion network starts from, as the RFBNet paper does (§IV-B).
+        init_backbone: a ResNet that torchvision or others trained, by torchvision's names (.pth
+            or .safetensors): the encoder of every branch starts from it. For networks of branches
+            on a ResNet; their option `freeze_norms` then keeps its statistics, as CEN's code does.
     """
 
     name: str = 'rfbnet_erfnet'
@@ -38,6 +41,7 @@ class NetworkConfig:
     init_from: str = ''
     init_rgb: str = ''
     init_hha: str = ''
+    init_backbone: str = ''
 
 
 @dataclass

@@ -40,6 +40,8 @@ from rgbd_fusion_seg.training.optimiser import (
     build_optimiser,
     set_learning_rates,
 )
+from rgbd_fusion_seg.training.public_checkpoints import read_tensors
+from rgbd_fusion_seg.training.public_weights import public_tensors
 from rgbd_fusion_seg.training.views import Normaliser, TrainingViews, channel_statistics
 
 LOG_EVERY = 10
@@ -132,9 +134,26 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
                 f'checkpoint of {modality}'
             )
         network.initialise_encoder(modality, checkpoint.weights)
+    if config.init_backbone:
+        _start_backbone(network, config)
     if config.init_from:
         start_from(network, config.name, num_classes, Path(config.init_from))
     return network
+
+
+def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:
+    """Give the encoder of every branch the weights of a ResNet that others trained."""
+    encoder = getattr(network, 'encoder', None)
+    if not hasattr(encoder, 'initialise'):
+        raise InputError(
+            f'{config.name} with the options {config.options} has no ResNet that could start from '
+            f'{config.init_backbone}; use init_from, or a network of branches on a ResNet'
+        )
+    content = read_tensors(Path(config.init_backbone))
+    try:
+        encoder.initialise(public_tensors(content))
+    except InputError as error:
+        raise InputError(f'init_backbone {config.init_backbone}: {error}') from error
 
 
 def check_size(network: nn.Module, config: TrainConfig) -> None:
@@ -151,10 +170,12 @@ def check_size(network: nn.Module, config: TrainConfig) -> None:
 def origins(config: NetworkConfig) -> list[dict[str, Any]]:
     """Return file, command and steps of the checkpoints that a network starts from."""
     files = [path for path in (config.init_from, config.init_rgb, config.init_hha) if path]
-    infos = [load_checkpoint(Path(path)).info for path in files]
+    infos = {path: load_checkpoint(Path(path)).info for path in files}
+    if config.init_backbone:  # the files of others do not tell how they were made
+        infos[config.init_backbone] = {}
     return [
         {'file': path, 'command': info.get('command', ''), 'steps': info.get('step', 0)}
-        for path, info in zip(files, infos, strict=True)
+        for path, info in infos.items()
     ]
 
 

@@ -125,13 +125,19 @@ def channel_shuffle(maps: Maps, own: int, sources: Sources) -> list[Tensor]:
     Returns:
         maps of the same shapes; every channel stays at its place among the channels.
     """
-    further = maps[0].shape[1] - own
-    shuffled = []
-    for x, givers in zip(maps, sources, strict=True):
-        bounds = [own + further * i // max(1, len(givers)) for i in range(len(givers) + 1)]
-        parts = [maps[giver][:, bounds[i] : bounds[i + 1]] for i, giver in enumerate(givers)]
-        shuffled.append(torch.cat([x[:, :own], *parts], 1) if parts else x)
-    return shuffled
+    return _joined([x[:, :own] for x in maps], [x[:, own:] for x in maps], sources)
+
+
+def _joined(own: Maps, further: Maps, sources: Sources) -> list[Tensor]:
+    """Put the further channels of those a branch receives from, or its own, behind its own."""
+    channels = further[0].shape[1]
+    joined = []
+    for m, givers in enumerate(sources):
+        givers = givers or [m]
+        bounds = [channels * i // len(givers) for i in range(len(givers) + 1)]
+        parts = [further[giver][:, bounds[i] : bounds[i + 1]] for i, giver in enumerate(givers)]
+        joined.append(torch.cat([own[m], *parts], 1))
+    return joined
 
 
 def pixel_shift(maps: Maps, group: int, offsets: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -146,15 +152,17 @@ def pixel_shift(maps: Maps, group: int, offsets: Sequence[tuple[int, int]]) -> l
         maps (N, groups * group, h, w); pixels from outside are 0. The public code has zeros in
         the channels behind, which are left out here.
     """
-
-    def moved(padded: Tensor, i: int) -> Tensor:
-        # Slices counted from the end hold for any size, so exported graphs hold no sizes either.
-        dy, dx = offsets[i]
-        rows, columns = slice(1 + dy, dy - 1 or None), slice(1 + dx, dx - 1 or None)
-        return padded[:, i * group : (i + 1) * group, rows, columns]
-
-    padded = [F.pad(x[:, : group * len(offsets)], (1, 1, 1, 1)) for x in maps]
-    return [torch.cat([moved(x, i) for i in range(len(offsets))], 1) for x in padded]
+    # Padding by -1 on one side and 1 on the other moves: one operation, at any size.
+    return [
+        torch.cat(
+            [
+                F.pad(part, (-dx, dx, -dy, dy))
+                for part, (dy, dx) in zip(x.split(group, 1), offsets, strict=False)
+            ],
+            1,
+        )
+        for x in maps
+    ]
 
 
 def distillation_loss(fused: Tensor, logits: Maps, temperature: float = 1.0) -> Tensor:
@@ -219,26 +227,29 @@ class AsymmetricFusion(BlockFusion):
                 stride of 2, which is the last of its stage only in ResNet-14, they are larger;
                 then the pixels on which the convolution is centred are taken.
         """
-        if self.group:
-            # Of public splits no channel that is shifted was shuffled.
-            shuffled = first if self.split == 'public' else self.after_first(first)
-            maps = self._plus_shifted(maps, shuffled)
-        return self.after_first(maps)
+        if not self.group:
+            return self.after_first(maps)
+        # Of public splits no channel that is shifted was shuffled.
+        source = first if self.split == 'public' else self.after_first(first)
+        shifted = self._shifted(source, halved=first[0].shape[2:] != maps[0].shape[2:])
+        end = self.group * len(OFFSETS[self.split])
+        added = [
+            x[:, :end] + mean([shifted[giver] for giver in givers]) if givers else x[:, :end]
+            for x, givers in zip(maps, self.sources, strict=True)
+        ]
+        if end == maps[0].shape[1]:
+            return self.after_first(added)
+        # Here the shuffle begins where the shift ends, so that both make one concatenation.
+        sources = self.sources if self.own else [()] * len(maps)
+        return _joined(added, [x[:, end:] for x in maps], sources)
 
-    def _plus_shifted(self, maps: Maps, first: Maps) -> list[Tensor]:
-        offsets = OFFSETS[self.split]
+    def _shifted(self, maps: Maps, halved: bool) -> dict[int, Tensor]:
+        """Return the shifted maps of the branches from which others receive, by branch."""
         givers = sorted({giver for givers in self.sources for giver in givers})
-        moved = pixel_shift([first[giver] for giver in givers], self.group, offsets)
-        if first[0].shape[2:] != maps[0].shape[2:]:
+        moved = pixel_shift([maps[g] for g in givers], self.group, OFFSETS[self.split])
+        if halved:
             moved = [x[..., ::2, ::2] for x in moved]
-        shifted = dict(zip(givers, moved, strict=True))
-        end = self.group * len(offsets)
-        added = []
-        for x, givers in zip(maps, self.sources, strict=True):
-            if givers:
-                x = torch.cat([x[:, :end] + mean([shifted[i] for i in givers]), x[:, end:]], 1)
-            added.append(x)
-        return added
+        return dict(zip(givers, moved, strict=True))
 
 
 class AsymFusion(MultimodalNetwork):
