@@ -206,11 +206,15 @@ class Synchroniser:
 
     @property
     def left(self) -> int | None:
-        """The stream that still arrives while the other is lost."""
+        """The stream that still arrives while the other is lost and silent.
+
+        None too while the lost one arrives again but in no pair; `complaint` then says why.
+        """
         if self.lost is None:
             return None
-        arrives = self.streams[1 - self.lost].silent_s(self._began_s) < self._lost_after_s
-        return 1 - self.lost if arrives else None
+        silences = [stream.silent_s(self._began_s) for stream in self.streams]
+        left = 1 - self.lost
+        return left if silences[left] < self._lost_after_s <= silences[self.lost] else None
 
     @property
     def goes_on_alone(self) -> bool:

@@ -309,6 +309,18 @@ def test_what_cannot_answer_alone_or_is_switched_off_is_not_handed_on(monkeypatc
     assert clocked.sync.lost is None
 
 
+def test_one_goes_on_alone_while_the_other_returns_with_stamps_that_do_not_fit(monkeypatch):
+    clocked = Clocked(monkeypatch)
+    clocked.play((0, 0, 0), (4000, 0, 4000))
+    assert clocked.sync.left == 0
+    arrivals = ((4100, 1, 90_000), (4133, 0, 4133), (4140, 1, 90_033), (4166, 0, 4166))
+    assert clocked.play(*arrivals) == [(0, 4133), (0, 4166)]
+    assert clocked.sync.left is None
+    assert 'different clocks' in clocked.sync.complaint(3.0)
+    assert clocked.play((4200, 1, 4166)) == []  # labelled already
+    assert clocked.sync.lost is None
+
+
 def test_a_pause_of_both_loses_neither(monkeypatch):
     """A bag that stands still, a machine that was busy."""
     clocked = Clocked(monkeypatch)
