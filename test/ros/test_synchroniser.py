@@ -317,7 +317,7 @@ def test_one_goes_on_alone_while_the_other_returns_with_stamps_that_do_not_fit(m
     assert clocked.play(*arrivals) == [(0, 4133), (0, 4166)]
     assert clocked.sync.left is None
     assert 'different clocks' in clocked.sync.complaint(3.0)
-    assert clocked.play((4200, 1, 4166)) == []  # labelled already
+    assert clocked.play((4200, 1, 4200), (4201, 0, 4200)) == [('both', 4200)]
     assert clocked.sync.lost is None
 
 
