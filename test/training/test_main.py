@@ -11,7 +11,13 @@ import yaml
 torch = pytest.importorskip('torch')
 
 from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
+from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
+    build_optimiser,
+    parameter_groups,
+    set_learning_rates,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / 'config' / 'training').glob('*.yaml'))
@@ -70,16 +76,49 @@ def test_a_first_training_goes_as_the_guide_says(training, nyu_pack, tmp_path):
     assert 'python -m rgbd_fusion_seg.training train --config' in ' '.join(card.split())
 
 
-@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_are_understood(training, config):
+def settings_of(training, config: Path) -> dict:
+    """Return what a command makes of a shipped file, as it prints it."""
     command = 'study' if config.stem.startswith('study') else 'train'
     shown = training(command, '--config', config, '--print_config')
     assert not shown.returncode, shown.stderr
-    assert 'weight_decay' in shown.stdout
     settings = yaml.safe_load(shown.stdout)
-    run = settings['study']['run'] if command == 'study' else settings['run']
+    return settings['study']['run'] if command == 'study' else settings['run']
+
+
+@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_understood(training, config):
+    run = settings_of(training, config)
+    comment = config.read_text().partition('\n\n')[0]
+    assert f'--config config/training/{config.name}' in comment
     with torch.device('meta'):
-        assert build_network(run['network']['name'], 40, **run['network']['options'])
+        network = build_network(run['network']['name'], 40, **run['network']['options'])
+    sides = run['data']['width'], run['data']['height']
+    assert not any(side % network.size_multiple for side in sides)
+    groups = [GroupConfig(**group) for group in run['optimiser'].pop('groups')]
+    optimiser = OptimiserConfig(**run['optimiser'], groups=groups)
+    assert len(parameter_groups(network, optimiser)) >= 1 + len(groups)
+
+
+@pytest.mark.parametrize('name', ['cen', 'asymfusion'])
+def test_the_papers_recipe_has_the_rates_of_the_public_code(training, name):
+    """Learning rates by the public code's table; weight decay 1e-5 on everything."""
+    config = ROOT / 'config' / 'training' / f'{name}_refinenet101_nyu40.yaml'
+    run = settings_of(training, config)
+    assert (run['network']['name'], run['batch_size'], run['epochs']) == (name, 6, 300)
+    with torch.device('meta'):
+        network = build_network(name, 40, **run['network']['options'])
+    groups = [GroupConfig(**group) for group in run['optimiser'].pop('groups')]
+    config = OptimiserConfig(**run['optimiser'], groups=groups)
+    optimiser = build_optimiser(network, config)
+    for epoch, encoder, rest in ((0, 5e-4, 3e-3), (99.9, 5e-4, 3e-3), (100, 2.5e-4, 1.5e-3),
+                                 (199.9, 2.5e-4, 1.5e-3), (200, 1e-4, 7e-4)):  # fmt: skip
+        set_learning_rates(optimiser, epoch / 300, config)
+        of = {id(p): group for group in optimiser.param_groups for p in group['params']}
+        for key, parameter in network.named_parameters():
+            group = of[id(parameter)]
+            expected = encoder if key.startswith('encoder.') else rest
+            assert group['lr'] == pytest.approx(expected), (key, epoch)
+            assert (group['weight_decay'], group['momentum']) == (1e-5, 0.9)
 
 
 def test_unknown_keys_are_refused(training, tmp_path):
