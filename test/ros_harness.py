@@ -304,6 +304,8 @@ def labelling_node(
     context: Any, namespace: str, parameters: Mapping[str, Any]
 ) -> Iterator[tuple[Client, RgbdFrame, np.ndarray]]:
     """Run a segmentation node; yield a client, a frame that it was sent, and its mask of it."""
+    # A machine under load must not be taken for a camera that is silent.
+    parameters = {'single_sensor.after_s': 0.0, **parameters}
     node = NodeProcess('rgbd_fusion_seg.ros.node', parameters, f'/{namespace}')
     client = Client(context, f'/{namespace}')
     client.collect('segmentation/mask', Image)
