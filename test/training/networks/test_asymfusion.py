@@ -1,0 +1,384 @@
+"""AsymFusion: against the public code's outputs, and against the paper's equations in NumPy."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import goldens
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from torch import Tensor, nn  # noqa: E402
+
+from rgbd_fusion_seg.training.checkpoints import from_public  # noqa: E402
+from rgbd_fusion_seg.training.networks import build_network, parameter_count  # noqa: E402
+from rgbd_fusion_seg.training.networks.asymfusion import (  # noqa: E402
+    OFFSETS,
+    OPERATIONS,
+    AsymmetricFusion,
+    channel_shuffle,
+    distillation_loss,
+    own_channels,
+    pixel_shift,
+    shifted_group,
+    sources_of,
+)
+from rgbd_fusion_seg.training.networks.branches import BranchLayers  # noqa: E402
+from rgbd_fusion_seg.training.networks.resnet import Bottleneck  # noqa: E402
+
+SMALL = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+ALL_MODALITIES = ['rgb', 'hha', 'depth']
+BOTH = [[1], [0]]
+"""Sources of two branches that receive from each other."""
+
+
+def random_maps(
+    count: int,
+    shape: tuple[int, ...] = (2, 20, 3, 4),
+    seed: int = 5,
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:
+    generator = np.random.default_rng(seed)
+    return [torch.tensor(generator.standard_normal(shape), dtype=dtype) for _ in range(count)]
+
+
+def small_network(**options) -> nn.Module:
+    """A network whose norms are those of a trained one in that no two are alike."""
+    torch.manual_seed(0)
+    network = build_network('asymfusion', 5, **{**SMALL, **options}).eval()
+    for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        if value.ndim == 1 and name.startswith('encoder.'):
+            value.data = torch.rand_like(value) + 0.5
+    return network
+
+
+def images(network: nn.Module) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {m: torch.randn(2, 3, 32, 48, generator=generator) for m in network.modalities}
+
+
+def close(ours: Tensor, theirs: np.ndarray | Tensor, share: float = 1e-4) -> None:
+    theirs = torch.as_tensor(theirs)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= share * theirs.abs().max()
+
+
+# The two operations
+
+
+@pytest.mark.parametrize('channels', [10, 12, 64])
+@pytest.mark.parametrize('reverse', [False, True])
+def test_operations_of_the_public_code(goldens_dir, channels, reverse):
+    golden = np.load(goldens_dir / 'asym_ops.npz')
+    case = f'C{channels}_rev{int(reverse)}'
+    maps = [torch.tensor(golden[f'C{channels}_x{m}']) for m in (0, 1)]
+    shuffled = channel_shuffle(maps, own_channels(channels), sources_of(('rgb', 'depth')))
+    offsets = OFFSETS['public'][::-1] if reverse else OFFSETS['public']
+    shifted = pixel_shift(maps, shifted_group(channels), offsets)
+    for m in (0, 1):
+        np.testing.assert_array_equal(shuffled[m], golden[f'{case}_shuffle{m}'])
+        theirs = golden[f'{case}_shift{m}']
+        count = shifted[m].shape[1]
+        np.testing.assert_array_equal(shifted[m], theirs[:, :count])
+        assert not theirs[:, count:].any()  # nothing that is left out
+
+
+def shift_in_loops(x: np.ndarray, split: str) -> np.ndarray:
+    """Eq. 3, or the public code's form of it: all C channels, those not shifted as 0."""
+    alpha, beta = {'public': ([-1, 0, 0, 1], [0, -1, 1, 0]),
+                   'paper': ([0, -1, 0, 1], [-1, 0, 1, 0])}[split]  # fmt: skip
+    batch, channels = x.shape[:2]
+    size = channels // 5 if split == 'public' else channels // 4
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    shifted = np.zeros_like(x)
+    for n, c, h, w in itertools.product(range(batch), range(4 * size), *map(range, x.shape[2:])):
+        k = c // size
+        shifted[n, c, h, w] = padded[n, c, h + alpha[k] + 1, w + beta[k] + 1]
+    return shifted
+
+
+def shuffle_in_loops(maps: list[np.ndarray], split: str, giver) -> list[np.ndarray]:
+    """Eq. 2; ``giver(branch, part)`` tells who gives a channel at ``part`` (0..1) of the rest."""
+    channels = maps[0].shape[1]
+    own = 4 * (channels // 5) if split == 'public' else round(0.7 * channels)
+    shuffled = [np.empty_like(x) for x in maps]
+    for m, c in itertools.product(range(len(maps)), range(channels)):
+        source = m if c < own else giver(m, (c - own) / (channels - own))
+        shuffled[m][:, c] = maps[source][:, c]
+    return shuffled
+
+
+def swapped(branch: int, part: float) -> int:
+    return 1 - branch
+
+
+def given_by_two(branch: int, part: float) -> int:
+    return (branch + 1 + (part >= 0.5)) % 3
+
+
+@pytest.mark.parametrize('split', ['public', 'paper'])
+@pytest.mark.parametrize('channels', [8, 20, 64])
+def test_operations_in_loops(split, channels):
+    maps = random_maps(3, (2, channels, 3, 4))
+    for x in maps:
+        (ours,) = pixel_shift([x], shifted_group(channels, split), OFFSETS[split])
+        theirs = shift_in_loops(x.numpy(), split)
+        np.testing.assert_array_equal(ours, theirs[:, : ours.shape[1]])
+        assert not theirs[:, ours.shape[1] :].any()
+    own = own_channels(channels, split)
+    ours = channel_shuffle(maps[:2], own, sources_of(('rgb', 'hha')))
+    theirs = shuffle_in_loops([x.numpy() for x in maps[:2]], split, swapped)
+    for x, y in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_three_modalities_give_every_channel_once():
+    maps = random_maps(3, (1, 64, 2, 2))
+    ours = channel_shuffle(maps, own_channels(64), sources_of(ALL_MODALITIES))
+    theirs = shuffle_in_loops([x.numpy() for x in maps], 'public', given_by_two)
+    for x, y in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(x, y)
+    for c in range(64):  # no two branches have the same map of a channel
+        assert sorted(float(x[0, c, 0, 0]) for x in ours) == sorted(
+            float(x[0, c, 0, 0]) for x in maps
+        )
+
+
+def test_the_operations_have_the_gradients_of_what_they_compute():
+    maps = [x.requires_grad_() for x in random_maps(3, (1, 10, 2, 3))]
+    sources = sources_of(ALL_MODALITIES)
+    shuffle = torch.autograd.gradcheck(lambda *x: tuple(channel_shuffle(x, 8, sources)), maps)
+    assert shuffle
+    assert torch.autograd.gradcheck(
+        lambda *x: tuple(pixel_shift(x, 2, OFFSETS['public'])), maps[:2]
+    )
+
+
+def test_who_receives_from_whom():
+    assert sources_of(('rgb', 'hha')) == [[1], [0]]
+    assert sources_of(ALL_MODALITIES) == [[1, 2], [2, 0], [0, 1]]
+    assert sources_of(('rgb', 'hha'), 'depth_to_rgb') == [[1], []]
+    assert sources_of(('rgb', 'hha'), 'rgb_to_depth') == [[], [0]]
+    assert sources_of(ALL_MODALITIES, 'depth_to_rgb') == [[1, 2], [], []]
+    assert sources_of(ALL_MODALITIES, 'rgb_to_depth') == [[], [0], [0]]
+    assert sources_of(('hha', 'depth')) == [[1], [0]]
+    with pytest.raises(ValueError, match='needs the modality rgb'):
+        sources_of(('hha', 'depth'), 'depth_to_rgb')
+
+
+# Inside a block
+
+
+@pytest.mark.parametrize('split', ['public', 'paper'])
+@pytest.mark.parametrize('operations', OPERATIONS)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_bottleneck_written_out(split, operations, stride):
+    torch.manual_seed(1)
+    fusion = AsymmetricFusion(20, BOTH, operations, split)
+    block = Bottleneck(BranchLayers(2), 80, 20, stride, 1, fusion).double().eval()
+    for norm in (block.bn1, block.bn2, block.bn3):
+        for x in norm.parameters():
+            nn.init.uniform_(x, 0.2, 1.0)
+    maps = random_maps(2, (2, 80, 6, 8))
+
+    def shuffled(x: list[Tensor]) -> list[Tensor]:
+        if operations not in ('both', 'shuffle'):
+            return x
+        return [torch.tensor(y) for y in shuffle_in_loops([a.numpy() for a in x], split, swapped)]
+
+    with torch.no_grad():
+        first = shuffled([x.relu() for x in block.bn1(block.conv1(maps))])
+        second = [x.relu() for x in block.bn2(block.conv2(first))]
+        if operations in ('both', 'shift'):
+            moved = [torch.tensor(shift_in_loops(x.numpy(), split)) for x in first]
+            second = [
+                x + y[..., ::stride, ::stride]
+                for x, y in zip(second, reversed(moved), strict=True)
+            ]
+        third = block.bn3(block.conv3(shuffled(second)))
+        shortcut = block.downsample(maps) if stride == 2 else maps
+        expected = [(x + y).relu() for x, y in zip(third, shortcut, strict=True)]
+        for ours, theirs in zip(block(maps), expected, strict=True):
+            close(ours, theirs, 1e-12)
+
+
+def test_three_modalities_add_the_mean_of_the_others():
+    maps, first = random_maps(3), random_maps(3, seed=6)
+    fusion = AsymmetricFusion(20, sources_of(ALL_MODALITIES), 'shift')
+    moved = [torch.tensor(shift_in_loops(x.numpy(), 'public')) for x in first]
+    for m, ours in enumerate(fusion.after_second(maps, first)):
+        others = [moved[i] for i in range(3) if i != m]
+        close(ours, maps[m] + (others[0] + others[1]) / 2, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ('options', 'last'),
+    [
+        ({'backbone': 'resnet26'}, ['layer1.1', 'layer2.1', 'layer3.1', 'layer4.1']),
+        (
+            {'backbone': 'xception23_quarter', 'head': 'deeplabv3plus'},
+            ['entry.2', 'middle.1', 'exit.1'],
+        ),
+    ],
+)
+def test_the_last_block_of_each_stage_fuses(options, last):
+    network = build_network('asymfusion', 5, head_options={'width': 8}, **options)
+    found = [n for n, module in network.named_modules() if isinstance(module, AsymmetricFusion)]
+    assert found == [f'encoder.{name}.fusion' for name in last]
+    without = build_network(
+        'asymfusion', 5, head_options={'width': 8}, operations='none', **options
+    )
+    assert not [m for m in without.modules() if isinstance(m, AsymmetricFusion)]
+    assert without.state_dict().keys() == network.state_dict().keys()
+
+
+# The network
+
+
+@pytest.mark.parametrize(
+    ('direction', 'alone'), [('depth_to_rgb', 'hha'), ('rgb_to_depth', 'rgb')]
+)
+def test_in_one_direction_the_giver_stays_unimodal(direction, alone):
+    network = small_network(direction=direction)
+    x = images(network)
+    with torch.no_grad():
+        predictions = dict(zip(network.modalities, network(x, auxiliary=True)[1:], strict=True))
+        for modality, logits in predictions.items():
+            name, options, weights = network.unimodal_form(modality)
+            unimodal = build_network(name, 5, **options).eval()
+            unimodal.load_state_dict(weights)
+            difference = (logits - unimodal(x)).abs().max() / logits.abs().max()
+            assert difference < 1e-5 if modality == alone else difference > 1e-2
+
+
+def test_the_whole_network_of_the_public_code(goldens_dir):
+    golden = np.load(goldens_dir / 'asym_refinenet50.npz')
+    weights = goldens.refinenet_weights(golden, exchanging=False)
+    weights = from_public('asymfusion', {k: torch.tensor(v) for k, v in weights.items()})
+    with torch.device('meta'):
+        network = build_network('asymfusion', 40, backbone='resnet50', modalities=['rgb', 'depth'])
+    network.load_state_dict(weights, assign=True)
+    network.eval()
+    x = {m: torch.tensor(golden[f'x_{m}']) for m in network.modalities}
+    with torch.no_grad():
+        features = network.encode(list(x.values()))
+        outputs = network(x, auxiliary=True)
+    for stage, maps in enumerate(features, 1):
+        for m, ours in enumerate(maps):
+            close(ours[:, :8], golden[f'mid_layer{stage}_{m}'])
+    for ours, name in zip(outputs, ('ens', 'rgb', 'depth'), strict=True):
+        close(ours, golden[f'out_{name}'])
+    close(network.ensemble.weights, golden['alpha_soft'])
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'millions'), [('resnet50', None), ('resnet101', 118.20), ('resnet152', 133.89)]
+)
+def test_parameters_are_as_many_as_the_papers(goldens_dir, backbone, millions):
+    counts = json.loads((goldens_dir / 'cen_param_counts.json').read_text())
+    with torch.device('meta'):
+        network = build_network('asymfusion', 40, backbone=backbone)
+    found = parameter_count(network).trainable
+    assert found == counts[f'R{backbone[6:]}_P2_C40']['total']
+    if millions:
+        assert round(found / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ('split', 'direction', 'stride'),
+    [('public', 'both', 2), ('paper', 'depth_to_rgb', 1)],
+)
+@pytest.mark.filterwarnings('ignore')  # the exporter's, about itself
+def test_an_exported_block_takes_any_size_and_batch(split, direction, stride):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    fusion = AsymmetricFusion(12, sources_of(ALL_MODALITIES, direction), 'both', split)
+    block = Bottleneck(BranchLayers(3), 48, 12, stride, 1, fusion).eval()
+    dims = dict(zip((0, 2, 3), map(torch.export.Dim, ('n', 'h', 'w')), strict=True))
+    program = torch.onnx.export(
+        block, (random_maps(3, (2, 48, 6, 8), dtype=torch.float32),), dynamo=True, verbose=False,
+        dynamic_shapes=([dims] * 3,),
+    )  # fmt: skip
+    model = program.model_proto
+    assert {node.domain for node in model.graph.node} == {''}
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [x.name for x in session.get_inputs()]
+    for shape in ((1, 48, 6, 8), (3, 48, 11, 4)):
+        maps = random_maps(3, shape, dtype=torch.float32)
+        with torch.no_grad():
+            expected = block(maps)
+        found = session.run(None, dict(zip(names, [x.numpy() for x in maps], strict=True)))
+        for ours, theirs in zip(found, expected, strict=True):
+            close(torch.tensor(ours), theirs)
+
+
+# Distillation
+
+
+@pytest.mark.parametrize('temperature', [1.0, 3.0])
+def test_distillation_written_out(temperature):
+    fused, *logits = random_maps(3, (2, 5, 3, 4))
+
+    def softmax(x: Tensor) -> np.ndarray:
+        e = np.exp(x.numpy() / temperature)
+        return e / e.sum(1, keepdims=True)
+
+    target = softmax(fused)
+    expected = 0.0
+    for n, h, w in itertools.product(range(2), range(3), range(4)):
+        for x in logits:
+            p, q = target[n, :, h, w], softmax(x)[n, :, h, w]
+            expected += temperature**2 * (p * np.log(p / q)).sum() / 24
+    assert float(distillation_loss(fused, logits, temperature)) == pytest.approx(expected, 1e-6)
+    assert float(distillation_loss(fused, [fused, fused], temperature)) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_distillation_teaches_the_branches_and_not_the_ensemble():
+    network = small_network(distillation=0.5, temperature=2.0).train()
+    *outputs, term = network(images(network), auxiliary=True)
+    assert len(outputs) == 3
+    close(term, 0.5 * distillation_loss(outputs[0], outputs[1:], 2.0), 1e-6)
+    term.backward()
+    assert network.ensemble.alpha.grad is None
+    assert network.head.classifier.weight.grad.any()
+    plain = small_network()
+    assert len(plain(images(plain), auxiliary=True)) == 3
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'operations': 'add'}, "operations must be one of both, .*'add'"),
+        ({'split': 'half'}, "split must be one of public, paper, got 'half'"),
+        ({'direction': 'up'}, "direction must be one of both, .*'up'"),
+        ({'distillation': -0.1}, r'distillation must not be negative, got -0\.1'),
+        ({'distillation': float('nan')}, 'distillation must not be negative'),
+        ({'temperature': 0.0}, r'temperature must be greater than 0, got 0\.0'),
+        ({'modalities': ['rgb']}, "two or more modalities .*'multimodal'"),
+        ({'modalities': ['hha', 'depth'], 'direction': 'depth_to_rgb'}, 'needs the modality rgb'),
+    ],
+)
+def test_options_without_a_meaning_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        build_network('asymfusion', 5, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    ('channels', 'operations', 'split', 'words'),
+    [
+        (4, 'shuffle', 'public', '4 channels cannot be divided for the public shuffle'),
+        (4, 'shift', 'public', 'five channels or more, got 4'),
+        (66, 'both', 'paper', 'a multiple of four channels, got 66'),
+        (1, 'shuffle', 'paper', '1 channels cannot be divided'),
+    ],
+)
+def test_channels_that_do_not_divide_are_refused(channels, operations, split, words):
+    with pytest.raises(ValueError, match=words):
+        AsymmetricFusion(channels, BOTH, operations, split)
