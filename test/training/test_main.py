@@ -77,12 +77,15 @@ def test_a_first_training_goes_as_the_guide_says(training, nyu_pack, tmp_path):
 
 
 def settings_of(training, config: Path) -> dict:
-    """Return what a command makes of a shipped file, as it prints it."""
+    """Return what a command makes of a shipped file, as it prints it: run, and networks."""
     command = 'study' if config.stem.startswith('study') else 'train'
     shown = training(command, '--config', config, '--print_config')
     assert not shown.returncode, shown.stderr
     settings = yaml.safe_load(shown.stdout)
-    return settings['study']['run'] if command == 'study' else settings['run']
+    if command == 'train':
+        return {**settings['run'], 'networks': [settings['run']['network']]}
+    study = settings['study']
+    return {**study['run'], 'networks': [row['network'] for row in study['rows']]}
 
 
 @pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
@@ -90,13 +93,14 @@ def test_shipped_configs_are_understood(training, config):
     run = settings_of(training, config)
     comment = config.read_text().partition('\n\n')[0]
     assert f'--config config/training/{config.name}' in comment
-    with torch.device('meta'):
-        network = build_network(run['network']['name'], 40, **run['network']['options'])
     sides = run['data']['width'], run['data']['height']
-    assert not any(side % network.size_multiple for side in sides)
     groups = [GroupConfig(**group) for group in run['optimiser'].pop('groups')]
     optimiser = OptimiserConfig(**run['optimiser'], groups=groups)
-    assert len(parameter_groups(network, optimiser)) >= 1 + len(groups)
+    for entry in run['networks']:
+        with torch.device('meta'):
+            network = build_network(entry['name'], 40, **entry['options'])
+        assert not any(side % network.size_multiple for side in sides)
+        assert len(parameter_groups(network, optimiser)) >= 1 + len(groups)
 
 
 @pytest.mark.parametrize('name', ['cen', 'asymfusion'])

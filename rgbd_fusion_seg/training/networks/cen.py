@@ -167,6 +167,10 @@ class ChannelExchangingNetwork(MultimodalNetwork):
             'none' (Table 1).
         sparsity: λ of the penalty; None: 2e-4 in the public form, which counts it once for each
             of the M+1 predictions, 5e-3 in the paper's.
+        initial_scales: what the scales that are compared begin with: 'one', or 'uniform' draws
+            from 0 to 1. Not the papers', which start from ImageNet weights, whose scales differ
+            from channel to channel: scales that all begin with 1 shrink together, and an
+            optimiser that normalises gradients takes all that are penalised below θ at once.
         options: of `MultimodalNetwork`.
 
     Raises:
@@ -186,6 +190,7 @@ class ChannelExchangingNetwork(MultimodalNetwork):
         blocks: str = 'all',
         penalised: str = 'own',
         sparsity: float | None = None,
+        initial_scales: str = 'one',
         **options: Any,
     ) -> None:
         for what, given, known in (
@@ -194,6 +199,7 @@ class ChannelExchangingNetwork(MultimodalNetwork):
             ('parts', parts, PARTS),
             ('blocks', blocks, ('all', 'last')),
             ('penalised', penalised, PENALISED),
+            ('initial_scales', initial_scales, ('one', 'uniform')),
         ):
             if given not in known:
                 raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
@@ -217,6 +223,10 @@ class ChannelExchangingNetwork(MultimodalNetwork):
         if sparsity is None:
             sparsity = SPARSITY[form]
         self.sparsity = sparsity * (self.num_branches + 1 if form == 'public' else 1)
+        if initial_scales == 'uniform':
+            for _, norm in self.exchanges().values():
+                for scale in norm_scales(norm, self.num_branches):
+                    nn.init.uniform_(scale)
 
     def block_fusion(
         self, stage: int, block: int, num_blocks: int, channels: int
@@ -263,11 +273,37 @@ class ChannelExchangingNetwork(MultimodalNetwork):
         network = copy.deepcopy(self).eval()
         for name, block in list(network.named_modules()):
             exchange = getattr(block, 'fusion', None)
-            if not isinstance(block, Bottleneck) or not isinstance(exchange, ChannelExchange):
+            if not isinstance(exchange, ChannelExchange):
                 continue
-            if exchange.exchange in ('threshold', 'fixed', 'random'):
-                network.set_submodule(name, SelectingBottleneck(block, exchange.kept(block.bn2)))
+            if exchange.exchange not in ('threshold', 'fixed', 'random'):
+                continue
+            kept = exchange.kept(block.bn2)
+            if isinstance(block, Bottleneck):
+                network.set_submodule(name, SelectingBottleneck(block, kept))
+            else:
+                block.fusion = SettledExchange(kept)
         return network
+
+
+class SettledExchange(BlockFusion):
+    """The exchange of any block, its decisions constants: a selection, nothing compared.
+
+    Args:
+        kept: where each branch keeps its own channels, M bool tensors (C,).
+    """
+
+    def __init__(self, kept: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.num_branches = len(kept)
+        for m, mask in enumerate(kept):
+            self.register_buffer(f'kept{m}', mask[:, None, None].clone())
+
+    def after_norm(self, maps: Maps, norm: nn.Module) -> list[Tensor]:
+        """Exchange: M maps (N, C, h, w) -> the same shapes."""
+        return [
+            torch.where(getattr(self, f'kept{m}'), x, mean([*maps[:m], *maps[m + 1 :]]))
+            for m, x in enumerate(maps)
+        ]
 
 
 class SelectingBottleneck(nn.Module):

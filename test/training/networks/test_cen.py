@@ -261,6 +261,12 @@ def extreme(network: nn.Module, kept: tuple[bool, bool]) -> nn.Module:
             id='three',
         ),
         pytest.param(lambda: small_network(exchange='random'), id='random'),
+        pytest.param(
+            lambda: small_network(
+                backbone='xception23_quarter', head='deeplabv3plus', head_options={'width': 8}
+            ),
+            id='Xception',
+        ),
         pytest.param(lambda: extreme(small_network(), (False, True)), id='all from one'),
         pytest.param(lambda: extreme(small_network(), (False, False)), id='all swapped'),
         pytest.param(lambda: extreme(small_network(), (True, True)), id='nothing'),
@@ -269,8 +275,22 @@ def extreme(network: nn.Module, kept: tuple[bool, bool]) -> nn.Module:
 def test_the_settled_exchange_is_the_same_network(network):
     network = network()
     x = images(network)
+    settled = network.for_export()
+    assert not [m for m in settled.modules() if isinstance(m, ChannelExchange)]
     with torch.no_grad():
-        close(network.for_export()(x), network(x), 1e-5)
+        close(settled(x), network(x), 1e-5)
+
+
+def test_scales_begin_as_told():
+    torch.manual_seed(0)
+    for kind, least in (('one', 1.0), ('uniform', 0.0)):
+        network = build_network('cen', 5, **SMALL, initial_scales=kind)
+        scales = torch.cat(
+            [layer.weight for _, norm in network.exchanges().values() for layer in norm]
+        )
+        assert scales.max() <= 1
+        assert abs(scales.min() - least) < 0.01
+        assert abs(scales.mean() - (1 + least) / 2) < 0.02
 
 
 def test_the_exported_graph_compares_nothing_and_computes_no_unused_channel():

@@ -1,0 +1,189 @@
+"""What channel exchange costs: in a training step, at inference, and in memory.
+
+Everything is compared with the same network without exchange, timed in turn in one run, with
+random weights. A training step is forward, loss and backward, in the precision of a run on the
+device. Inference is ONNX Runtime on the exported graphs, in which the exchange is a fixed
+selection, at several shares of exchanged channels. Memory is that of a process of its own which
+opens a graph and labels images, beyond one that has only imported the library.
+
+    python benchmarks/bench_exchange.py [--backbone resnet50] [--size 320x240] [--part training]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rgbd_fusion_seg.cli.arguments import size as parse_size
+from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph
+
+RESULT = Path(__file__).resolve().parent / 'results' / 'exchange.json'
+NUM_CLASSES = 40
+SHARES = (0.04, 0.3)
+"""Exchanged channels: in the authors' log 8 % of the penalised half; CEN's fixed portion."""
+LIMITS = {'training': 1.10, 'inference': 1.03, 'memory': 2.1}
+"""What the exchange may cost; memory against the unimodal network."""
+PEAK_OF_SESSION = """
+import resource, sys
+import numpy as np, onnxruntime
+if len(sys.argv) > 1:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(sys.argv[1], options, ['CPUExecutionProvider'])
+    images = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()}
+    for _ in range(3):
+        session.run(None, images)
+    pages = int(open('/proc/self/statm').read().split()[1])
+else:
+    pages = int(open('/proc/self/statm').read().split()[1])
+print(pages * resource.getpagesize())
+"""
+
+
+def main() -> None:
+    """Measure, write the result and say whether the limits are kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--backbone', default='resnet50')
+    parser.add_argument('--size', type=parse_size, default=(320, 240), metavar='WxH')
+    parser.add_argument('--batch', type=int, default=2, help='of the training steps')
+    parser.add_argument('--repeats', type=int, default=15)
+    parser.add_argument('--part', choices=LIMITS, help='one part alone, without a result file')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--out', type=Path, default=RESULT)
+    options = parser.parse_args()
+    parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        'training': training,
+        'inference': inference,
+        'memory': memory,
+    }
+    result = {}
+    for name in [options.part] if options.part else LIMITS:
+        result[name] = found = parts[name](options)
+        worst = found['ratio']
+        verdict = 'kept' if worst <= LIMITS[name] else 'NOT kept'
+        print(f'{name}: {worst:.3f} times, limit {LIMITS[name]} {verdict}')
+    if not options.part:
+        size = list(options.size)
+        shape = {'backbone': options.backbone, 'size': size, 'batch': options.batch}
+        measure.write(options.out, {**shape, 'device': options.device, **result})
+        print(f'wrote {options.out}')
+
+
+def training(options: argparse.Namespace) -> dict[str, Any]:
+    """Time training steps with exchange, and without exchange and penalty."""
+    networks = {
+        'without exchange': network(options.backbone, exchange='none', penalised='none'),
+        'with exchange': network(options.backbone, share=SHARES[1]),
+    }
+    steps = {name: step(net, options) for name, net in networks.items()}
+    timing = measure.interleaved(steps, options.repeats)
+    print(measure.table(timing))
+    return {'timing': timing, 'ratio': timing['with exchange']['ratio']}
+
+
+def network(backbone: str, share: float = 0.0, **options: Any) -> nn.Module:
+    """Build a CEN in which a share of the channels is below the threshold."""
+    torch.manual_seed(0)
+    net = build_network('cen', NUM_CLASSES, backbone=backbone, **options)
+    for _, norm in net.exchanges().values():
+        for layer in norm:
+            small = torch.rand_like(layer.weight) < share
+            layer.weight.data[small] = 1e-3
+    return net
+
+
+def step(net: nn.Module, options: argparse.Namespace) -> Callable[[], None]:
+    """Return a forward and backward pass with the losses that CEN trains with."""
+    device = torch.device(options.device)
+    net = net.to(device, memory_format=torch.channels_last).train()
+    width, height = options.size
+    images = {
+        m: torch.randn(options.batch, 3, height, width, device=device)
+        .to(memory_format=torch.channels_last)
+        for m in net.modalities
+    }  # fmt: skip
+    labels = torch.randint(NUM_CLASSES, (options.batch, height // 2, width // 2), device=device)
+
+    def loss(logits: Tensor) -> Tensor:
+        logits = F.interpolate(logits.float(), labels.shape[1:], mode='bilinear')
+        return F.cross_entropy(logits, labels)
+
+    def run() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            outputs = net(images, auxiliary=True)
+        predictions, terms = outputs[:3], outputs[3:]
+        sum([loss(x) for x in predictions] + terms).backward()
+        net.zero_grad()
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def graphs(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """Export what is compared; return the files by name, that without exchange first."""
+    networks = {'without exchange': network(options.backbone, exchange='none')}
+    for share in SHARES:
+        networks[f'{share:.0%} exchanged'] = network(options.backbone, share)
+    name, unimodal, weights = networks['without exchange'].unimodal_form('rgb')
+    alone = build_network(name, NUM_CLASSES, **unimodal)
+    alone.load_state_dict(weights)
+    networks['unimodal'] = alone
+    width, height = options.size
+    files = {}
+    for name, net in networks.items():
+        files[name] = folder / f'{name}.onnx'
+        onnx.save(build_graph(net.eval(), height, width, GraphOptions()), files[name])
+    return files
+
+
+def inference(options: argparse.Namespace) -> dict[str, Any]:
+    """Time ONNX Runtime on the graphs with and without exchange."""
+    import onnxruntime
+
+    calls = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = graphs(options, Path(folder))
+        for name, file in files.items():
+            session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+            images = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()}
+            calls[name] = lambda s=session, i=images: s.run(None, i)
+        timing = measure.interleaved(calls, options.repeats)
+    print(measure.table(timing))
+    return {'timing': timing, 'ratio': max(timing[n]['ratio'] for n in files if '%' in n)}
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the memory of processes that run the graphs."""
+
+    def resident(*arguments: str) -> int:
+        command = [sys.executable, '-c', PEAK_OF_SESSION, *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    base = resident()
+    with tempfile.TemporaryDirectory() as folder:
+        taken = {
+            name: (resident(str(file)) - base) / 2**20
+            for name, file in graphs(options, Path(folder)).items()
+        }
+    for name, mib in taken.items():
+        print(f'{name:18} {mib:8.1f} MiB')
+    ratio = max(mib for name, mib in taken.items() if '%' in name) / taken['unimodal']
+    return {'mib': {n: round(mib, 1) for n, mib in taken.items()}, 'ratio': round(ratio, 3)}
+
+
+if __name__ == '__main__':
+    sys.exit(main())
