@@ -188,12 +188,15 @@ def _refinenet(network: str, reference: str) -> System:
             names = _resnet(VARIANTS[backbone], branches) | _cascade()
             plural = 'modalities' if branches > 1 else 'modality'
             most = ', the most that are read here,' if branches == len(MODALITIES) else ''
+            options: dict[str, Any] = {'backbone': backbone, 'modalities': list(modalities)}
+            if network == 'cen' and branches > 2:  # widths of 64 to 512 have no three equal parts
+                options['parts'] = 'nearly_equal'
             variants.append(
                 Variant(
                     network if branches > 1 else 'multimodal',
                     names | ({'alpha': 'ensemble.alpha'} if branches > 1 else {}),
                     'clf_conv.module.bias',
-                    {'backbone': backbone, 'modalities': list(modalities)},
+                    options,
                     unused=frozenset() if branches > 1 else frozenset({'alpha'}),
                     form=f' on {backbone} with {branches} {plural}{most}',
                 )
@@ -201,7 +204,7 @@ def _refinenet(network: str, reference: str) -> System:
     return System(
         variants=tuple(variants),
         channels_last=False,
-        statistics={'rgb': IMAGENET, 'hha': IMAGENET, 'depth': [[0.0] * 3, [5.0] * 3]},
+        statistics={'rgb': IMAGENET, 'hha': IMAGENET, 'depth': [[0.0] * 3, [1.0] * 3]},
         void=None,
         size=(640, 480),
         reversed_inputs=frozenset(),

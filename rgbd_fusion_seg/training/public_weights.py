@@ -143,7 +143,8 @@ def _matching_variant(system: str, tensors: Mapping[str, Tensor]) -> Variant:
     """Return the variant whose tensors these are, none less and none more."""
 
     def closeness(variant: Variant) -> tuple[int, int]:
-        return len(variant.names.keys() & tensors.keys()), -len(variant.names)
+        known = variant.names.keys() | variant.unused
+        return len(known & tensors.keys()), -len(variant.names)
 
     best = {name: max(read().variants, key=closeness) for name, read in SYSTEMS.items()}
     variant, likely = best[system], max(best, key=lambda name: closeness(best[name]))

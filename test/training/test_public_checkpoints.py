@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from safetensors.torch import save_file
 from tf_checkpoints import write_tf_checkpoint
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.synthetic.primitives import NYU40 as NYU40_CLASSES
 from rgbd_fusion_seg.training.checkpoints import from_public, load_checkpoint
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.public_checkpoints import import_weights
 from rgbd_fusion_seg.training.public_names import SYSTEMS
+from rgbd_fusion_seg.training.public_weights import translate
 from rgbd_fusion_seg.training.tf_checkpoint import masked_crc32c
 
 NORM = {'gamma': 'weight', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
@@ -270,6 +273,105 @@ def test_erfnets_encoder_from_imagenet(tmp_path, erfnet, erfnet_weights):
         features = network.encoder(torch.from_numpy(erfnet['x'])).numpy()
         assert network({'rgb': torch.from_numpy(erfnet['x'])}).shape[1] == 3
     assert np.abs(features - erfnet['enc_feat']).max() <= 1e-4 * erfnet['enc_feat'].max()
+
+
+# CEN and AsymFusion
+
+
+BLOCKS = {'resnet50': (3, 4, 6, 3), 'resnet101': (3, 4, 23, 3), 'resnet152': (3, 8, 36, 3)}
+
+
+def refinenet_file(goldens_dir, backbone: str, branches: int) -> dict[str, torch.Tensor]:
+    """A file of the size of one number: the names of the golden one, which is ResNet-50 of two
+    branches, for other depths and branches."""
+    with np.load(goldens_dir / 'cen_refinenet50.npz') as golden:
+        shapes = {k: tuple(shape) for k, shape in json.loads(str(golden['state_keys'])).items()}
+    for stage, (count, known) in enumerate(zip(BLOCKS[backbone], BLOCKS['resnet50'], strict=True)):
+        last = f'layer{stage + 1}.{known - 1}.'
+        names = [name for name in shapes if name.startswith(last)]
+        for block, name in itertools.product(range(known, count), names):
+            shapes[name.replace(last, f'layer{stage + 1}.{block}.')] = shapes[name]
+    for name in [name for name in shapes if '.bn_1.' in name]:
+        shape = shapes.pop(name)
+        for branch in range(1, branches):
+            shapes[name.replace('.bn_1.', f'.bn_{branch}.')] = shape
+    shapes['alpha'] = (branches,)
+    return {name: torch.full((), 0.5).expand(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'branches', 'network', 'modalities'),
+    [
+        ('resnet50', 2, 'asymfusion', ['rgb', 'depth']),
+        ('resnet101', 2, 'cen', ['rgb', 'depth']),
+        ('resnet152', 1, 'multimodal', ['rgb']),
+        ('resnet50', 3, 'cen', ['rgb', 'hha', 'depth']),
+    ],
+)
+def test_backbone_and_branches_are_told_by_the_tensors(
+    goldens_dir, backbone, branches, network, modalities
+):
+    """The file as the authors' trainings save it. What the golden files hold is tested beside
+    the networks."""
+    tensors = refinenet_file(goldens_dir, backbone, branches)
+    counts = json.loads((goldens_dir / 'cen_param_counts.json').read_text())
+    parameters = [v for k, v in tensors.items() if 'running' not in k and v.ndim]
+    if (known := f'R{backbone[6:]}_P{branches}_C40') in counts:
+        assert sum(p.numel() for p in parameters) == counts[known]['total']
+    saved = {'segmenter': {f'module.{k}': v for k, v in tensors.items()}, 'epoch_start': 300}
+    system = network if network != 'multimodal' else 'cen'
+    variant, count, weights = translate(system, saved)
+    assert (variant.network, count) == (network, 40)
+    assert variant.options.items() >= {'backbone': backbone, 'modalities': modalities}.items()
+    with torch.device('meta'):
+        ours = build_network(network, 40, **variant.options)
+    ours.load_state_dict(weights, assign=True)
+    unused = {'alpha'} if branches == 1 else set()
+    used = {k for k, v in tensors.items() if v.ndim} - unused
+    assert set(variant.names) == used
+    assert len(set(variant.names.values())) == len(used)
+
+
+def test_a_file_of_cen_becomes_a_checkpoint(tmp_path, goldens_dir):
+    source, output = tmp_path / 'checkpoint.pth.tar', tmp_path / 'c.safetensors'
+    tensors = refinenet_file(goldens_dir, 'resnet50', 2)
+    torch.save({'segmenter': tensors, 'epoch_start': 1}, source)
+    with pytest.raises(InputError, match=r'branches of 2 modalities, .* tell 3: rgb, hha, depth'):
+        import_weights('cen', source, output, {'modalities': ['rgb', 'hha', 'depth']})
+    with pytest.raises(InputError, match='has 40 classes, but num_classes tells 37'):
+        import_weights('cen', source, output, num_classes=37)
+    with pytest.raises(InputError, match='resnet14'):
+        import_weights('cen', source, output, {'backbone': 'resnet14'})
+    assert not output.exists()
+    import_weights('cen', source, output, {'freeze_norms': True}, width=320, height=240)
+    checkpoint = load_checkpoint(output)
+    assert checkpoint.classes.names == NYU40_CLASSES
+    info = checkpoint.info
+    assert info['network'] == 'cen'
+    assert info['options'] == {
+        'backbone': 'resnet50', 'modalities': ['rgb', 'depth'], 'freeze_norms': True
+    }  # fmt: skip
+    mean, std = np.array(info['statistics']['rgb']) / 255
+    np.testing.assert_allclose(mean, [0.485, 0.456, 0.406])
+    np.testing.assert_allclose(std, [0.229, 0.224, 0.225])
+    assert info['statistics']['depth'] == [[0.0] * 3, [1.0] * 3]
+    assert checkpoint.weights.keys() == from_public('cen', tensors).keys()
+
+
+def test_files_of_other_branches_and_parts_are_named(goldens_dir):
+    tensors = refinenet_file(goldens_dir, 'resnet50', 2)
+    four = refinenet_file(goldens_dir, 'resnet50', 4)
+    with pytest.raises(InputError, match=r'3 modalities, the most .* no tensor .*\.bn_3\.'):
+        from_public('cen', four)
+    name = 'layer3.5.bn2.bn_1.bias'
+    partial = {k: v for k, v in tensors.items() if k != name}
+    words = rf'1 of the \d+ tensors of asymfusion on resnet50 with 2 modalities are .* {name}'
+    with pytest.raises(InputError, match=words):
+        from_public('asymfusion', partial)
+    with pytest.raises(InputError, match=r'alpha has the shape \(3,\) where \(2,\)'):
+        from_public('cen', tensors | {'alpha': torch.ones(3)})
+    with pytest.raises(InputError, match='weights of cen, not of erfnet'):
+        from_public('erfnet', tensors)
 
 
 # What is refused
