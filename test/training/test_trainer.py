@@ -15,6 +15,7 @@ torch = pytest.importorskip('torch')
 
 from lightning_fabric import Fabric  # noqa: E402
 from lightning_fabric.plugins import MixedPrecision  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
@@ -28,6 +29,8 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     OptimiserConfig,
     TrainConfig,
 )
+from rgbd_fusion_seg.training.networks.branches import BranchLayers  # noqa: E402
+from rgbd_fusion_seg.training.networks.resnet import ResNet  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import learning_rate  # noqa: E402
 from rgbd_fusion_seg.training.trainer import Trainer  # noqa: E402
 
@@ -431,6 +434,41 @@ def test_a_fusion_network_starts_from_unimodal_ones(run_config):
 def test_networks_that_cannot_be_built_are_named(run_config, network, words):
     with pytest.raises(InputError, match=words):
         Trainer(run_config(network=network))
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_branches_start_from_a_resnet_of_others(run_config, tmp_path, suffix):
+    torch.manual_seed(5)
+    backbone = ResNet(BranchLayers(1), 'resnet14').state_dict()  # torchvision's names
+    path, other = tmp_path / f'resnet14{suffix}', tmp_path / f'resnet26{suffix}'
+    for file, variant in ((path, 'resnet14'), (other, 'resnet26')):
+        content = backbone if file == path else ResNet(BranchLayers(1), variant).state_dict()
+        content = content | {'fc.weight': torch.zeros(9, 2048), 'fc.bias': torch.zeros(9)}
+        save_file(content, file) if suffix == '.safetensors' else torch.save(content, file)
+    options = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+    config = NetworkConfig('asymfusion', options, init_backbone=str(path))
+    run = Trainer(run_config('started', network=config))
+    encoder = run.network.module.encoder
+    for branch in (0, 1):
+        ours = encoder.layer3[0].downsample[1][branch]
+        torch.testing.assert_close(ours.weight, backbone['layer3.0.downsample.1.weight'])
+    torch.testing.assert_close(encoder.layer4[0].conv2.weight, backbone['layer4.0.conv2.weight'])
+    assert run.info()['started_from'] == [{'file': str(path), 'command': '', 'steps': 0}]
+
+    for given, words in (
+        (NetworkConfig('cen', options, init_backbone=str(other)), 'resnet26.* has layer1'),
+        (NetworkConfig('cen', options, init_backbone=str(tmp_path / 'no.pth')), 'not exist'),
+        (NetworkConfig(init_backbone=str(path)), 'rfbnet_erfnet .* has no ResNet'),
+        (
+            NetworkConfig(
+                'multimodal', {'backbone': 'xception23_quarter', 'head': 'deeplabv3plus'},
+                init_backbone=str(path),
+            ),
+            'xception23_quarter.* has no ResNet',
+        ),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            Trainer(run_config('refused', network=given))
 
 
 def test_a_checkpoint_of_another_network_is_refused(run_config, tmp_path):
