@@ -67,6 +67,11 @@ FURTHER_VARIANTS = [
             'head_options': {'width': 16},
         },
     ),
+    (
+        'asymfusion',
+        {'modalities': ['rgb', 'hha', 'depth'], 'split': 'paper', 'distillation': 0.5},
+    ),
+    ('asymfusion', {'direction': 'depth_to_rgb', 'operations': 'shift', 'share_convs': False}),
     ('cen', {'modalities': ['rgb', 'hha', 'depth'], 'parts': 'nearly_equal'}),
     ('cen', {'form': 'paper', 'share_convs': False, 'ensemble': 'mean'}),
     ('cen', {'exchange': 'gated_sum', 'penalised': 'all', 'detach_branches': False}),
