@@ -4,7 +4,8 @@ Everything is compared with the same network without exchange, timed in turn in 
 random weights. A training step is forward, loss and backward, in the precision of a run on the
 device. Inference is ONNX Runtime on the exported graphs, in which the exchange is a fixed
 selection, at several shares of exchanged channels. Memory is that of a process of its own which
-opens a graph and labels images, beyond one that has only imported the library.
+opens a graph and labels images, beyond one that has only imported the library; and what a training
+step keeps for its backward pass, with the parameters.
 
     python benchmarks/bench_exchange.py [--backbone resnet50] [--size 320x240] [--part training]
 """
@@ -105,6 +106,12 @@ def network(backbone: str, share: float = 0.0, **options: Any) -> nn.Module:
     return net
 
 
+def unimodal(backbone: str) -> nn.Module:
+    """Build the network of one branch."""
+    torch.manual_seed(0)
+    return build_network('multimodal', NUM_CLASSES, backbone=backbone, modalities=['rgb'])
+
+
 def step(net: nn.Module, options: argparse.Namespace) -> Callable[[], None]:
     """Return a forward and backward pass with the losses that CEN trains with."""
     device = torch.device(options.device)
@@ -138,10 +145,7 @@ def graphs(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     networks = {'without exchange': network(options.backbone, exchange='none')}
     for share in SHARES:
         networks[f'{share:.0%} exchanged'] = network(options.backbone, share)
-    name, unimodal, weights = networks['without exchange'].unimodal_form('rgb')
-    alone = build_network(name, NUM_CLASSES, **unimodal)
-    alone.load_state_dict(weights)
-    networks['unimodal'] = alone
+    networks['unimodal'] = unimodal(options.backbone)
     width, height = options.size
     files = {}
     for name, net in networks.items():
@@ -181,8 +185,43 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
         }
     for name, mib in taken.items():
         print(f'{name:18} {mib:8.1f} MiB')
-    ratio = max(mib for name, mib in taken.items() if '%' in name) / taken['unimodal']
-    return {'mib': {n: round(mib, 1) for n, mib in taken.items()}, 'ratio': round(ratio, 3)}
+    kept = {
+        'unimodal': kept_for_backward(unimodal(options.backbone), options),
+        'with exchange': kept_for_backward(network(options.backbone, SHARES[1]), options),
+    }
+    print(
+        f'kept in training: {kept["unimodal"]:.1f} MiB unimodal, {kept["with exchange"]:.1f} MiB'
+    )
+    inferring = max(mib for name, mib in taken.items() if '%' in name) / taken['unimodal']
+    return {
+        'inference_mib': {n: round(mib, 1) for n, mib in taken.items()},
+        'training_mib': {n: round(mib, 1) for n, mib in kept.items()},
+        'ratio': round(max(inferring, kept['with exchange'] / kept['unimodal']), 3),
+    }
+
+
+def kept_for_backward(net: nn.Module, options: argparse.Namespace) -> float:
+    """Return the MiB of what a forward pass keeps, parameters with their gradients included."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    width, height = options.size
+    net = net.train()
+    images = {m: torch.randn(options.batch, 3, height, width) for m in net.modalities}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+        torch.autocast('cpu', torch.bfloat16),
+    ):
+        outputs = net(images, auxiliary=True)
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    activations = sum(size for place, size in kept.items() if place not in own)
+    parameters = sum(2 * p.numel() * p.element_size() for p in net.parameters())
+    del outputs
+    return (activations + parameters) / 2**20
 
 
 if __name__ == '__main__':
