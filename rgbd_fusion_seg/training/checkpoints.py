@@ -118,33 +118,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
             'it is of an older version, train it anew'
         )
     return Checkpoint(weights, info)
-
-
-def start_from(network: nn.Module, name: str, num_classes: int, path: Path) -> None:
-    """Give ``network`` the weights of a checkpoint of the same network and class count.
-
-    Raises:
-        InputError: the checkpoint is of another network, other options, another number of
-            modalities or other classes.
-    """
-    checkpoint = load_checkpoint(path)
-    if checkpoint.info['network'] != name or checkpoint.num_classes != num_classes:
-        raise InputError(
-            f'{path} holds {checkpoint.info["network"]} with {checkpoint.num_classes} classes, '
-            f'but the run trains {name} with {num_classes}; give a checkpoint of that network'
-        )
-    # The statistics are those of its inputs. Weights may fit where the modalities are others, and
-    # a depth branch may well start from one of colour, but each branch needs one to start from.
-    theirs, ours = tuple(checkpoint.info['statistics']), network.modalities
-    if len(theirs) != len(ours):
-        raise InputError(
-            f'{path} is of {name} for {len(theirs)} modalities ({", ".join(theirs)}), but the run '
-            f'trains it for {len(ours)} ({", ".join(ours)}); give a checkpoint of as many'
-        )
-    try:
-        network.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        raise InputError(
-            f'the weights in {path} were trained with the options {checkpoint.info["options"]} '
-            'and do not fit the options of this run; give the run the same ones'
-        ) from error

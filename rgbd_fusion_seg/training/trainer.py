@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 import os
@@ -22,26 +21,22 @@ from torch import Tensor, nn
 from rgbd_fusion_seg.errors import InputError, TrainingError
 from rgbd_fusion_seg.training.checkpoints import (
     class_entries,
-    load_checkpoint,
     save_checkpoint,
-    start_from,
     write_atomically,
 )
-from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
+from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
+from rgbd_fusion_seg.training.initialisation import make_network, origins
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
 from rgbd_fusion_seg.training.monitor import Monitor
-from rgbd_fusion_seg.training.networks import NETWORKS, build_network
 from rgbd_fusion_seg.training.optimiser import (
     WeightAverage,
     build_optimiser,
     set_learning_rates,
 )
-from rgbd_fusion_seg.training.public_checkpoints import read_tensors
-from rgbd_fusion_seg.training.public_weights import public_tensors
 from rgbd_fusion_seg.training.views import Normaliser, TrainingViews, channel_statistics
 
 LOG_EVERY = 10
@@ -102,60 +97,6 @@ def make_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
-    """Build the network, with the weights of the checkpoints that the configuration names.
-
-    Raises:
-        InputError: an unknown network or option, or a checkpoint that does not fit.
-    """
-    if config.name in NETWORKS:
-        parameters = list(inspect.signature(NETWORKS[config.name]).parameters.values())[1:]
-        known = [p.name for p in parameters]
-        takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        for option in set() if takes_more else set(config.options) - set(known):
-            raise InputError(f'{config.name} has no option {option!r}; it has {", ".join(known)}')
-    try:
-        network = build_network(config.name, num_classes, **config.options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f'the network cannot be built: {error}') from error
-    for modality, path in (('rgb', config.init_rgb), ('hha', config.init_hha)):
-        if not path:
-            continue
-        if not hasattr(network, 'initialise_encoder'):
-            raise InputError(
-                f'{config.name} has no encoder for {modality} alone to start from {path}; '
-                'use init_from, or a fusion network'
-            )
-        checkpoint = load_checkpoint(Path(path))
-        seen = checkpoint.info['options'].get('modality', 'rgb')
-        if seen != modality:
-            raise InputError(
-                f'{path} was trained on {seen} but is given as init_{modality}; give a unimodal '
-                f'checkpoint of {modality}'
-            )
-        network.initialise_encoder(modality, checkpoint.weights)
-    if config.init_backbone:
-        _start_backbone(network, config)
-    if config.init_from:
-        start_from(network, config.name, num_classes, Path(config.init_from))
-    return network
-
-
-def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:
-    """Give the encoder of every branch the weights of a ResNet that others trained."""
-    encoder = getattr(network, 'encoder', None)
-    if not hasattr(encoder, 'initialise'):
-        raise InputError(
-            f'{config.name} with the options {config.options} has no ResNet that could start from '
-            f'{config.init_backbone}; use init_from, or a network of branches on a ResNet'
-        )
-    content = read_tensors(Path(config.init_backbone))
-    try:
-        encoder.initialise(public_tensors(content))
-    except InputError as error:
-        raise InputError(f'init_backbone {config.init_backbone}: {error}') from error
-
-
 def check_size(network: nn.Module, config: TrainConfig) -> None:
     """Raise InputError unless the network takes views of the size that is set."""
     size, multiple = (config.data.width, config.data.height), network.size_multiple
@@ -165,18 +106,6 @@ def check_size(network: nn.Module, config: TrainConfig) -> None:
             f'{config.network.name} needs data.width and data.height to be multiples of '
             f'{multiple}, not {size[0]}x{size[1]}; {fits[0]}x{fits[1]} would do'
         )
-
-
-def origins(config: NetworkConfig) -> list[dict[str, Any]]:
-    """Return file, command and steps of the checkpoints that a network starts from."""
-    files = [path for path in (config.init_from, config.init_rgb, config.init_hha) if path]
-    infos = {path: load_checkpoint(Path(path)).info for path in files}
-    if config.init_backbone:  # the files of others do not tell how they were made
-        infos[config.init_backbone] = {}
-    return [
-        {'file': path, 'command': info.get('command', ''), 'steps': info.get('step', 0)}
-        for path, info in infos.items()
-    ]
 
 
 class Trainer:

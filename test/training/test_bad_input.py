@@ -15,7 +15,7 @@ from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import save_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import NetworkConfig  # noqa: E402
-from rgbd_fusion_seg.training.trainer import make_network  # noqa: E402
+from rgbd_fusion_seg.training.initialisation import make_network  # noqa: E402
 
 SMALL = {'backbone': 'resnet14', 'head_options': {'width': 8}}
 ALL = ['rgb', 'hha', 'depth']
