@@ -285,18 +285,16 @@ class Trainer:
         height, width = labels.shape[1:]
         size = (height // config.stride, width // config.stride)
         weights = [w * config.auxiliary for w in network.module.auxiliary_weights]
-        further: list[Tensor] = []
-        if not any(weights):
-            parts = [cross_entropy(network(inputs), labels, self.class_weights, size)]
-        else:
-            outputs = network(inputs, auxiliary=True)
-            main, *others = outputs[: 1 + len(weights)]
-            further = outputs[1 + len(weights) :]
-            parts = [cross_entropy(main, labels, self.class_weights, size)]
-            for logits in others:
+        outputs = network(inputs, auxiliary=True)
+        main, others = outputs[0], outputs[1 : 1 + len(weights)]
+        further = outputs[1 + len(weights) :]
+        factors, parts = [1.0], [cross_entropy(main, labels, self.class_weights, size)]
+        for weight, logits in zip(weights, others, strict=True):
+            if weight:
                 # Their own resolution is enough for a hint, and costs little.
                 own = [min(a, b) for a, b in zip(size, logits.shape[2:], strict=True)]
                 compared = size if network.module.auxiliary_at_full_size else own
+                factors.append(weight)
                 parts.append(cross_entropy(logits, labels, self.class_weights, compared))
         counts = torch.stack([c for _, c in parts])
         if self.fabric.world_size > 1:
@@ -304,7 +302,7 @@ class Trainer:
             counts = self.fabric.all_reduce(counts, reduce_op='mean')
         counts = counts.clamp(min=1e-12).unbind()
         # Factors stay numbers: to make a tensor of them on a GPU would wait for it.
-        terms = zip([1.0, *weights], parts, counts, strict=False)
+        terms = zip(factors, parts, counts, strict=True)
         return torch.stack([*(f * (total / n) for f, (total, _), n in terms), *further]).sum()
 
     def _look(self, mean_loss: Tensor, clock: Clock, monitor: Monitor) -> None:

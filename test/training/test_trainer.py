@@ -296,6 +296,26 @@ def test_auxiliary_losses_add_to_the_main_one(run_config):
     assert values[1.0] - values[0.0] > 1.0
 
 
+def test_a_penalty_stays_where_auxiliary_losses_are_left_out(run_config):
+    """The loss of CEN's Eq. 4: cross-entropy of the ensemble and λ Σ |γ|."""
+    options = {
+        'backbone': 'resnet14', 'head_options': {'width': 8}, 'form': 'paper', 'penalised': 'all',
+        'sparsity': 0.01,
+    }  # fmt: skip
+    run = Trainer(
+        run_config(network=NetworkConfig('cen', options), loss=LossConfig(stride=1, auxiliary=0))
+    )
+    batch = next(iter(run.views().batches(0, 1)))
+    run.network.eval()
+    logits = run.network(run.normalise(batch))
+    logits = torch.nn.functional.interpolate(logits, (48, 64), mode='bilinear')
+    labels = batch['labels'].long()
+    theirs = torch.nn.functional.cross_entropy(logits, labels, run.class_weights, ignore_index=255)
+    # Every γ of both modalities begins at 1, in one block of each stage.
+    theirs = theirs + 0.01 * 2 * (64 + 128 + 256 + 512)
+    assert float(run.loss(batch).detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+
+
 def test_the_scale_of_half_precision_losses_is_continued(run_config, monkeypatch):
     def scaled(config):
         scaler = torch.amp.GradScaler('cpu', init_scale=512.0, growth_interval=2)

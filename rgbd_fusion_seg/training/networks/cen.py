@@ -18,8 +18,7 @@ loss           on the ensemble and every branch     on the ensemble (Eq. 4)
 ============== ==================================== =======================================
 
 The loss of the papers' Eq. 4 alone is the option ``detach_branches=False`` with
-``loss.auxiliary`` 0 in the run's configuration, which also leaves the penalty out; the other rows
-follow ``form``.
+``loss.auxiliary`` 0 in the run's configuration; the other rows follow ``form``.
 """
 
 from __future__ import annotations
