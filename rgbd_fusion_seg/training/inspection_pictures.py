@@ -80,7 +80,8 @@ def _histogram(
             )  # fmt: skip
     axes.set_xscale('log')
     if penalised.any():
-        axes.legend(fontsize=8, frameon=False, loc='upper left')
+        # Right of the bar at the left edge.
+        axes.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(0.07, 1))
     _plain(axes)
 
 
@@ -91,7 +92,7 @@ def _share_below(axes: Axes, gamma: np.ndarray, penalised: np.ndarray, threshold
         if mask.any()
     ]
     axes.text(
-        0.02, 0.62, '\n'.join(lines), transform=axes.transAxes, fontsize=8, va='top', ha='left'
+        0.09, 0.62, '\n'.join(lines), transform=axes.transAxes, fontsize=8, va='top', ha='left'
     )
 
 
