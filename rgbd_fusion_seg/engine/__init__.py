@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.errors import BundleError, EngineError
 
 BACKENDS = {
     'tensorrt': 'rgbd_fusion_seg.engine.tensorrt',
@@ -121,7 +121,8 @@ def open_engine(
 
     Raises:
         EngineError: an unknown or unusable backend, or an option it does not know.
-        BundleError: a network that is damaged or contradicts its card.
+        BundleError: a network that is damaged or contradicts its card; with ``auto`` one that no
+            backend can open.
     """
     if backend == 'auto':
         return _open_best(bundle, failed, options)
@@ -152,6 +153,7 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
             f'no backend has the option {unknown[0]!r}; there are: {", ".join(sorted(known))}'
         )
     passed = list(failed)
+    damage: BundleError | None = None
     for name, module in modules.items():
         if any(name == step_down.backend for step_down in failed):
             continue
@@ -162,11 +164,15 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
         try:
             own = {key: options[key] for key in _options(module) if key in options}
             engine = module.open_engine(bundle, **own)
-        except EngineError as error:
+        except (BundleError, EngineError) as error:
+            if isinstance(error, BundleError):
+                damage = damage or error
             passed.append(StepDown(name, str(error), unexpected=True))
             continue
         engine.backend, engine.step_downs = name, tuple(passed)
         return engine
+    if damage is not None:
+        raise damage
     reasons = '; '.join(map(str, passed))
     raise EngineError(f'no inference backend can run {bundle.name} here: {reasons}')
 

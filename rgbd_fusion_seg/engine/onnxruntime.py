@@ -29,6 +29,7 @@ from rgbd_fusion_seg.engine.graph_engine import GraphEngine, check_graph
 from rgbd_fusion_seg.errors import BundleError, EngineError
 from rgbd_fusion_seg.hardware import usable_cores
 
+CPU = ('CPUExecutionProvider',)
 _CORES = r'[1-9]\d*([,-][1-9]\d*)*(;[1-9]\d*([,-][1-9]\d*)*)*'
 
 
@@ -75,7 +76,7 @@ def open_engine(
                 'threads, parted by semicolons: those of num_threads without the calling one'
             )
         session_options.add_session_config_entry('session.intra_op_thread_affinities', affinity)
-    session = open_session(bundle, session_options, ['CPUExecutionProvider'])
+    session = open_session(bundle, session_options, CPU)
     return OnnxRuntimeEngine(f'onnxruntime (CPU, {threads} threads)', bundle, session)
 
 
@@ -134,16 +135,19 @@ def cpu_options(num_threads: int, allow_spinning: bool) -> Any:
     return options
 
 
-def open_session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) -> Any:
+def open_session(
+    bundle: ModelBundle, options: Any, providers: Sequence[str | tuple[str, dict[str, Any]]]
+) -> Any:
     """Load a bundle's network, with fixed sizes: a graph with open ones is loaded twice.
 
     Args:
         bundle: the network and its card.
         options: of the session.
-        providers: names of ONNX Runtime's execution providers, or names with options.
+        providers: :data:`CPU`, or another of ONNX Runtime's execution providers with its options.
 
     Raises:
-        BundleError: a file that is no ONNX network.
+        BundleError: a file that is no ONNX network, for the CPU neither.
+        EngineError: another provider than the CPU's cannot load a network that the CPU's can.
     """
     session = _session(bundle, options, providers)
     if sizes := _open_sizes(session.get_inputs(), bundle):
@@ -160,9 +164,15 @@ def _session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) -> Any
     try:
         return runtime.InferenceSession(str(bundle.weights_path), options, providers=providers)
     except Exception as error:  # its errors have no base class of their own
+        here, reason = f'ONNX Runtime {runtime.__version__}', str(error).partition('\n')[0][:200]
+        if providers != CPU:
+            _session(bundle, cpu_options(1, False), CPU)  # which tells whether it is the file
+            raise EngineError(
+                f'{here} cannot load {bundle.weights_path} with {providers[0][0]}: {reason}'
+            ) from error
         raise BundleError(
-            f'{bundle.weights_path} is no ONNX network that ONNX Runtime {runtime.__version__} '
-            f'can open ({str(error).splitlines()[0]:.200}); export the bundle again'
+            f'{bundle.weights_path} is no ONNX network that {here} can open ({reason}); export '
+            'the bundle again'
         ) from error
 
 

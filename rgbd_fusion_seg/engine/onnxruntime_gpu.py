@@ -75,7 +75,7 @@ def open_gpu_session(bundle: ModelBundle, provider: str, settings: dict[str, Any
 
     Raises:
         BundleError: as :func:`rgbd_fusion_seg.engine.onnxruntime.open_session`.
-        EngineError: ONNX Runtime fell back to another provider.
+        EngineError: the provider failed, or ONNX Runtime fell back to another one.
     """
     session = open_session(bundle, cpu_options(1, False), [(provider, settings)])
     in_use = session.get_providers()

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from bundles import write_bundle
 
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.engine import available_backends, open_engine
+from rgbd_fusion_seg.engine import available_backends, onnxruntime_gpu, open_engine
+from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.onnxruntime_gpu import PROVIDERS, open_gpu_session
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.errors import BundleError, EngineError
+from rgbd_fusion_seg.segmenter import Segmenter
 
 INSTALLED = [p for p in PROVIDERS.values() if p in onnxruntime.get_available_providers()]
 cpu_build = pytest.mark.skipif(bool(INSTALLED), reason='this ONNX Runtime is one for GPUs')
@@ -40,3 +43,49 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny_bundle: Path, provider):
     assert session.get_providers() == ['CPUExecutionProvider']
     with pytest.raises(EngineError, match=f'{provider} and fell back to CPUExecutionProvider'):
         open_gpu_session(bundle, provider, {})
+
+
+@pytest.fixture
+def refusing(monkeypatch) -> dict[str, str]:
+    """ONNX Runtime as on a machine with a GPU, with what each provider raises, if anything."""
+    refusing = {'CUDAExecutionProvider': 'CUDA failure 2: out of memory ; GPU=0'}
+    session = onnxruntime.InferenceSession
+
+    def open_session(path, options=None, providers=()):
+        name = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if name in refusing:
+            raise RuntimeError(f'{refusing[name]}\nat line 1')
+        return session(path, options, providers=providers)
+
+    gpu = Device(0, 'Some GPU', '8.7', 8 << 30, '12.6')
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', open_session)
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: list(PROVIDERS.values()))
+    monkeypatch.setattr(onnxruntime_gpu, 'find_device', lambda *_: gpu)
+    return refusing
+
+
+def test_a_provider_that_fails_gives_way_to_the_cpu(tiny_bundle: Path, refusing):
+    bundle = load_bundle(tiny_bundle)
+    with pytest.raises(EngineError, match=r'with CUDAExecutionProvider: .* memory ; GPU=0$'):
+        open_engine(bundle, 'onnxruntime_gpu')
+    with Segmenter(bundle) as opened:
+        assert opened.engine.backend == 'onnxruntime'
+        (step_down,) = (s for s in opened.step_downs if s.backend == 'onnxruntime_gpu')
+        assert 'out of memory' in step_down.reason
+        assert step_down.unexpected
+
+
+def test_a_damaged_file_is_not_the_provider_s_fault(tmp_path: Path, refusing):
+    bundle = load_bundle(write_bundle(tmp_path / 'bad', network=b'nonsense'))
+    for backend in ('onnxruntime_gpu', 'auto'):
+        with pytest.raises(BundleError, match='is no ONNX network'):
+            open_engine(bundle, backend)
+
+
+def test_what_onnx_runtime_alone_refuses_runs_on_openvino(tiny_bundle: Path, refusing):
+    pytest.importorskip('openvino', reason='needs the extra [openvino]')
+    refusing['CPUExecutionProvider'] = 'an operator that it does not have'
+    opened = open_engine(load_bundle(tiny_bundle))
+    assert opened.backend == 'openvino'
+    reasons = {step.backend: step.reason for step in opened.step_downs}
+    assert 'an operator that it does not have' in reasons['onnxruntime']
