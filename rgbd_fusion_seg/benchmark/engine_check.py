@@ -13,6 +13,7 @@ import numpy as np
 from rgbd_fusion_seg.benchmark.compare import label_agreement, recorded_frames, synthetic_frames
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.engine_files import EngineCard, build_lock, read_card, write_card
+from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.preprocess import network_inputs
 from rgbd_fusion_seg.replay.segment import open_source
@@ -45,7 +46,8 @@ def check_engine(
         The card with its new entries.
 
     Raises:
-        EngineError: no GPU, or an engine that cannot run on it.
+        EngineError: no GPU, an engine that cannot run on it, or one that a build replaced
+            meanwhile.
         InputError: a recording that cannot be used.
         FrameError: frames of another size than a fused bundle takes.
     """
@@ -53,6 +55,7 @@ def check_engine(
         frames, which, _ = synthetic_frames(num_frames, bundle)
     else:
         frames, which, _ = recorded_frames(open_source(source), source, num_frames)
+    measured = read_card(path)
     with (
         Segmenter(bundle, 'tensorrt', engine_file=str(path)) as engine,
         Segmenter(bundle, 'onnxruntime') as reference,
@@ -76,8 +79,14 @@ def check_engine(
         )
     # The first ones still warm up clocks and caches.
     latency = percentiles_ms(np.asarray(times[len(times) // 10 :]) / 1e3)
-    card = dataclasses.replace(read_card(path), agreement=agreement, latency_ms=latency)
     with build_lock(path.parent, wait=True):
+        card = read_card(path)
+        if card.engine_sha256 != measured.engine_sha256:
+            raise EngineError(
+                f'{path} was replaced while its engine was measured; run build-engine again, '
+                'which measures the new one'
+            )
+        card = dataclasses.replace(card, agreement=agreement, latency_ms=latency)
         write_card(path, card)
     return card
 

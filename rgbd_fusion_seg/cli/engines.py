@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -20,9 +19,6 @@ from rgbd_fusion_seg.cli.arguments import (
     tell,
 )
 from rgbd_fusion_seg.errors import EngineError, FrameError, InputError
-
-if TYPE_CHECKING:
-    from rgbd_fusion_seg.engine.engine_files import EngineCard
 
 FRAME_SIZE = (640, 480)
 """Width and height that most RGB-D cameras have."""
@@ -67,8 +63,8 @@ def _build_engine(options: argparse.Namespace) -> int:
     if card.agreement is None or options.frames is not None:
         sizes = card.options['sizes']
         bundle = bundle.resized(*sizes[len(sizes) // 2])
-        card = _checked(bundle, path, options.frames) or card
-    print(card.text(path))
+        _check(bundle, path, options.frames)
+    print(read_card(path).text(path))
     for part in bundle.single_sensor.values():
         tell(f'{part.path} has an engine of its own: rgbd-fusion-seg build-engine {part.path}')
     return 0
@@ -87,7 +83,7 @@ def _fused(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> Model
     return fused
 
 
-def _checked(bundle: ModelBundle, path: Path, frames: Path | None) -> EngineCard | None:
+def _check(bundle: ModelBundle, path: Path, frames: Path | None) -> None:
     """Compare a new engine with ONNX Runtime where a GPU can run it, else say why not."""
     from rgbd_fusion_seg.engine.cuda import find_device
 
@@ -95,10 +91,9 @@ def _checked(bundle: ModelBundle, path: Path, frames: Path | None) -> EngineCard
         find_device()
         from rgbd_fusion_seg.benchmark.engine_check import check_engine
 
-        return check_engine(bundle, path, frames)
+        check_engine(bundle, path, frames)
     except (EngineError, FrameError) as error:
         tell(f'agreement with ONNX Runtime and latency were not measured: {error}')
-        return None
 
 
 class _EngineBar:

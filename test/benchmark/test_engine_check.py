@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from rgbd_fusion_seg.benchmark import engine_check
 from rgbd_fusion_seg.benchmark.compare import synthetic_frames
 from rgbd_fusion_seg.benchmark.engine_check import check_engine, differences
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.engine.engine_files import EngineCard, read_card, write_engine
+from rgbd_fusion_seg.engine.engine_files import EngineCard, read_card, read_plan, write_engine
 from rgbd_fusion_seg.engine_building import fused_graph
 from rgbd_fusion_seg.errors import EngineError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
@@ -105,6 +105,38 @@ def test_the_card_tells_it(tiny_bundle, tmp_path, frames, monkeypatch, caplog):
     assert 0 < card.latency_ms['p50'] <= card.latency_ms['p90'] <= card.latency_ms['p99']
     share = f'{100 * card.agreement["equal_labels"]:.2f} %'
     assert f'labels only {share} of the pixels of synthetic rooms' in caplog.text
+
+
+@pytest.mark.parametrize('built', ['while it is measured', 'while the lock is awaited'])
+def test_an_engine_that_is_built_meanwhile_keeps_its_own_card(
+    tiny_bundle, tmp_path, monkeypatch, built
+):
+    """Another process builds it anew; what was measured is of the one before."""
+    bundle = load_bundle(tiny_bundle)
+    empty = EngineCard('tiny', '', 'tensorrt', '11.4.0', 'fp16', ('8.6',), 'GPU', ())
+    path = write_engine(tmp_path, 'engine', b'plan', empty)
+
+    def rebuild():
+        write_engine(tmp_path, 'engine', b'another plan', empty)
+
+    def open_segmenter(bundle, backend, engine_file=None):
+        if backend == 'tensorrt' and built == 'while it is measured':
+            rebuild()
+        return Segmenter(bundle, 'onnxruntime')
+
+    @contextmanager
+    def build_lock(folder, wait):
+        if built == 'while the lock is awaited':
+            rebuild()
+        yield
+
+    monkeypatch.setattr(engine_check, 'Segmenter', open_segmenter)
+    monkeypatch.setattr(engine_check, 'build_lock', build_lock)
+    with pytest.raises(EngineError, match='was replaced while its engine was measured'):
+        check_engine(bundle, path, num_frames=1, repeats=10)
+    card = read_card(path)
+    assert card.agreement is None
+    assert read_plan(path, card) == b'another plan'
 
 
 def test_without_a_gpu_the_card_stays(tiny_bundle, tmp_path):
