@@ -16,9 +16,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import EngineError
@@ -151,17 +152,15 @@ def read_card(path: Path) -> EngineCard:
     """Read the card of an engine.
 
     Raises:
-        EngineError: a card that is absent, unreadable, or of another format.
+        EngineError: a card that is absent, unreadable, of another format, or has entries of
+            other types than its own.
     """
     try:
         entries = json.loads(path.read_text(encoding='utf-8'))
         if entries.pop('format') != CARD_FORMAT:
             raise ValueError('it is of another format')
-        tensors = tuple(_tensor(entry) for entry in entries.pop('tensors'))
-        capabilities = tuple(entries.pop('compute_capabilities'))
-        card = EngineCard(tensors=tensors, compute_capabilities=capabilities, **entries)
-        if Path(card.engine_file).name != card.engine_file:
-            raise ValueError('it names a file in another folder')
+        card: EngineCard = _typed(entries, EngineCard, 'card')
+        _check_entries(card)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = 'it is absent' if isinstance(error, FileNotFoundError) else f'{error}'
         raise EngineError(
@@ -170,9 +169,45 @@ def read_card(path: Path) -> EngineCard:
     return card
 
 
-def _tensor(entry: dict[str, Any]) -> EngineTensor:
-    profile = tuple(tuple(shape) for shape in entry.pop('profile'))
-    return EngineTensor(shape=tuple(entry.pop('shape')), profile=profile, **entry)
+def _typed(value: Any, kind: Any, name: str) -> Any:
+    """Return what JSON made of an entry as the type that its field is annotated with.
+
+    Raises:
+        TypeError: it is of another type; the message names the entry.
+    """
+    container, inner = get_origin(kind), get_args(kind)
+    if container is UnionType:  # of a type and None
+        return None if value is None else _typed(value, inner[0], name)
+    if is_dataclass(kind) and isinstance(value, dict):
+        kinds = get_type_hints(kind)
+        return kind(**{key: _typed(v, kinds.get(key, Any), key) for key, v in value.items()})
+    if container is tuple and isinstance(value, list):
+        return tuple(_typed(entry, inner[0], name) for entry in value)
+    if container is dict and isinstance(value, dict):
+        return {key: _typed(entry, inner[1], f'{name}.{key}') for key, entry in value.items()}
+    plain = (int, float) if kind is float else kind
+    if kind is Any or (
+        container is None and isinstance(value, plain) and not isinstance(value, bool)
+    ):
+        return value
+    raise TypeError(f'its entry {name} cannot be {value!r:.60}')
+
+
+def _check_entries(card: EngineCard) -> None:
+    """Raise ValueError for entries that no card has, although their types are right."""
+    file = card.engine_file
+    if Path(file).name != file or not file.endswith(SUFFIX) or not file.isprintable():
+        raise ValueError(f'its entry engine_file cannot be {file!r:.60}')
+    for tensor in card.tensors:
+        sides = {len(shape) for shape in (tensor.shape, *tensor.profile)}
+        if tensor.mode not in ('input', 'output') or len(tensor.profile) not in (0, 3):
+            raise ValueError(
+                f'its tensor {tensor.name} has another mode or profile than there are'
+            )
+        if len(sides) > 1:
+            raise ValueError(
+                f'the shapes of its tensor {tensor.name} have unequal numbers of sides'
+            )
 
 
 def read_plan(path: Path, card: EngineCard) -> bytes:
