@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -125,15 +125,25 @@ def writable_folder(bundle: ModelBundle) -> Path:
     reasons = []
     for folder in engine_folders(bundle):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
+            make_writable(folder)
+            return folder
         except OSError as error:
             reasons.append(f'{folder}: {error.strerror}')
     raise EngineError(
         f'no folder for engines can be written to ({"; ".join(reasons)}); '
         'set XDG_CACHE_HOME to one that can, or give an output folder'
     )
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder for engines, and make sure that one can be built there.
+
+    Raises:
+        OSError: none can.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        os.close(_open_lock(folder))
 
 
 def list_engines(bundle: ModelBundle) -> dict[Path, EngineCard | EngineError]:
@@ -287,18 +297,31 @@ def build_lock(folder: Path, wait: bool = False) -> Iterator[None]:
         wait: until another process that has it is done.
 
     Raises:
-        EngineError: another process is building there.
+        EngineError: another process is building there, or the folder cannot be locked.
     """
-    with (folder / '.build.lock').open('w') as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = _open_lock(folder)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise EngineError(
+                f'another process is building an engine in {folder}; wait until it is done'
+            ) from error
         except OSError as error:
-            if not wait:
-                raise EngineError(
-                    f'another process is building an engine in {folder}; wait until it is done'
-                ) from error
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            raise EngineError(
+                f'the folder {folder} cannot be locked for a build ({error.strerror}); give '
+                'another output folder, on a disk of this machine'
+            ) from error
         yield
+
+
+def _open_lock(folder: Path) -> int:
+    path = folder / '.build.lock'
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another user; on most disks reading is enough to lock it
+        return os.open(path, os.O_RDONLY)
 
 
 def belongs_to(card: EngineCard, bundle: ModelBundle) -> bool:

@@ -24,6 +24,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     EngineTensor,
     belongs_to,
     build_lock,
+    make_writable,
     read_card,
     read_plan,
     writable_folder,
@@ -226,8 +227,7 @@ def _engine_name(target: _Target, options: BuildOptions, sized: tuple[ModelBundl
 
 def _writable(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / '.build.lock').touch()
+        make_writable(folder)
     except OSError as error:
         raise EngineError(
             f'the folder {folder} cannot be written to ({error.strerror}); give another one'

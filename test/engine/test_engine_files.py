@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from rgbd_fusion_seg.engine.engine_choice import fitting_engines
 from rgbd_fusion_seg.engine.engine_files import (
     EngineCard,
     EngineTensor,
+    build_lock,
     list_engines,
     read_card,
     writable_folder,
@@ -132,3 +136,47 @@ def test_a_file_that_is_no_card_is_refused(written, text):
     written.write_text(text)
     with pytest.raises(EngineError, match='cannot be used'):
         read_card(written)
+
+
+@pytest.fixture
+def refused(monkeypatch) -> set[tuple[str, int]]:
+    """Pairs of a folder's name and a mode in which its lock cannot be opened, for root neither."""
+    refused: set[tuple[str, int]] = set()
+    opened = os.open
+
+    def open_file(path, flags, *more, **keywords):
+        place = Path(path)
+        if place.name == '.build.lock' and (place.parent.name, flags & os.O_ACCMODE) in refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *more, **keywords)
+
+    monkeypatch.setattr(os, 'open', open_file)
+    return refused
+
+
+def test_the_lock_of_another_user_is_taken_all_the_same(bundle, refused):
+    folder = writable_folder(bundle)
+    refused.add((folder.name, os.O_RDWR))
+    assert writable_folder(bundle) == folder
+    with build_lock(folder), pytest.raises(EngineError, match='another process is building'):
+        build_lock(folder).__enter__()
+    with build_lock(folder, wait=True):  # and it was given back
+        pass
+
+
+def test_a_lock_that_is_closed_to_this_user_leads_to_the_cache(bundle, refused, tmp_path):
+    folder = writable_folder(bundle)
+    refused |= {(folder.name, os.O_RDWR), (folder.name, os.O_RDONLY)}
+    assert writable_folder(bundle).is_relative_to(tmp_path / 'cache')
+    with pytest.raises(EngineError, match=r'engines cannot be locked .* \(Permission denied\)'):
+        build_lock(folder).__enter__()
+
+
+@pytest.mark.parametrize('wait', [False, True])
+def test_a_disk_without_locks_is_no_other_process(bundle, monkeypatch, wait):
+    def flock(lock, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with pytest.raises(EngineError, match=r'cannot be locked .* \(No locks available\)'):
+        build_lock(writable_folder(bundle), wait).__enter__()
