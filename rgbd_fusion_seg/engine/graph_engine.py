@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from rgbd_fusion_seg.bundle import ModelBundle, TensorForm
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.errors import BundleError, EngineError
 
-_ONNX_TYPES = {'float32': 'tensor(float)', 'uint8': 'tensor(uint8)'}
+ONNX_TYPES = {'float32': 'tensor(float)', 'uint8': 'tensor(uint8)', 'float16': 'tensor(float16)'}
+"""NumPy's names of types, and those of :class:`GraphTensor`."""
 
 Shape = Sequence[int | str | None]
 """What is open is no number."""
@@ -24,6 +25,14 @@ class GraphTensor(Protocol):
     shape: Shape
     type: str
     """Such as ``tensor(float)``."""
+
+
+class Declared(NamedTuple):
+    """An input or output of a graph, for libraries whose own description is another."""
+
+    name: str
+    shape: Shape
+    type: str
 
 
 class GraphEngine:
@@ -135,10 +144,7 @@ def check_graph(
     for tensor in inputs:
         form = expected[tensor.name]
         _check_type(tensor, form, bundle)
-        fixed = [
-            (a, e) for a, e in zip(tensor.shape, form.shape, strict=False) if isinstance(a, int)
-        ]
-        if len(tensor.shape) != len(form.shape) or any(a != e for a, e in fixed):
+        if not _can_be(tensor.shape, form.shape):
             raise _contradiction(tensor.name, tensor.shape, form.shape, bundle)
     _check_outputs(outputs, bundle)
 
@@ -154,26 +160,36 @@ def _check_outputs(outputs: Sequence[GraphTensor], bundle: ModelBundle) -> None:
         # Logits may have any name.
         form = expected.get(tensor.name) or next(iter(expected.values()))
         _check_type(tensor, form, bundle)
+    # Where even the number of sides is open, only a run tells it.
+    _check_output_shapes({tensor.name: tensor.shape for tensor in outputs if tensor.shape}, bundle)
 
 
 def _check_output_shapes(shapes: Mapping[str, Shape], bundle: ModelBundle) -> None:
     expected = bundle.graph_outputs
     for name, shape in shapes.items():
         wanted = (expected.get(name) or next(iter(expected.values()))).shape
-        if bundle.fused is None and len(shape) == 4 and shape[1] != bundle.num_classes:
+        if bundle.fused is None and len(shape) == 4 and not _can_be(shape[1:2], wanted[1:2]):
             raise BundleError(
                 f'the network {bundle.weights_path} returns {shape[1]} classes but its card lists '
                 f'{bundle.num_classes}; card and weights belong to different networks'
             )
-        if tuple(shape) != wanted:
+        if not _can_be(shape, wanted):
             raise _contradiction('the output', shape, wanted, bundle)
 
 
+def _can_be(shape: Shape, expected: Sequence[int]) -> bool:
+    """Return whether a shape, which may have open sides, can be the expected one."""
+    if len(shape) != len(expected):
+        return False
+    sides = zip(shape, expected, strict=True)
+    return all(not isinstance(side, int) or side == wanted for side, wanted in sides)
+
+
 def _check_type(tensor: GraphTensor, form: TensorForm, bundle: ModelBundle) -> None:
-    if tensor.type != _ONNX_TYPES[form.dtype]:
+    if tensor.type != ONNX_TYPES[form.dtype]:
         raise BundleError(
             f'{tensor.name} of the network {bundle.weights_path} is {tensor.type}, expected '
-            f'{_ONNX_TYPES[form.dtype]}; export it in {form.dtype}'
+            f'{ONNX_TYPES[form.dtype]}; export it in {form.dtype}'
         )
 
 

@@ -14,20 +14,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.agreement import require_agreement
 from rgbd_fusion_seg.engine.engine_files import cache_folder
-from rgbd_fusion_seg.engine.graph_engine import GraphEngine, check_graph
+from rgbd_fusion_seg.engine.graph_engine import ONNX_TYPES, Declared, GraphEngine, check_graph
 from rgbd_fusion_seg.engine.onnxruntime import thread_count
 from rgbd_fusion_seg.errors import BundleError, EngineError
 
 PRECISIONS = {'fp32': 'f32', 'bf16': 'bf16'}
 """Our names of what it may compute in, and OpenVINO's."""
-_TYPES = {'float32': 'tensor(float)', 'uint8': 'tensor(uint8)', 'float16': 'tensor(float16)'}
 
 
 def probe() -> tuple[bool, str]:
@@ -119,22 +118,14 @@ class OpenVinoEngine(GraphEngine):
         self._compiled = None
 
 
-class _Declared(NamedTuple):
-    """An input or output as a `graph_engine.GraphTensor`."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    type: str
-
-
-def _declared(ports: Sequence[Any]) -> list[_Declared]:
+def _declared(ports: Sequence[Any]) -> list[Declared]:
     described = []
     for port in ports:
         sides = port.get_partial_shape()
         open_rank = sides.rank.is_dynamic
         shape = () if open_rank else tuple(s.get_length() if s.is_static else '?' for s in sides)
         kind = port.get_element_type().to_dtype().name
-        described.append(_Declared(port.get_any_name(), shape, _TYPES.get(kind, kind)))
+        described.append(Declared(port.get_any_name(), shape, ONNX_TYPES.get(kind, kind)))
     return described
 
 

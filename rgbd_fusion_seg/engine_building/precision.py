@@ -45,6 +45,8 @@ def typed_network(
     """
     try:
         proto = onnx.load(path)
+        if not proto.graph.node:  # as of an empty file
+            raise ValueError('it has no operators')
         fix_shapes(proto, shapes or {})
         model = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except Exception as error:  # protobuf's and onnx's errors have no base class in common

@@ -32,6 +32,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     write_engine,
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
+from rgbd_fusion_seg.engine.graph_engine import ONNX_TYPES, Declared, check_graph
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.engine_building.build_options import (
     BUILDERS,
@@ -70,7 +71,8 @@ def build_engine(
         EngineError: no TensorRT that can build, or none for these options; a network that it
             cannot take, or a build that failed; another process that builds in the same folder;
             no folder or no room to write to. The engine that was there stays.
-        BundleError: a size or precision that the network does not have.
+        BundleError: a size or precision that the network does not have, or a network that is
+            not that of the card.
         InputError: two answers to the same question.
     """
     options = options or BuildOptions()
@@ -270,6 +272,7 @@ def _build(
             parser = trt.OnnxParser(network, logger)
             if not parser.parse(model):
                 raise _refusal(flavour, parser, sized[0])
+            tensors = _checked_tensors(network, sized)
             config = builder.create_builder_config()
             _configure(trt, config, target, options, sized[0])
             if len(sized) > 1:
@@ -279,13 +282,13 @@ def _build(
             config.progress_monitor = observer
             plan = builder.build_serialized_network(network, config)
         except (RuntimeError, TypeError) as error:  # what the bindings make of a C++ failure
-            raise _failure(flavour, sized[0], f'{error}; {logger.pop_error()}') from error
+            raise _failure(flavour, sized[0], options, f'{error}; {logger.pop_error()}') from error
     watch.raise_if_ended()
     if plan is None:
-        raise _failure(flavour, sized[0], logger.pop_error())
+        raise _failure(flavour, sized[0], options, logger.pop_error())
     watch.tell('writing the engine', 1.0)
     timing = bytes(cache.serialize()) if cache is not None else b''
-    return _Built(bytes(plan), _tensors(network, sized), timing)
+    return _Built(bytes(plan), tensors, timing)
 
 
 def _typed_model(sized: tuple[ModelBundle, ...], precision: str) -> bytes:
@@ -354,6 +357,22 @@ def _ranges(
     }
 
 
+def _checked_tensors(network: Any, sized: tuple[ModelBundle, ...]) -> tuple[EngineTensor, ...]:
+    """Return the inputs and outputs of a parsed network, having compared them with the bundle.
+
+    Raises:
+        BundleError: they contradict the bundle's card.
+    """
+    tensors = _tensors(network, sized)
+    modes: dict[str, list[Declared]] = {'input': [], 'output': []}
+    for tensor in tensors:
+        shape = [None if side == -1 else side for side in tensor.shape]
+        kind = ONNX_TYPES.get(tensor.dtype, tensor.dtype)
+        modes[tensor.mode].append(Declared(tensor.name, shape, kind))
+    check_graph(modes['input'], modes['output'], sized[0])
+    return tensors
+
+
 def _tensors(network: Any, sized: tuple[ModelBundle, ...]) -> tuple[EngineTensor, ...]:
     ranges = _ranges(network, sized)
     inputs = [('input', network.get_input(index)) for index in range(network.num_inputs)]
@@ -372,24 +391,33 @@ def _tensors(network: Any, sized: tuple[ModelBundle, ...]) -> tuple[EngineTensor
 
 def _refusal(flavour: Flavour, parser: Any, bundle: ModelBundle) -> EngineError:
     """Tell which nodes of a network TensorRT does not take, and why."""
-    reasons = []
+    reasons: list[str] = []
+    remedy = 'take another input size' if bundle.dynamic.size else 'export the bundle again'
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         reason = ' '.join(error.desc().split())
         if reason in ('', 'false'):  # all that it says of operators it knows and cannot do
             reason = error.code().name.lower().replace('_', ' ')
-        where = f'node {error.node_name() or error.node()} ({error.node_operator()}): '
-        reasons.append((where if error.node_operator() else '') + reason.rstrip('.'))
+        if error.node_operator():
+            reason = (
+                f'node {error.node_name() or error.node()} ({error.node_operator()}): {reason}'
+            )
+            remedy = 'export it without these operators'
+        reasons.append(reason.rstrip('.'))
+    reasons = list(dict.fromkeys(reasons))
     if len(reasons) > _SHOWN_ERRORS:
         reasons[_SHOWN_ERRORS:] = [f'and {len(reasons) - _SHOWN_ERRORS} nodes more']
     return EngineError(
-        f'{flavour} cannot take the network {bundle.weights_path}: {"; ".join(reasons)}; export '
-        'it without these operators'
+        f'{flavour} cannot take the network {bundle.weights_path}: {"; ".join(reasons)}; {remedy}'
     )
 
 
-def _failure(flavour: Flavour, bundle: ModelBundle, reason: str) -> EngineError:
-    return EngineError(f'{flavour} could not build the engine of {bundle.name}: {reason}')
+def _failure(
+    flavour: Flavour, bundle: ModelBundle, options: BuildOptions, reason: str
+) -> EngineError:
+    limit = options.workspace_mib
+    remedy = f'; its kernels may use {limit} MiB: allow more (--workspace)' if limit else ''
+    return EngineError(f'{flavour} could not build the engine of {bundle.name}: {reason}{remedy}')
 
 
 def _load_timing_cache(config: Any, path: str | Path | None) -> Any:

@@ -237,7 +237,11 @@ def test_an_engine_that_does_not_fit_is_built_anew(bundle, damage):
         ({'timing_cache': 'times'}, EngineError, 'no use for a timing cache'),
         ({'compute_capabilities': ('9.0',)}, EngineError, '9.0; choose from: 7.5, 8.0, 8.6, 8.9'),
         ({'compute_capabilities': ('current',)}, EngineError, 'no GPU here whose compute capab'),
-        ({'workspace_mib': 1}, EngineError, 'could not build the engine of tiny: .*workspace'),
+        (
+            {'workspace_mib': 1},
+            EngineError,
+            r'could not build .* may use 1 MiB: allow more \(--workspace\)',
+        ),
         ({'sizes': ((128, 96),)}, BundleError, 'takes 64x48 images only, not 128x96'),
     ],
 )
@@ -286,8 +290,40 @@ def test_operators_that_tensorrt_does_not_have(tmp_path):
     assert '\n' not in message
 
 
-def test_no_network(tmp_path):
-    bundle = load_bundle(write_bundle(tmp_path / 'no', network=b'nonsense'))
+@pytest.mark.parametrize(
+    ('network', 'words'),
+    [
+        (lambda: tiny_network(num_classes=7), 'returns 7 classes but its card lists 4'),
+        (lambda: tiny_network(96, 128), r'\[1, 3, 96, 128\] but its card says \[1, 3, 48, 64\]'),
+        (lambda: tiny_network(input_names=('image', 'hha')), 'inputs image, hha, expected rgb'),
+    ],
+)
+def test_a_network_that_is_not_the_card_s(tmp_path, network, words):
+    bundle = load_bundle(write_bundle(tmp_path / 'bad', network=network()))
+    with pytest.raises(BundleError, match=words):
+        build_engine(bundle, BuildOptions('tensorrt_rtx'))
+    assert not list_engines(bundle)
+
+
+@pytest.mark.parametrize('three', [False, True])
+def test_open_sizes_do_not_hide_other_classes(tmp_path, three):
+    card = tiny_card() | {'dynamic': {'batch': True, 'size': True, 'multiple': 16}}
+    network = with_open_sizes(tiny_network(num_classes=7))
+    bundle = load_bundle(write_bundle(tmp_path / 'bad', card, network))
+    sizes = ((32, 32), (64, 48), (96, 96)) if three else ((96, 96),)
+    with pytest.raises(BundleError, match='returns 7 classes but its card lists 4'):
+        build_engine(bundle, BuildOptions('tensorrt_rtx', sizes=sizes))
+
+
+def test_a_size_beyond_all_measure(open_bundle):
+    options = BuildOptions('tensorrt_rtx', sizes=((1_600_000, 1_600_000),))
+    with pytest.raises(EngineError, match=r'take another input size$'):
+        build_engine(open_bundle, options)
+
+
+@pytest.mark.parametrize('content', [b'nonsense', b''])
+def test_no_network(tmp_path, content):
+    bundle = load_bundle(write_bundle(tmp_path / 'no', network=content))
     with pytest.raises(BundleError, match='cannot be read as an ONNX network'):
         build_engine(bundle, BuildOptions('tensorrt_rtx'))
 
