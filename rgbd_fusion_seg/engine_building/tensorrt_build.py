@@ -365,10 +365,10 @@ def _checked_tensors(network: Any, sized: tuple[ModelBundle, ...]) -> tuple[Engi
     """
     tensors = _tensors(network, sized)
     modes: dict[str, list[Declared]] = {'input': [], 'output': []}
-    for tensor in tensors:
-        shape = [None if side == -1 else side for side in tensor.shape]
-        kind = ONNX_TYPES.get(tensor.dtype, tensor.dtype)
-        modes[tensor.mode].append(Declared(tensor.name, shape, kind))
+    for found in tensors:
+        shape = [None if side == -1 else side for side in found.shape]
+        kind = ONNX_TYPES.get(found.dtype, found.dtype)
+        modes[found.mode].append(Declared(found.name, shape, kind))
     check_graph(modes['input'], modes['output'], sized[0])
     return tensors
 
