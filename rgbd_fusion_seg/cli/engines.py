@@ -195,10 +195,13 @@ def _add_build_engine(commands: Commands) -> None:
         '--optimization-level',
         type=int,
         choices=range(6),
-        help='0 builds fastest, 5 makes the fastest engine (default: 3)',
+        help='0 builds fastest, 5 makes the fastest engine (default: 3); RTX has none',
     )
     parser.add_argument(
-        '--timing-cache', type=Path, metavar='FILE', help='of kernels measured by earlier builds'
+        '--timing-cache',
+        type=Path,
+        metavar='FILE',
+        help='of kernels measured by earlier builds; RTX has none',
     )
     parser.add_argument('--output', type=Path, help='folder to write (default: in the bundle)')
     parser.add_argument(

@@ -82,11 +82,13 @@ class BuildOptions:
 
     def recorded(self) -> dict[str, Any]:
         """Return what the engine's card tells of them, beside what has an entry of its own."""
-        return {
+        recorded = {
             'workspace_mib': self.workspace_mib,
-            'optimization_level': self.optimization_level,
             'version_compatible': self.version_compatible,
         }
+        if self.optimization_level is not None:
+            recorded['optimization_level'] = self.optimization_level
+        return recorded
 
 
 def size_text(size: tuple[int, int]) -> str:

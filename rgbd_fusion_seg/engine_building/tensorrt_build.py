@@ -179,6 +179,11 @@ def _check_rtx(options: BuildOptions) -> None:
         raise EngineError(
             'tensorrt_rtx builds no version-compatible engines; leave that out, or take tensorrt'
         )
+    if options.optimization_level is not None:
+        raise EngineError(
+            'tensorrt_rtx has no optimisation levels: kernels are made where the engine is '
+            'opened; leave that out'
+        )
     if options.timing_cache is not None:
         raise EngineError(
             'tensorrt_rtx measures no kernels when it builds, so it has no use for a timing '

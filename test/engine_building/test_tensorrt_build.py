@@ -234,6 +234,7 @@ def test_an_engine_that_does_not_fit_is_built_anew(bundle, damage):
         ({'flavour': 'tensorrt_lean'}, EngineError, 'tensorrt_lean runs engines and cannot build'),
         ({'flavour': 'abacus'}, EngineError, 'abacus does not exist; choose one of: tensorrt, t'),
         ({'version_compatible': True}, EngineError, 'tensorrt_rtx builds no version-compatible'),
+        ({'optimization_level': 5}, EngineError, 'tensorrt_rtx has no optimisation levels'),
         ({'timing_cache': 'times'}, EngineError, 'no use for a timing cache'),
         ({'compute_capabilities': ('9.0',)}, EngineError, '9.0; choose from: 7.5, 8.0, 8.6, 8.9'),
         ({'compute_capabilities': ('current',)}, EngineError, 'no GPU here whose compute capab'),
@@ -362,6 +363,9 @@ def test_tensorrt_builds_for_the_gpu_at_hand(bundle, as_tensorrt):
     card = read_card(path)
     assert path.stem == 'tensorrt-fp16-64x48-sm86'
     assert (card.gpu, card.compute_capabilities) == (as_tensorrt.name, ('8.6',))
+    assert 'optimization_level' not in card.options
+    given = build_engine(bundle, BuildOptions('tensorrt', optimization_level=0))
+    assert read_card(given).options['optimization_level'] == 0
     with pytest.raises(EngineError, match=r'for the GPU at hand \(Some GPU.*not for.*8\.7'):
         build_engine(bundle, BuildOptions('tensorrt', compute_capabilities=('8.7', '8.6')))
     # RTX lacks the library that a version-compatible engine takes along, so it was asked for one.
