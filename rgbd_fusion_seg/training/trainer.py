@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import torch
@@ -25,6 +24,14 @@ from rgbd_fusion_seg.training.checkpoints import (
     write_atomically,
 )
 from rgbd_fusion_seg.training.config import TrainConfig
+from rgbd_fusion_seg.training.continuation import (
+    SETTINGS_NAME,
+    STATE_NAME,
+    check_same_data,
+    described_run,
+    load_state,
+    saved_run,
+)
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
@@ -42,12 +49,8 @@ from rgbd_fusion_seg.training.views import Normaliser, TrainingViews, channel_st
 LOG_EVERY = 10
 """Steps between looks at the loss and the clock, which make a GPU wait."""
 TEST_SETS = ('test', 'synthetic_test')
-FREE_TO_CHANGE = {
-    'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_every', 'save_minutes',
-    'precision', 'accelerator', 'data.cache', 'data.workers', 'data.resident',
-    'data.dataset.folder',
-}  # fmt: skip
-"""Settings that a run may be continued with other values of."""
+NO_FILES = {'init_from': '', 'init_rgb': '', 'init_hha': '', 'init_backbone': ''}
+"""Of a network whose weights a state replaces; the files it started from may be gone."""
 
 
 def train(run: TrainConfig) -> None:
@@ -115,17 +118,22 @@ class Trainer:
         self.config = config
         self.folder = Path(config.output)
         self.fabric = make_fabric(config)
-        self._check_settings()
+        before = saved_run(self.folder, config, self.fabric)
         source = open_dataset(config.data.dataset, 'train')
         self.classes = source.classes
         torch.manual_seed(config.seed)
-        network = make_network(config.network, len(self.classes))
-        self.origins = origins(config.network)
+        bare = dataclasses.replace(config.network, **NO_FILES)
+        network = make_network(config.network if before is None else bare, len(self.classes))
+        before = before or {}
+        self.origins = before.get('origins') or origins(config.network)
         check_size(network, config)
         self.modalities = network.modalities
         size = network.hha_size(config.data.height, config.data.width)
         self.hha_size = size if {'hha', 'depth'} & {*self.modalities} else None
         self.frames = self._prepare(source.size)
+        sets = [(frames.name, len(frames)) for frames in self.frames.values()]
+        self.described = described_run(config, self.classes.names, sets, self.origins)
+        check_same_data(self.folder, before, self.described)
         self.folder.mkdir(parents=True, exist_ok=True)
         # Synthetic views come on top, so an epoch with them is longer.
         real = 1 - (config.data.synthetic_share if 'synthetic' in self.frames else 0)
@@ -168,34 +176,10 @@ class Trainer:
         with self.fabric.rank_zero_first():
             return prepare_frames(self.config.data, sizes, 'depth' in self.modalities)
 
-    def _check_settings(self) -> None:
-        """Refuse to continue a run whose settings were others, before anything is prepared."""
-        saved = self.folder / 'run.json'
-        if not (saved.is_file() and (self.folder / 'resume.ckpt').is_file()):
-            return
-        settings = json.loads(json.dumps(dataclasses.asdict(self.config)))  # tuples as lists
-        settings, before = flatten(settings), flatten(json.loads(saved.read_text()))
-        # Settings that came after the run was started had their default values in it.
-        before = {**flatten(dataclasses.asdict(TrainConfig())), **before}
-        changed = [k for k in {*before, *settings} if before.get(k) != settings.get(k)]
-        changed = sorted(set(changed) - FREE_TO_CHANGE)
-        if changed:
-            raise InputError(
-                f'{self.folder} holds a run with another {", ".join(changed)}; choose another '
-                'output folder, or the same settings to continue it'
-            )
-
     def _resume(self) -> None:
-        saved, path = self.folder / 'run.json', self.folder / 'resume.ckpt'
+        saved, path = self.folder / SETTINGS_NAME, self.folder / STATE_NAME
         if path.is_file():
-            try:
-                self.fabric.load(path, self.state)
-            except (OSError, RuntimeError, ValueError, KeyError, EOFError, PickleError) as error:
-                reason = str(error).partition('\n')[0] or type(error).__name__
-                raise InputError(
-                    f'{path} cannot be continued from ({reason}); move it '
-                    f'away and start from network.init_from {self.folder / "last.safetensors"}'
-                ) from error
+            load_state(self.fabric, path, self.state)
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             text = json.dumps(dataclasses.asdict(self.config), indent=1)
@@ -357,13 +341,12 @@ class Trainer:
                 f'weights are not finite any more at step {self.state["step"]}; nothing was '
                 'written, start again with a lower optimiser.lr'
             )
+        state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
         if self.fabric.is_global_zero:
             save_checkpoint(self.folder / 'last.safetensors', network, self.info())
-            write_atomically(
-                self.folder / 'resume.ckpt', lambda part: self.fabric.save(part, self.state)
-            )
+            write_atomically(path, lambda part: self.fabric.save(part, state))
         else:  # saving is a collective act in which only the first process writes
-            self.fabric.save(self.folder / 'resume.ckpt', self.state)
+            self.fabric.save(path, state)
 
     def info(self) -> dict[str, Any]:
         """Return what a checkpoint tells of the run."""
@@ -454,14 +437,3 @@ class StopSignal:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def flatten(settings: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Return nested settings as {'data.width': 320, …}."""
-    flat = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f'{prefix}{key}.')
-        else:
-            flat[prefix + key] = value
-    return flat

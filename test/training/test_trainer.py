@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 
 import cv2
@@ -29,6 +31,7 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     OptimiserConfig,
     TrainConfig,
 )
+from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40, NyuDepthV2  # noqa: E402
 from rgbd_fusion_seg.training.networks.branches import BranchLayers  # noqa: E402
 from rgbd_fusion_seg.training.networks.resnet import ResNet  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import learning_rate  # noqa: E402
@@ -212,6 +215,48 @@ def test_a_run_is_not_continued_with_other_settings(run_config):
     other = run_config(epochs=2, seed=1, optimiser=OptimiserConfig(lr=1.0))
     with pytest.raises(InputError, match=r'optimiser\.ema, optimiser\.lr.*seed'):
         Trainer(other)
+
+
+def test_settings_are_told_by_the_state_where_their_file_is_gone(run_config):
+    trainer.train(run_config(epochs=1))
+    saved = trainer.Path(run_config().output) / 'run.json'
+    saved.write_text('{"epochs": 1, ')
+    with pytest.raises(InputError, match=r'run\.json does not hold the settings'):
+        Trainer(run_config())
+    saved.unlink()
+    with pytest.raises(InputError, match=r'another optimiser\.ema, .*seed'):
+        Trainer(run_config(seed=1, optimiser=OptimiserConfig()))
+    Trainer(run_config(epochs=2))
+
+
+def test_a_run_is_not_continued_on_other_data(run_config, nyu_pack, tmp_path, monkeypatch):
+    trainer.train(run_config(epochs=1))
+    last = trainer.Path(run_config().output) / 'last.safetensors'
+    before = last.read_bytes()
+    fewer = run_config()
+    fewer.data.dataset.folder = str(shutil.copytree(nyu_pack, tmp_path / 'pack'))
+    Trainer(fewer)  # the same data in another place
+    frames = (tmp_path / 'pack' / 'train.txt').read_text().split()
+    (tmp_path / 'pack' / 'train.txt').write_text('\n'.join(frames[:-1]))
+    with pytest.raises(InputError, match=r'nyudv2-train \(6 frames\).* not .*\(5 frames\)'):
+        Trainer(fewer)
+    names = ('wand', *NYU40.names[1:])
+    classes = dataclasses.replace(NYU40, names=names)
+    monkeypatch.setattr(NyuDepthV2, 'classes', classes)
+    with pytest.raises(InputError, match="other classes \\('wall' is now 'wand'\\)"):
+        Trainer(run_config())
+    assert last.read_bytes() == before
+
+
+def test_a_state_of_an_older_version_is_continued(run_config):
+    config = run_config(epochs=1)
+    trainer.train(config)
+    path = trainer.Path(config.output) / 'resume.ckpt'
+    state = torch.load(path)
+    assert state.pop('run')['classes'] == list(NYU40.names)
+    torch.save(state, path)
+    trainer.train(run_config(epochs=2))
+    assert torch.load(path)['step'] == 6
 
 
 def test_a_time_limit_runs_the_whole_schedule(run_config, monkeypatch):
@@ -435,6 +480,13 @@ def test_a_fusion_network_starts_from_unimodal_ones(run_config):
     started = Trainer(run_config('again', network=network)).info()['started_from']
     assert [origin['file'] for origin in started] == [network.init_rgb, network.init_hha]
     assert [origin['steps'] for origin in started] == [3, 3]
+    # A run that goes on needs them no more, and still tells of them.
+    Trainer(run_config('fused', network=network)).save()
+    for path in (network.init_rgb, network.init_hha):
+        os.rename(path, f'{path}.gone')
+    assert Trainer(run_config('fused', network=network)).info()['started_from'] == started
+    for path in (network.init_rgb, network.init_hha):
+        os.rename(f'{path}.gone', path)
     absent = NetworkConfig(init_rgb=str(folder / 'absent.safetensors'))
     with pytest.raises(InputError, match=r'absent\.safetensors'):
         Trainer(run_config('absent', network=absent))
@@ -449,6 +501,12 @@ def test_a_fusion_network_starts_from_unimodal_ones(run_config):
         (NetworkConfig('rfbnet_of_tomorrow'), 'choose one of'),
         (NetworkConfig('rfbnet_erfnet', {'gate': True}), "no option 'gate'; it has .*gates"),
         (NetworkConfig('rfbnet_erfnet', {'combination': 'product'}), 'combination'),
+        (NetworkConfig('rfbnet_erfnet', {'dropout': 0.5}), 'option "dropout": .*tuple.* 0.5'),
+        (NetworkConfig('cen', {'treshold': 1}), "cen has no option 'treshold'; it has .*backbone"),
+        (NetworkConfig('cen', {'threshold': '2e-2'}), "threshold of cen must be a float.*'2e-2'"),
+        (NetworkConfig('cen', {'threshold': None}), 'threshold of cen must be a float, got None'),
+        (NetworkConfig('cen', {'backbone': 50}), 'option "backbone"'),
+        (NetworkConfig('stage_fusion', {'share_convs': True}), "'share_convs'.*encoders"),
     ],
 )
 def test_networks_that_cannot_be_built_are_named(run_config, network, words):

@@ -1,0 +1,155 @@
+"""What a run may go on from: the settings, classes and frames that a state was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from pickle import PickleError
+from typing import TYPE_CHECKING, Any
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+SETTINGS_NAME, STATE_NAME = 'run.json', 'resume.ckpt'
+FREE_TO_CHANGE = frozenset({
+    'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_every', 'save_minutes',
+    'precision', 'accelerator', 'data.cache', 'data.workers', 'data.resident',
+    'data.dataset.folder',
+})  # fmt: skip
+"""Settings that a run may be continued with other values of."""
+
+
+def changed_settings(
+    config: TrainConfig, before: Mapping[str, Any], free: Collection[str] = FREE_TO_CHANGE
+) -> list[str]:
+    """Return the names of the settings that differ, but for those that are free to change.
+
+    Args:
+        config: what is wanted.
+        before: settings as of `read_settings`.
+        free: names such as 'data.workers'.
+    """
+    settings = flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as lists
+    # Settings that came after the run was started had their default values in it.
+    old = {**flatten(dataclasses.asdict(TrainConfig())), **flatten(json.loads(json.dumps(before)))}
+    changed = {key for key in {*old, *settings} if old.get(key) != settings.get(key)}
+    return sorted(changed - set(free))
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """Return the settings in a run's folder; None where there are none.
+
+    Raises:
+        InputError: a file that does not hold settings.
+    """
+    path = folder / SETTINGS_NAME
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(settings, dict):
+            return settings
+        reason = f'it holds {type(settings).__name__}'
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise InputError(
+        f'{path} does not hold the settings of a run ({reason}); move it away, '
+        f'{STATE_NAME} tells them too'
+    )
+
+
+def load_state(fabric: Fabric, path: Path, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Load a saved state into ``state``; return what else is in the file, all without ``state``.
+
+    Raises:
+        InputError: it cannot be read, or does not fit.
+    """
+    try:
+        return fabric.load(path, state)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, PickleError) as error:
+        reason = str(error).partition('\n')[0] or type(error).__name__
+        raise InputError(
+            f'{path} cannot be continued from ({reason}); move it '
+            f'away and start from network.init_from {path.with_name("last.safetensors")}'
+        ) from error
+
+
+def saved_run(folder: Path, config: TrainConfig, fabric: Fabric) -> dict[str, Any] | None:
+    """Return what the state in a run's folder tells of its run, and check its settings.
+
+    Returns:
+        'settings', 'classes', 'data' and 'origins', see `described_run`; nothing in it where an
+        older version wrote the state; None where there is no state to go on from.
+
+    Raises:
+        InputError: a state that cannot be read, or of other settings.
+    """
+    if not (folder / STATE_NAME).is_file():
+        return None
+    run = load_state(fabric, folder / STATE_NAME).get('run', {})
+    for before in (read_settings(folder), run.get('settings')):
+        changed = changed_settings(config, before) if before else []
+        if changed:
+            raise InputError(
+                f'{folder} holds a run with another {", ".join(changed)}; choose another '
+                'output folder, or the same settings to continue it'
+            )
+    return run
+
+
+def described_run(
+    config: TrainConfig,
+    classes: Sequence[str],
+    data: Sequence[tuple[str, int]],
+    origins: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what a state tells of its run, as plain values.
+
+    Args:
+        config: its settings.
+        classes: their names.
+        data: name and number of frames of each set.
+        origins: of the network's first weights, see `initialisation.origins`.
+    """
+    return {
+        'settings': json.loads(json.dumps(dataclasses.asdict(config))),
+        'classes': list(classes),
+        'data': [list(entry) for entry in data],
+        'origins': origins,
+    }
+
+
+def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other classes or frames than before; both as of `described_run`.
+
+    Raises:
+        InputError: they differ.
+    """
+    advice = 'choose another output folder, or give the data it was trained on to continue it'
+    if before.get('classes', now['classes']) != now['classes']:
+        pairs = zip(before['classes'], now['classes'], strict=False)
+        first = next((f'{a!r} is now {b!r}' for a, b in pairs if a != b), '')
+        counts = f'{len(before["classes"])} are now {len(now["classes"])}'
+        raise InputError(f'{folder} holds a run with other classes ({first or counts}); {advice}')
+    if before.get('data', now['data']) != now['data']:
+        was, is_now = (
+            ', '.join(f'{name} ({frames} frames)' for name, frames in run['data'])
+            for run in (before, now)
+        )
+        raise InputError(f'{folder} holds a run on {was}, not {is_now}; {advice}')
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return nested settings as {'data.width': 320, …}."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat
