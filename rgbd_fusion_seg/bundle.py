@@ -152,11 +152,13 @@ class ModelBundle:
     def alone(self, sensor: str) -> ModelBundle | None:
         """Return what answers from one sensor of `frame.SENSORS` alone; None: nothing does.
 
-        A network that sees no other sensor anyway answers itself.
+        A network that sees no other sensor anyway answers itself. Of two encodings of depth the
+        one answers whose measured mIoU is best, or the first.
         """
         if self.sensors == (sensor,):
             return self
-        return next((b for m, b in self.single_sensor.items() if sensor_of(m) == sensor), None)
+        fitting = [b for m, b in self.single_sensor.items() if sensor_of(m) == sensor]
+        return max(fitting, key=_test_mean_iou, default=None)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -432,6 +434,11 @@ def _fused(card: _Card, inputs: Mapping[str, TensorInput], dynamic: DynamicAxes)
     if width <= 0 or height <= 0 or impossible or (hha and 'hha' not in inputs):
         raise card.wrong('fused', card.get('fused', dict))
     return FusedForm(width, height, hha, card.get('fused.base.name', str), sha256)
+
+
+def _test_mean_iou(bundle: ModelBundle) -> float:
+    """Return the measured mIoU on the first of the test sets, that of the training data."""
+    return next(iter(bundle.mean_iou.values()), 0.0)
 
 
 def _single_sensor(

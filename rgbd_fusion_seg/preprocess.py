@@ -124,8 +124,8 @@ def depth_tensor(
 
     Tiling lets depth enter a network made for colour, and one that shares its convolutions with
     colour (CEN, supplement: the public code feeds three equal channels). Mean and standard
-    deviation are of the card, in metres. The recipe of the public code, depth images over 5000,
-    is mean 0 and std 5 if those count millimetres; their unit is nowhere told.
+    deviation are of the card, in metres. The recipe of the public code, depth images of 5000
+    units a metre over 5000, is mean 0 and std 1.
 
     Args:
         image: float32 (height, width), see :func:`depth_image`.

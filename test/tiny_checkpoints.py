@@ -25,6 +25,8 @@ SMALL_BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
 
 def small_options(name: str) -> dict[str, Any]:
     """Return the options that make a network small."""
+    if name == 'cen':  # a part of its channels is exchanged from the beginning
+        return SMALL_BRANCHES | {'initial_scales': 'uniform', 'threshold': 0.6}
     if issubclass(NETWORKS[name], MultimodalNetwork):
         return SMALL_BRANCHES
     return {'width': 0.125} if name.endswith('adapnetpp') else {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from rgbd_fusion_seg.errors import InputError
@@ -23,11 +23,7 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
         InputError: an unknown network or option, or a checkpoint that does not fit.
     """
     if config.name in NETWORKS:
-        parameters = list(inspect.signature(NETWORKS[config.name]).parameters.values())[1:]
-        known = [p.name for p in parameters]
-        takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        for option in set() if takes_more else set(config.options) - set(known):
-            raise InputError(f'{config.name} has no option {option!r}; it has {", ".join(known)}')
+        _check_options(config.name, config.options)
     try:
         network = build_network(config.name, num_classes, **config.options)
     except (TypeError, ValueError) as error:
@@ -53,6 +49,29 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
     if config.init_from:
         _start_from(network, config.name, num_classes, Path(config.init_from))
     return network
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Check that a network has these options, and that their values are of the right types."""
+    parser = ArgumentParser(exit_on_error=False)
+    # Follows ``**options`` to the classes that take them.
+    known = parser.add_class_arguments(NETWORKS[name], skip={'num_classes'})
+    for option in options.keys() - {*known}:
+        raise InputError(f'{name} has no option {option!r}; it has {", ".join(known)}')
+    try:
+        parsed = parser.parse_object(options, defaults=False)
+    except ArgumentError as error:
+        reason = ' '.join(str(error).replace('Parser key', 'option').split())
+        raise InputError(f'{name} cannot be built, {reason}') from error
+    defaults = parser.get_defaults()
+    for option, value in options.items():
+        absent = value is None and defaults[option] is not None
+        # A number that YAML reads as text, such as 2e-2, would be text in the checkpoint too.
+        if absent or (isinstance(value, str) and parsed[option] != value):
+            raise InputError(
+                f'the option {option} of {name} must be a {type(defaults[option]).__name__}, '
+                f'got {value!r}; YAML reads a number such as 2.0e-2 only with its point'
+            )
 
 
 def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:

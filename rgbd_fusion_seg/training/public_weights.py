@@ -23,7 +23,7 @@ Where public networks and ours differ:
   holds for HHA, stored as a picture with R, G, B = disparity, height, angle, our order.
   ERFNet reads R, G, B over 255: mean 0, std 255. CEN and AsymFusion read colour with the
   statistics of ImageNet, and depth, tiled to three channels, as the numbers of a 16-bit image
-  over 5000; if they are millimetres, which is nowhere told, that is mean 0 and std 5 in metres.
+  over 5000. Those have 5000 units a metre (see `public_names`), so that is mean 0 and std 1.
 * Void. The head of AdapNet++ and SSMA has class 0 for void, which gets no weight in training;
   class k > 0 is the k-th class of the data set. ERFNet's last class is void. CEN and AsymFusion
   have none; forty classes are NYUDv2's. Heads are taken over as they are, so that a network

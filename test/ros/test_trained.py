@@ -55,6 +55,10 @@ def test_a_network_goes_all_the_way(network, nyu_pack, cache, tmp_path, ros_cont
     trainer.train(config)  # the run goes on where it was
     checkpoint = tmp_path / 'run' / 'last.safetensors'
     assert load_checkpoint(checkpoint).info['step'] == 6
+    if network == 'cen':
+        trained = load_checkpoint(checkpoint).build()
+        monitored = trained.monitored()
+        assert all(0.2 < monitored[f'exchanged_{m}'] < 0.9 for m in trained.modalities)
 
     evaluate(checkpoint, config.data, tmp_path / 'scored', boundary=False, pictures=0)
     scored = json.loads((tmp_path / 'scored' / 'scores.json').read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,18 @@ def test_one_modality_alone_is_left_out_by_choice_and_where_there_is_none(export
     assert load_bundle(tmp_path / 'b').single_sensor == {}
     assert {p.name for p in Path(tmp_path / 'b').iterdir()} == {'model.onnx', 'model.yaml'}
     assert unimodal_checkpoints(tiny_checkpoint('erfnet_encoder', {})) == {}
+
+
+@pytest.mark.parametrize(('scores', 'best'), [((0.1, 0.2), 'depth'), ((0.2, 0.1), 'hha')])
+def test_the_better_encoding_of_depth_answers_where_colour_is_lost(exported, scores, best):
+    _, folder, _ = exported
+    whole = load_bundle(folder)
+    part = whole.single_sensor['hha']
+    parts = {'rgb': whole.single_sensor['rgb']}
+    for modality, score in zip(('hha', 'depth'), scores, strict=True):
+        metrics = {'nyudv2_test': {'mIoU': score}, 'rooms': {'mIoU': 0.9 - score}}
+        parts[modality] = dataclasses.replace(part, name=modality, metrics=metrics)
+    assert dataclasses.replace(whole, single_sensor=parts).alone('depth').name == best
 
 
 @pytest.mark.parametrize('name', ['cen', 'asymfusion'])

@@ -72,6 +72,14 @@ class SegmentationNetwork(nn.Module):
             if name not in inputs:
                 raise ValueError(f'the network reads {self.modalities}, but {name!r} is missing')
         first, *others = self.modalities
+        for name in self.modalities:
+            batch, expected = tuple(inputs[name].shape), (len(inputs[first]), 3)
+            if len(batch) != 4 or batch[:2] != expected:
+                raise ValueError(
+                    f'the {name} input has the shape {batch}, but with {expected[0]} images of '
+                    f'{first} it must be ({expected[0]}, 3, height, width); depth is tiled to '
+                    'three channels'
+                )
         height, width = inputs[first].shape[2:]
         shrunk = first != 'rgb' and self.shrink_depth
         multiple = self.size_multiple // 2 if shrunk else self.size_multiple

@@ -37,6 +37,30 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return [nn.BatchNorm2d.forward(self, x) for x in maps]
 
 
+class SharedSyncBatchNorm2d(nn.SyncBatchNorm):
+    """`SharedBatchNorm2d` with the statistics of the batches of all processes."""
+
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Normalise each branch's map."""
+        return [nn.SyncBatchNorm.forward(self, x) for x in maps]
+
+
+def synchronise_norms(network: nn.Module) -> nn.Module:
+    """Return a network whose batch norms use the batches of all processes in training.
+
+    `nn.SyncBatchNorm.convert_sync_batchnorm`, which by itself would put layers that know nothing
+    of branches in the place of shared norms.
+    """
+    shared = [name for name, m in network.named_modules() if isinstance(m, SharedBatchNorm2d)]
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for name in shared:
+        plain = network.get_submodule(name)
+        norm = SharedSyncBatchNorm2d(plain.num_features, plain.eps, plain.momentum)
+        norm.load_state_dict(plain.state_dict())
+        network.set_submodule(name, norm)
+    return network
+
+
 class OneEach(nn.ModuleList):
     """A layer for each branch."""
 

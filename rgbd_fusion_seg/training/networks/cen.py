@@ -128,7 +128,8 @@ class ChannelExchange(BlockFusion):
         masks = [torch.ones_like(scale, dtype=torch.bool) for scale in scales]
         for mask, scale, own in zip(masks, scales, self.own, strict=True):
             if self.exchange == 'fixed':
-                mask[own.start : own.start + round(self.portion * self.channels)] = False
+                chosen = round(self.portion * self.channels)
+                mask[own.start : min(own.start + chosen, own.stop)] = False
             elif self.exchange in ('threshold', 'discard'):
                 mask[own] = scale[own] > self.threshold
         return masks
@@ -205,16 +206,21 @@ class ChannelExchangingNetwork(MultimodalNetwork):
         for what, value in (('threshold', threshold), ('sparsity', sparsity or 0.0)):
             if not value >= 0:
                 raise ValueError(f'{what} must not be negative, got {value}')
-        if not 0 <= portion <= 1 / max(1, len(modalities)) and exchange == 'fixed':
-            raise ValueError(
-                f'portion must be 0 to 1/{len(modalities)}, the part of the channels that is a '
-                f"branch's own, got {portion}"
-            )
         if len(modalities) < 2:
             raise ValueError(
                 f'channels are exchanged between two or more modalities, got {list(modalities)}; '
                 "for one alone take the network 'multimodal'"
             )
+        if not 0 <= portion <= 1:
+            raise ValueError(f'portion must be 0 to 1, got {portion}')
+        if portion > 1 / len(modalities) and exchange == 'fixed':
+            raise ValueError(
+                f'portion must be 0 to 1/{len(modalities)}, the part of the channels that is a '
+                f"branch's own, got {portion}"
+            )
+        by_part = exchange == 'fixed' or (form == 'paper' and exchange in ('threshold', 'discard'))
+        if penalised != 'own' and not by_part:  # no part is ever looked at
+            parts = 'nearly_equal'
         self._settings = (exchange, threshold, form, portion, parts)
         self._blocks = blocks
         super().__init__(num_classes, modalities=modalities, **options)
@@ -266,22 +272,41 @@ class ChannelExchangingNetwork(MultimodalNetwork):
     def for_export(self) -> nn.Module:
         """Return the network with its exchange settled: a fixed selection in each block.
 
-        Scales do not change any more, so nothing is compared at run time, and channels that no
-        branch uses are not computed.
+        Scales do not change any more, so nothing is compared at run time. In bottlenecks channels
+        that no branch uses are not computed.
         """
         network = copy.deepcopy(self).eval()
         for name, block in list(network.named_modules()):
             exchange = getattr(block, 'fusion', None)
             if not isinstance(exchange, ChannelExchange):
                 continue
-            if exchange.exchange not in ('threshold', 'fixed', 'random'):
-                continue
-            kept = exchange.kept(block.bn2)
-            if isinstance(block, Bottleneck):
-                network.set_submodule(name, SelectingBottleneck(block, kept))
-            else:
-                block.fusion = SettledExchange(kept)
+            if exchange.exchange == 'discard' and isinstance(block.bn2, OneEach):
+                for norm, kept in zip(block.bn2, exchange.kept(block.bn2), strict=True):
+                    norm.weight *= kept
+                    norm.bias *= kept
+                block.fusion = BlockFusion()
+            elif exchange.exchange in ('threshold', 'fixed', 'random'):
+                kept = exchange.kept(block.bn2)
+                if isinstance(block, Bottleneck):
+                    network.set_submodule(name, SelectingBottleneck(block, kept))
+                else:
+                    block.fusion = SettledExchange(kept)
         return network
+
+    def unimodal_form(self, modality: str) -> tuple[str, dict[str, Any], dict[str, Tensor]] | None:
+        """Return the branch of a modality as a network, see `MultimodalNetwork`.
+
+        What is discarded needs no other modality, so those channels are zeros there too.
+        """
+        name, options, weights = super().unimodal_form(modality)
+        for block, (exchange, norm) in self.exchanges().items():
+            if exchange.exchange == 'discard':
+                kept = exchange.kept(norm)[self.modalities.index(modality)]
+                for part in ('weight', 'bias'):
+                    weights[f'encoder.{block}.bn2.{part}'] = (
+                        weights[f'encoder.{block}.bn2.{part}'] * kept
+                    )
+        return name, options, weights
 
 
 class SettledExchange(BlockFusion):

@@ -261,6 +261,7 @@ def extreme(network: nn.Module, kept: tuple[bool, bool]) -> nn.Module:
             id='three',
         ),
         pytest.param(lambda: small_network(exchange='random'), id='random'),
+        pytest.param(lambda: small_network(exchange='discard'), id='discard'),
         pytest.param(
             lambda: small_network(
                 backbone='xception23_quarter', head='deeplabv3plus', head_options={'width': 8}
@@ -329,6 +330,39 @@ def test_a_branch_alone_is_the_network_without_exchange():
             torch.testing.assert_close(alone({modality: x[modality]}), expected)
 
 
+def test_a_branch_alone_discards_what_it_discards_beside_the_other():
+    network = small_network(exchange='discard')
+    x = images(network)
+    with torch.no_grad():
+        outputs = network(x, auxiliary=True)
+        for modality, expected in zip(network.modalities, outputs[1:3], strict=True):
+            name, options, weights = network.unimodal_form(modality)
+            alone = build_network(name, 5, **options).eval()
+            alone.load_state_dict(weights)
+            torch.testing.assert_close(alone({modality: x[modality]}), expected)
+
+
+def test_a_fixed_portion_stays_in_each_branch_s_own_part():
+    thirds = ChannelExchange(3, 128, 'fixed', portion=1 / 3, parts='nearly_equal')
+    for kept, own in zip(thirds.kept(norms(*np.ones((3, 128)))), thirds.own, strict=True):
+        expected = torch.ones(128, dtype=torch.bool)
+        expected[own] = False
+        torch.testing.assert_close(kept, expected)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'exchange': 'none', 'penalised': 'none'},
+        {'exchange': 'random', 'penalised': 'none'},
+        {'exchange': 'threshold', 'penalised': 'all'},
+    ],
+)
+def test_channels_are_divided_only_where_parts_matter(options):
+    three = {'modalities': ['rgb', 'hha', 'depth'], **options}
+    assert len(build_network('cen', 5, **{**SMALL, **three}).exchanges()) == 4
+
+
 def test_the_run_tells_how_much_is_exchanged():
     network = extreme(small_network(), (False, True))
     network.ensemble.alpha.data = torch.tensor([0.0, np.log(3.0)])
@@ -348,6 +382,8 @@ def test_the_run_tells_how_much_is_exchanged():
         ({'sparsity': -1.0}, 'sparsity must not be negative'),
         ({'threshold': float('nan')}, 'threshold must not be negative, got nan'),
         ({'exchange': 'fixed', 'portion': 0.6}, 'portion must be 0 to 1/2'),
+        ({'exchange': 'random', 'portion': 1.2}, 'portion must be 0 to 1, got 1.2'),
+        ({'exchange': 'random', 'portion': -0.1}, 'portion must be 0 to 1, got -0.1'),
         ({'form': 'code'}, 'form must be one of public, paper'),
         ({'blocks': 'first'}, 'blocks must be one of all, last'),
     ],

@@ -13,12 +13,14 @@ from rgbd_fusion_seg.training.networks import (  # noqa: E402
     build_network,
     parameter_count,
 )
+from rgbd_fusion_seg.training.networks.branches import synchronise_norms  # noqa: E402
 
 NUM_CLASSES = 5
 # AdapNet++ in the size that a test affords.
 SMALL = {
     'adapnetpp': {'width': 0.125},
     'multimodal': {'backbone': 'resnet14', 'head_options': {'width': 8}},
+    'cen': {'threshold': 0.75},  # a quarter of the scales that `built` draws
 }
 BRANCHES = ('multimodal', 'cen', 'asymfusion', 'stage_fusion')
 """Networks of one branch a modality."""
@@ -92,7 +94,7 @@ def variants(cases: list[tuple[str, dict]]) -> list:
     return [
         pytest.param(
             name,
-            {**SMALL.get(backbone(name), {}), **options},
+            {**SMALL.get(backbone(name), {}), **SMALL.get(name, {}), **options},
             id='-'.join([name, *(f'{k}={v}' for k, v in options.items())]),
         )
         for name, options in cases
@@ -175,6 +177,18 @@ def test_auxiliary_outputs_are_as_many_as_their_weights(name, options):
 
 
 @every_network
+def test_norms_of_many_processes_make_the_same_network(name, options):
+    network = built(name, options)
+    x = inputs(network)
+    expected = run(network, x)
+    network = synchronise_norms(network).eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    torch.testing.assert_close(run(network, x), expected)
+
+
+@every_network
 def test_every_parameter_and_every_input_has_a_gradient(name, options):
     network = built(name, options).train()
     x = {k: v.requires_grad_() for k, v in inputs(network, batch=3).items()}
@@ -229,6 +243,18 @@ def test_a_size_that_does_not_fit_is_refused_with_the_one_that_does(name, option
                 run(network, {**x, key: shape})
     # One multiple more fits again.
     run(network, inputs(network, 1, height + network.size_multiple, width))
+
+
+@every_network
+def test_another_number_of_images_or_channels_is_refused(name, options):
+    network = built(name, options)
+    x = inputs(network)
+    for key, image in x.items():
+        with pytest.raises(ValueError, match=f'the {key} input has the shape .* \\(2, 3, '):
+            run(network, {**x, key: image[:, :1]})
+    if len(x) > 1:
+        with pytest.raises(ValueError, match='with 2 images of'):
+            run(network, {**x, key: image[:1]})
 
 
 @every_network
