@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,10 @@ def footprint(bundle: ModelBundle, backend: str, options: Mapping[str, Any]) -> 
 
 def measure(request: Mapping[str, Any]) -> dict[str, float]:
     """Do in this process what :func:`footprint` asks for."""
-    from rgbd_fusion_seg.engine import BACKENDS
+    from rgbd_fusion_seg.engine import probe_backend
 
     began_s = time.perf_counter()
-    usable, reason = import_module(BACKENDS[request['backend']]).probe()
+    _, usable, reason = probe_backend(request['backend'], request['options'])
     imported_s = time.perf_counter()
     if not usable:
         raise EngineError(reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,8 @@ BACKENDS = {
 }
 """Backend name -> module, best first: ``auto`` opens the first that can run here.
 
-A module has ``probe() -> (usable, version or reason)`` and ``open_engine(bundle, **options)``.
+A module has ``open_engine(bundle, **options)`` and ``probe(**options) -> (usable, version or
+reason)``, which takes those of the options that matter to it.
 """
 
 
@@ -99,7 +100,13 @@ class Backend(NamedTuple):
 
 def available_backends() -> list[Backend]:
     """Tell of every backend whether it can run here."""
-    return [Backend(name, *_module(name).probe()) for name in BACKENDS]
+    return [probe_backend(name, {}) for name in BACKENDS]
+
+
+def probe_backend(name: str, options: Mapping[str, Any]) -> Backend:
+    """Tell of one of :data:`BACKENDS` whether it can run here with options of its own."""
+    probe = _module(name).probe
+    return Backend(name, *probe(**_known(probe, options)))
 
 
 def open_engine(
@@ -132,7 +139,7 @@ def open_engine(
             f'{", ".join(BACKENDS)}'
         )
     module = _module(backend)
-    usable, detail = module.probe()
+    _, usable, detail = probe_backend(backend, options)
     if not usable:
         raise EngineError(f'the backend {backend} cannot run here: {detail}')
     known = _options(module)
@@ -157,13 +164,12 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
     for name, module in modules.items():
         if any(name == step_down.backend for step_down in failed):
             continue
-        usable, detail = module.probe()
+        _, usable, detail = probe_backend(name, options)
         if not usable:
             passed.append(StepDown(name, detail, unexpected=False))
             continue
         try:
-            own = {key: options[key] for key in _options(module) if key in options}
-            engine = module.open_engine(bundle, **own)
+            engine = module.open_engine(bundle, **_known(module.open_engine, options))
         except (BundleError, EngineError) as error:
             if isinstance(error, BundleError):
                 damage = damage or error
@@ -175,6 +181,12 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
         raise damage
     reasons = '; '.join(map(str, passed))
     raise EngineError(f'no inference backend can run {bundle.name} here: {reasons}')
+
+
+def _known(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that a function takes."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _options(module: ModuleType) -> list[str]:

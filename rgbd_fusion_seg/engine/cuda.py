@@ -34,9 +34,10 @@ class Device(NamedTuple):
 
 
 def find_device(index: int = 0) -> Device:
-    """Return a GPU, having made sure that CUDA works.
+    """Return a GPU, having made sure that there is one that CUDA knows.
 
-    TensorRT must not be asked before: without a device its runtimes crash the process.
+    TensorRT must not be asked before: without a device its runtimes crash the process. The GPU is
+    looked at alone: selecting it would take memory on it, a context's.
 
     Raises:
         EngineError: no cuda-python, no driver or one that is too old, no such device.
@@ -53,7 +54,6 @@ def find_device(index: int = 0) -> Device:
         raise EngineError(
             f'there is no CUDA device {index}; this machine has {count}, numbered from 0'
         )
-    call('cudaSetDevice', index)
     properties = call('cudaGetDeviceProperties', index)
     name = properties.name
     return Device(

@@ -20,17 +20,17 @@ PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProv
 """Our names, the default first, and ONNX Runtime's."""
 
 
-def probe() -> tuple[bool, str]:
-    """Return whether ONNX Runtime can use a GPU here, and which, or what is missing."""
+def probe(device: int = 0) -> tuple[bool, str]:
+    """Return whether ONNX Runtime can use that GPU, and which it is, or what is missing."""
     try:
         runtime = import_module('onnxruntime')
         there = _installed(runtime)
-        device = find_device()
+        gpu = find_device(device)
     except ImportError as error:
         return False, f'{error}; install it with: pip install onnxruntime-gpu'
     except EngineError as error:
         return False, str(error)
-    return True, f'{runtime.__version__} with {", ".join(there)} on {device}'
+    return True, f'{runtime.__version__} with {", ".join(there)} on {gpu}'
 
 
 def open_engine(

@@ -33,16 +33,16 @@ from rgbd_fusion_seg.errors import EngineError
 _log = logging.getLogger(__name__)
 
 
-def probe() -> tuple[bool, str]:
-    """Return whether a GPU and a TensorRT are here, and which, or what is missing."""
+def probe(device: int = 0) -> tuple[bool, str]:
+    """Return whether that GPU and a TensorRT are here, and which, or what is missing."""
     try:
-        device = find_device()
+        gpu = find_device(device)
     except EngineError as error:
         return False, str(error)
     reasons = []
     for name in FLAVOURS:
         try:
-            return True, f'{import_flavour(name)} on {device}'
+            return True, f'{import_flavour(name)} on {gpu}'
         except EngineError as error:
             reasons.append(str(error))
     return False, '; '.join(reasons)

@@ -75,6 +75,15 @@ def test_a_provider_that_fails_gives_way_to_the_cpu(tiny_bundle: Path, refusing)
         assert step_down.unexpected
 
 
+def test_the_gpu_that_is_meant_is_looked_at(tiny_bundle: Path, refusing, monkeypatch):
+    def find_device(index: int = 0) -> Device:
+        raise EngineError(f'there is no CUDA device {index}')
+
+    monkeypatch.setattr(onnxruntime_gpu, 'find_device', find_device)
+    with pytest.raises(EngineError, match='cannot run here: there is no CUDA device 3'):
+        open_engine(load_bundle(tiny_bundle), 'onnxruntime_gpu', device=3)
+
+
 def test_a_damaged_file_is_not_the_provider_s_fault(tmp_path: Path, refusing):
     bundle = load_bundle(write_bundle(tmp_path / 'bad', network=b'nonsense'))
     for backend in ('onnxruntime_gpu', 'auto'):

@@ -24,7 +24,7 @@ from bundles import tiny_card, tiny_network, with_open_sizes, write_bundle
 from onnx import TensorProto, helper
 
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
-from rgbd_fusion_seg.engine import open_engine, tensorrt
+from rgbd_fusion_seg.engine import StepDown, open_engine, tensorrt
 from rgbd_fusion_seg.engine.engine_files import EngineCard, EngineTensor, read_card, write_engine
 from rgbd_fusion_seg.engine.tensorrt_bindings import logger_of
 from rgbd_fusion_seg.errors import EngineError
@@ -487,6 +487,19 @@ def test_auto_takes_it_first_and_tells_why_it_could_not(bundle, cuda, trt):
         True,
         'tensorrt 10.3.0 on Stand-in GPU, compute capability 8.7',
     )
+
+
+def test_the_gpu_that_is_meant_is_looked_at(bundle, cuda, trt):
+    write(bundle)
+    engine = open_engine(bundle, device=1)
+    assert engine.backend == 'onnxruntime'
+    (step_down,) = (s for s in engine.step_downs if s.backend == 'tensorrt')
+    words = 'there is no CUDA device 1; this machine has 1, numbered from 0'
+    assert step_down == StepDown('tensorrt', words, unexpected=False)
+    with pytest.raises(EngineError, match=f'tensorrt cannot run here: {words}'):
+        open_engine(bundle, 'tensorrt', device=1)
+    assert not trt.configs
+    assert 'cudaSetDevice' not in cuda.calls
 
 
 # TensorRT-RTX.
