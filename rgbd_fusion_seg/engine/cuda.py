@@ -81,13 +81,17 @@ def call(function: str, *arguments: Any) -> Any:
             f'the GPU is out of memory ({function}{what}); end other programs that use it, or '
             'take a smaller input size'
         )
+    described = _describe(cuda, error)
+    if function in _RECORDING or 'StreamCapture' in described:
+        raise EngineError(f'work cannot be recorded with {function} ({described})')
     raise EngineError(
-        f'the GPU failed in {function} ({_describe(cuda, error)}); see dmesg for a fault of the '
-        'device, and start this process again'
+        f'the GPU failed in {function} ({described}); see dmesg for a fault of the device, and '
+        'start this process again'
     )
 
 
 _ALLOCATIONS = ('cudaMalloc', 'cudaMallocHost')
+_RECORDING = ('cudaStreamBeginCapture', 'cudaStreamEndCapture', 'cudaGraphInstantiate')
 
 
 class Stream:

@@ -219,7 +219,7 @@ def test_a_refused_graph_is_not_tried_again_for_other_shapes(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize('function', ['cudaGraphInstantiate', 'cudaStreamBeginCapture'])
-def test_a_graph_that_cuda_refuses_leaves_nothing_behind(bundle, cuda, trt, function):
+def test_a_graph_that_cuda_refuses_leaves_nothing_behind(bundle, cuda, trt, function, caplog):
     write(bundle)
     cuda.failing[function] = [Error.cudaErrorNotSupported]
     engine = open_engine(bundle, 'tensorrt')
@@ -227,6 +227,8 @@ def test_a_graph_that_cuda_refuses_leaves_nothing_behind(bundle, cuda, trt, func
         engine.infer(**random_inputs()), expected(bundle, random_inputs()), atol=1e-5
     )
     assert not cuda.graphs
+    assert f'work cannot be recorded with {function} (cudaErrorNotSupported' in caplog.text
+    assert 'dmesg' not in caplog.text  # the device is well
     engine.close()
 
 
