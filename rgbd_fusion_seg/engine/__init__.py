@@ -30,6 +30,7 @@ class StepDown(NamedTuple):
     """A better backend that was passed over, and why."""
 
     backend: str
+    """Its name; ``precision bf16`` where the backend in use has no such option."""
     reason: str
     unexpected: bool
     """True where the backend is here with its device, so that somebody should look into it."""
@@ -175,6 +176,10 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
                 damage = damage or error
             passed.append(StepDown(name, str(error), unexpected=True))
             continue
+        precision = options.get('precision')
+        if precision not in (None, '', 'fp32') and 'precision' not in _options(module):
+            reason = f'{name} computes in the types that the network has'
+            passed.append(StepDown(f'precision {precision}', reason, unexpected=False))
         engine.backend, engine.step_downs = name, tuple(passed)
         return engine
     if damage is not None:

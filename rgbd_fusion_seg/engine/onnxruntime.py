@@ -18,6 +18,7 @@ How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,6 +76,8 @@ def open_engine(
                 f'affinity {affinity!r} must name the cores, such as 2 or 2-4, of {threads - 1} '
                 'threads, parted by semicolons: those of num_threads without the calling one'
             )
+        if (last := max(map(int, re.findall(r'\d+', affinity)))) > (cores := os.cpu_count() or 1):
+            raise EngineError(f'affinity {affinity!r} names core {last}; there are 1 to {cores}')
         session_options.add_session_config_entry('session.intra_op_thread_affinities', affinity)
     session = open_session(bundle, session_options, CPU)
     return OnnxRuntimeEngine(f'onnxruntime (CPU, {threads} threads)', bundle, session)

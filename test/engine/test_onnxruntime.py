@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from rgbd_fusion_seg import engine
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.engine import available_backends, open_engine
+from rgbd_fusion_seg.engine import BACKENDS, available_backends, open_engine
 from rgbd_fusion_seg.errors import BundleError, EngineError
 
 
@@ -112,6 +112,30 @@ def test_options_reach_the_session_and_change_no_logit(tiny_bundle: Path):
 def test_an_affinity_that_does_not_fit_the_threads_is_refused(tiny_bundle: Path, affinity):
     with pytest.raises(EngineError, match='cores, such as 2 or 2-4, of 2 threads'):
         open_engine(load_bundle(tiny_bundle), 'onnxruntime', num_threads=3, affinity=affinity)
+
+
+@pytest.mark.parametrize('affinity', ['{}', '1-{}', '1,{}'])
+def test_an_affinity_to_a_core_that_is_not_there_is_refused(tiny_bundle: Path, affinity):
+    beyond = (os.cpu_count() or 1) + 1
+    with pytest.raises(EngineError, match=f'names core {beyond}; there are 1 to {beyond - 1}$'):
+        open_engine(
+            load_bundle(tiny_bundle),
+            'onnxruntime',
+            num_threads=2,
+            affinity=affinity.format(beyond),
+        )
+
+
+def test_a_precision_that_the_chosen_backend_does_not_have_is_told(tiny_bundle: Path, monkeypatch):
+    only = {name: BACKENDS[name] for name in ('onnxruntime', 'openvino')}
+    monkeypatch.setattr('rgbd_fusion_seg.engine.BACKENDS', only)
+    opened = open_engine(load_bundle(tiny_bundle), precision='bf16')
+    assert opened.backend == 'onnxruntime'
+    (step_down,) = opened.step_downs
+    assert str(step_down).startswith('precision bf16 is not used: onnxruntime computes in the typ')
+    assert not step_down.unexpected
+    for precision in ('', 'fp32'):
+        assert open_engine(load_bundle(tiny_bundle), precision=precision).step_downs == ()
 
 
 def test_a_closed_engine_says_so(tiny_bundle: Path):
