@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rgbd_fusion_seg.benchmark import compare as comparing
+from rgbd_fusion_seg.benchmark import report
 from rgbd_fusion_seg.benchmark.busy import busy_processes
 from rgbd_fusion_seg.benchmark.compare import BenchmarkOptions, Contender, Frames, compare
 from rgbd_fusion_seg.benchmark.footprint import footprint
@@ -260,7 +261,7 @@ BF16 = {'precision': 'bf16', 'unchecked': True}
     ],
 )
 def test_the_recommendation_weighs_speed_labels_and_load(engines, beginning):
-    sentence = recommendation(engines, real_frames=True)
+    sentence = recommendation(engines, kept={'openvino bf16'})
     assert sentence.startswith(beginning)
     assert sentence.endswith('.')
     assert '. ' not in sentence
@@ -268,10 +269,79 @@ def test_the_recommendation_weighs_speed_labels_and_load(engines, beginning):
     assert ('with other labels than float32' in sentence) == bool(disagreeing)
 
 
-def test_the_recommendation_tells_what_synthetic_frames_do_not_show():
-    engines = [DEFAULT, row('openvino bf16', 40, **BF16)]
-    assert '--frames' in recommendation(engines, real_frames=False)
-    assert '--frames' not in recommendation(engines, real_frames=True)
+def test_arithmetic_that_could_not_be_opened_is_not_recommended():
+    bf16 = row('openvino bf16', 40, **BF16)
+    sentence = recommendation([DEFAULT, bf16], kept=())
+    assert sentence.startswith('Use onnxruntime ')
+    assert f'openvino bf16, for which {MIN_FRAMES} real frames are asked for' in sentence
+    assert '--frames' not in recommendation([DEFAULT, bf16], kept={'openvino bf16'})
+    assert recommendation([bf16], kept=()).startswith('Use none of these engines: not seen to ')
+
+
+@pytest.mark.skipif('openvino' not in USABLE, reason='needs the extra [openvino]')
+@pytest.mark.parametrize('why', ['too few frames', 'no room for the agreement'])
+def test_what_the_gate_would_refuse_is_not_recommended(
+    folder, tiny_bundle, cache, monkeypatch, why
+):
+    """However fast it is."""
+    bundle = load_bundle(tiny_bundle)
+    count = MIN_FRAMES - (why == 'too few frames')
+    if why == 'no room for the agreement':
+        cache.write_text('in the way')
+    # In float32, so that any processor has it and all labels are the same.
+    monkeypatch.setattr(comparing, '_time', lambda segmenters, frames, options, rows, bar: None)
+    monkeypatch.setattr(comparing, '_footprints', lambda *_: None)
+    monkeypatch.setattr(report, '_frame_ms', lambda row: 1 + (row['backend'] == 'onnxruntime'))
+    monkeypatch.setattr(report, '_speed', lambda *_: 'fast')
+    forms = (
+        Contender('onnxruntime', 'onnxruntime', {}),
+        Contender('rough', 'openvino', {'precision': 'fp32', 'unchecked': True}),
+    )
+    frames = Frames(list(FolderFrames(folder))[:count], 'a folder', real=True)
+    result = compare(bundle, frames, BenchmarkOptions(repeats=1, contenders=forms))
+    assert result['kept'] == []
+    assert result['recommendation'].startswith('Use onnxruntime ')
+    assert 'faster, but not seen to give the labels of float32: rough' in result['recommendation']
+
+
+def test_a_failing_process_for_memory_loses_no_more_than_that(folder, tiny_bundle, monkeypatch):
+    def failing(bundle, backend, options):
+        if options:
+            raise EngineError('it was killed')
+        return footprint(bundle, backend, options)
+
+    monkeypatch.setattr(comparing, 'footprint', failing)
+    forms = (
+        Contender('good', 'onnxruntime', {}),
+        Contender('big', 'onnxruntime', {'num_threads': 1}),
+    )
+    frames = Frames(list(FolderFrames(folder))[:2], 'a folder', real=True)
+    options = BenchmarkOptions(repeats=2, contenders=forms)
+    result = compare(load_bundle(tiny_bundle), frames, options)
+    good, big = result['engines']
+    assert good['rss_mib'] > 0
+    assert big['alone']['frame_ms']['p50'] > 0
+    assert result['not_compared'] == {'memory of big': 'it was killed'}
+    (line,) = (line for line in table(result).splitlines() if line.startswith('big'))
+    assert line.split()[-2:] == ['-', '-']
+
+
+def test_a_comparison_that_fails_leaves_the_result_before_as_it_was(
+    tiny_bundle, tmp_path, monkeypatch, capsys
+):
+    def fail(*_, **__):
+        raise EngineError('the device was lost')
+
+    monkeypatch.setattr(comparing, 'compare', fail)
+    before = tmp_path / 'before.json'
+    before.write_text('a result')
+    arguments = ['benchmark', str(tiny_bundle), '--max-frames', '1', '--json']
+    for path in (before, tmp_path / 'new.json'):
+        assert main([*arguments, str(path)]) == 1
+    assert before.read_text() == 'a result'
+    assert not (tmp_path / 'new.json').exists()
+    assert main([*arguments, str(tmp_path)]) == 1
+    assert f'{tmp_path} is there and no file' in capsys.readouterr().err
 
 
 def test_the_programs_beside_import_no_more_than_they_need():

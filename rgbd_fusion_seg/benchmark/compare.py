@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from rgbd_fusion_seg.replay.pictures import evenly
 from rgbd_fusion_seg.replay.segment import FrameSource
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.timing import in_turn, percentiles_ms
+
+_log = logging.getLogger(__name__)
 
 REFERENCE = 'onnxruntime'
 """The backend whose labels, in float32, are the yardstick."""
@@ -166,8 +169,8 @@ def compare(
 
     Returns:
         What goes into the JSON file: ``engines`` (a list, see the code of this module for its
-        entries), ``not_compared`` (label -> reason), ``recommendation``, and what it was
-        measured on.
+        entries; without those of memory where ``memory of LABEL`` was not compared),
+        ``not_compared`` (label -> reason), ``recommendation``, and what it was measured on.
 
     Raises:
         EngineError: none of the engines can run here, or one failed while it ran.
@@ -185,7 +188,8 @@ def compare(
             segmenters = _opened(bundle, contenders, passed, opened)
             rows = _agreements(bundle, contenders, segmenters, frames, bar)
             _time(segmenters, frames.frames, options, rows, bar)
-        _footprints(bundle, rows, bar)
+        _footprints(bundle, rows, passed, bar)
+    kept = _keep_agreements(bundle, rows, frames)
     return {
         'hardware': {**hardware(), 'gpu': _gpu()},
         'bundle': bundle.name,
@@ -198,8 +202,8 @@ def compare(
         'busy_processes': options.load,
         'engines': rows,
         'not_compared': passed,
-        'kept': _keep_agreements(bundle, rows, frames),
-        'recommendation': recommendation(rows, real_frames=frames.real),
+        'kept': list(kept.values()),
+        'recommendation': recommendation(rows, kept),
     }
 
 
@@ -315,23 +319,28 @@ class _Rounds:
         self._bar.update()
 
 
-def _footprints(bundle: ModelBundle, rows: Sequence[dict[str, Any]], bar: Any) -> None:
-    """Add what each engine costs in a process of its own to the rows."""
+def _footprints(
+    bundle: ModelBundle, rows: Sequence[dict[str, Any]], passed: dict[str, str], bar: Any
+) -> None:
+    """Add what each engine costs in a process of its own to the rows, or why not to `passed`."""
     bar.set_description('memory')
     for row in rows:
-        row.update(footprint(bundle, row['backend'], row['options']))
+        try:
+            row.update(footprint(bundle, row['backend'], row['options']))
+        except EngineError as error:
+            passed[f'memory of {row["label"]}'] = str(error)
         bar.update()
 
 
 def _keep_agreements(
     bundle: ModelBundle, rows: Sequence[dict[str, Any]], frames: Frames
-) -> list[str]:
-    """Keep what opens the gate before less exact arithmetic; returns the files."""
+) -> dict[str, str]:
+    """Keep what opens the gate before less exact arithmetic; returns the files by label."""
     if not frames.real or len(frames.frames) < MIN_FRAMES:
-        return []
+        return {}
     versions = {backend.name: backend.detail for backend in available_backends()}
     now = datetime.datetime.now(datetime.timezone.utc).isoformat('T', 'seconds')
-    kept = []
+    kept = {}
     for row in rows:
         if not row['options'].get('unchecked'):
             continue
@@ -345,7 +354,10 @@ def _keep_agreements(
             source=frames.source,
             measured_at=now,
         )
-        kept.append(str(write_agreement(bundle, agreement)))
+        try:
+            kept[row['label']] = str(write_agreement(bundle, agreement))
+        except EngineError as error:
+            _log.warning('%s', error)
     return kept
 
 

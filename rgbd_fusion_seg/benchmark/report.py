@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rgbd_fusion_seg.engine.agreement import MIN_AGREEMENT
+from rgbd_fusion_seg.engine.agreement import MIN_AGREEMENT, MIN_FRAMES
+from rgbd_fusion_seg.engine.engine_files import write_atomically
 from rgbd_fusion_seg.errors import InputError
 
 DEFAULT_BACKEND = 'onnxruntime'
@@ -16,27 +18,31 @@ WORTH_IT = 0.95
 """Share of the default's time that another engine may take at most to be recommended."""
 
 
-def recommendation(engines: Sequence[Mapping[str, Any]], real_frames: bool) -> str:
+def recommendation(engines: Sequence[Mapping[str, Any]], kept: Collection[str]) -> str:
     """Return which engine to use and why, in one sentence.
 
-    The fastest of those that give the labels of float32, by the 90th percentile of a frame's time
-    with load beside where that was measured, else by the median.
+    The fastest of those that give the labels of float32 and may be opened, by the 90th percentile
+    of a frame's time with load beside where that was measured, else by the median.
 
     Args:
         engines: rows of :func:`rgbd_fusion_seg.benchmark.compare.compare`.
-        real_frames: the labels were compared on frames of a camera.
+        kept: labels of those with less exact arithmetic that may be opened from now on, see
+            :mod:`rgbd_fusion_seg.engine.agreement`.
     """
-    fit = [row for row in engines if row['label_agreement'] >= MIN_AGREEMENT]
-    unfit = [row for row in engines if row not in fit]
+    agreeing = [row for row in engines if row['label_agreement'] >= MIN_AGREEMENT]
+    unfit = [row for row in engines if row not in agreeing]
+    fit = [r for r in agreeing if not r['options'].get('unchecked') or r['label'] in kept]
+    unproven = [row for row in agreeing if row not in fit]
     if not fit:
-        return f'Use none of these engines: {_disagreement(unfit)}.'
+        reasons = [_disagreement(unfit)] * bool(unfit) + [_lack(unproven)] * bool(unproven)
+        return f'Use none of these engines: {"; ".join(reasons)}.'
     best = min(fit, key=_frame_ms)
     default = next((row for row in fit if row['backend'] == DEFAULT_BACKEND), None)
     if default is not None and _frame_ms(best) > WORTH_IT * _frame_ms(default):
         best = default
     sentence = f'Use {best["label"]}{_with_options(best)}: {_speed(best, default)}'
-    if best['options'].get('unchecked') and not real_frames:
-        sentence += ', but let it label real frames first (--frames), for these are synthetic'
+    if faster := [row for row in unproven if _frame_ms(row) < _frame_ms(best)]:
+        sentence += f'; faster, but {_lack(faster)}'
     if faster := [row for row in unfit if _frame_ms(row) < _frame_ms(best)]:
         sentence += f'; faster, but {_disagreement(faster)}'
     return f'{sentence}.'
@@ -57,7 +63,9 @@ def table(result: Mapping[str, Any]) -> str:
             under = row['loaded']['frame_ms']
             numbers += [under['p50'], under['p90'], under['p90'] / frame['p90']]
         line = [row['label'], *(f'{number:.1f}' for number in numbers)]
-        line += [f'{row["label_agreement"]:.2%}', f'{row["load_s"]:.2f}', f'{row["rss_mib"]:.0f}']
+        line.append(f'{row["label_agreement"]:.2%}')
+        costs = f'{row["load_s"]:.2f} {row["rss_mib"]:.0f}' if 'load_s' in row else '- -'
+        line += costs.split()
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = '-' * (sum(widths) + 2 * len(widths) - 2)
@@ -71,14 +79,14 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: it cannot.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f'{path} is there and no file; give another name')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open('a'):
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(
-            f'{path} cannot be written ({error.strerror}); give another file'
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
@@ -88,7 +96,14 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
         InputError: the file cannot be written.
     """
     check_writable(path)
-    path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    try:
+        write_atomically(path, (json.dumps(result, indent=2) + '\n').encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f'{path} cannot be written ({error.strerror}); give another file')
 
 
 def _title(result: Mapping[str, Any]) -> str:
@@ -124,6 +139,14 @@ def _speed(best: Mapping[str, Any], default: Mapping[str, Any] | None) -> str:
     if best is default:
         return f'{text}, and no other engine with these labels is more than 5 % faster'
     return f'{text}, {_frame_ms(default):.1f} ms with {default["label"]}'
+
+
+def _lack(rows: Sequence[Mapping[str, Any]]) -> str:
+    told = ', '.join(row['label'] for row in rows)
+    return (
+        f'not seen to give the labels of float32: {told}, for which {MIN_FRAMES} real frames are '
+        'asked for (--frames, --max-frames)'
+    )
 
 
 def _disagreement(rows: Sequence[Mapping[str, Any]]) -> str:
