@@ -9,6 +9,7 @@ rows, which fills a large GPU with small networks.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fcntl
 import json
 import sys
@@ -22,6 +23,13 @@ from typing import Any
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
 from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
+from rgbd_fusion_seg.training.continuation import (
+    FREE_TO_CHANGE,
+    SETTINGS_NAME,
+    STATE_NAME,
+    changed_settings,
+    read_settings,
+)
 from rgbd_fusion_seg.training.cost import empty_network, gflops
 from rgbd_fusion_seg.training.evaluation import predicted_labels
 from rgbd_fusion_seg.training.networks import parameter_count
@@ -32,6 +40,8 @@ MEASURED_STEPS, MEASURED_SECONDS = 4, 2.0
 """How many steps, and for how long at least, a row trains for its speed to be measured."""
 MEASURED_FRAMES = 16
 """Frames labelled to measure how long a row's scores take."""
+FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
+"""Settings that the study may be continued with other values of when a row of it is done."""
 LOOK_AGAIN_S = 5.0
 """Pause of a process that has nothing to do until another has trained a row."""
 
@@ -114,7 +124,8 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
         report_only: write the results of what is done so far, train nothing.
 
     Raises:
-        InputError: rows that name unknown rows or options.
+        InputError: rows that name unknown rows or options, or that were trained otherwise than
+            the study asks for now.
     """
     _check(study)
     output = Path(study.output)
@@ -123,7 +134,7 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
         with _claimed(output / 'plan.lock', wait=True):
             plan = _plan(study, output)
         _train_rows(study, plan, output)
-    write_report(study, collect(study, output), output)
+    write_report(study, collect(study), output)
     print(f'written to {output}')
 
 
@@ -153,21 +164,25 @@ def _seeds(study: StudyConfig, row: RowConfig) -> list[int]:
     return study.seeds if row.shown else study.seeds[:1]
 
 
-def _run_name(study: StudyConfig, name: str, seed: int) -> str:
-    """Return the name of the folder of a row's run, or of that which stands for it."""
-    seeds = next(_seeds(study, row) for row in study.rows if row.name == name)
-    return f'{name}-{seed if seed in seeds else seeds[0]}'
+def _standing(study: StudyConfig, name: str, seed: int) -> tuple[RowConfig, int]:
+    """Return the row of that name and the seed of its run that stands for ``seed``."""
+    row = next(row for row in study.rows if row.name == name)
+    seeds = _seeds(study, row)
+    return row, seed if seed in seeds else seeds[0]
+
+
+def _folder(study: StudyConfig, row: RowConfig, seed: int) -> Path:
+    return Path(study.output) / f'{row.name}-{seed}'
 
 
 def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> TrainConfig:
     """Return the training run of a row."""
     config = copy.deepcopy(study.run)
-    output = Path(study.output)
-    config.output = str(output / f'{row.name}-{seed}')
+    config.output = str(_folder(study, row, seed))
     config.network, config.epochs, config.seed = copy.deepcopy(row.network), epochs, seed
 
     def last(name: str) -> str:
-        return str(output / _run_name(study, name, seed) / 'last.safetensors')
+        return str(_folder(study, *_standing(study, name, seed)) / 'last.safetensors')
 
     if row.continues:
         config.network.init_from = last(row.continues)
@@ -228,22 +243,48 @@ def _seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[float, f
     return once + (time.perf_counter() - start) * len(test) / len(some), epoch
 
 
+def _is_done(study: StudyConfig, row: RowConfig, seed: int, epochs: int | None = None) -> bool:
+    """Whether a run is done; None for ``epochs`` takes those that it has.
+
+    Raises:
+        InputError: it was trained with other settings than the study's.
+    """
+    folder = _folder(study, row, seed)
+    if not (folder / 'scores.json').is_file():
+        return False
+    before = read_settings(folder)
+    if before is None:
+        raise InputError(
+            f'{folder} has scores but no {SETTINGS_NAME}; delete the folder to train it again'
+        )
+    # What a row started from lay beside it, wherever the study was then.
+    there = dataclasses.replace(study, output=str(Path(before['output']).parent))
+    config = row_config(there, row, seed, before['epochs'] if epochs is None else epochs)
+    if changed := changed_settings(config, before, FREE_IN_ROWS):
+        raise InputError(
+            f'{folder} was trained with another {", ".join(changed)} than the study has now; give '
+            f'the study another output or the settings in its {SETTINGS_NAME}, or delete the '
+            'folder to train it again'
+        )
+    return True
+
+
 def _train_rows(study: StudyConfig, plan: dict[str, int], output: Path) -> None:
     """Train what is not done; a signal ends it after the run that it met has been saved."""
 
-    def done(name: str, seed: int) -> bool:
-        return (output / _run_name(study, name, seed) / 'scores.json').is_file()
+    def done(row: RowConfig, seed: int) -> bool:
+        return _is_done(study, row, seed, plan[row.name])
 
     runs = [(row, seed) for row in study.rows for seed in _seeds(study, row)]
     left = sorted(runs, key=lambda run: study.seeds.index(run[1]))
-    while left := [(row, seed) for row, seed in left if not done(row.name, seed)]:
+    while left := [run for run in left if not done(*run)]:
         for row, seed in left:
-            if not all(done(name, seed) for name in _sources(row)):
+            if not all(done(*_standing(study, name, seed)) for name in _sources(row)):
                 continue
             with _claimed(output / f'{row.name}-{seed}.lock') as mine:
-                if not mine or done(row.name, seed):
+                if not mine or done(row, seed):
                     continue
-                if not _train_row(study, row, seed, plan[row.name], output):
+                if not _train_row(study, row, seed, plan[row.name]):
                     return
                 break
         else:
@@ -262,43 +303,42 @@ def _claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
             yield True
 
 
-def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int, output: Path) -> bool:
+def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> bool:
     """Train a row; False when a signal ended it early."""
     print(f'{row.name}, seed {seed}: {epochs} epochs', flush=True)
     trainer = Trainer(row_config(study, row, seed, epochs))
     if not trainer.fit():
         return False
     # A finished row is not continued; its optimiser's state is the largest file of all.
-    (output / f'{row.name}-{seed}' / 'resume.ckpt').unlink(missing_ok=True)
+    (trainer.folder / STATE_NAME).unlink(missing_ok=True)
     return True
 
 
-def collect(study: StudyConfig, output: Path) -> list[dict[str, Any]]:
-    """Return one entry for each finished run: row, seed, scores, cost, what it took."""
-    entries = []
-    for row in study.rows:
-        size = study.run.data.width, study.run.data.height
-        for seed in _seeds(study, row):
-            folder = output / f'{row.name}-{seed}'
-            if not (folder / 'scores.json').is_file():
-                continue
-            scores = json.loads((folder / 'scores.json').read_text())
-            info = load_checkpoint(folder / 'last.safetensors').info
-            network = empty_network(
-                row.network.name, len(info['classes']['names']), **row.network.options
-            )
-            entries.append(
-                {
-                    'row': row.name,
-                    'title': row.title,
-                    'seed': seed,
-                    'epochs': json.loads((folder / 'run.json').read_text())['epochs'],
-                    'steps': info['step'],
-                    'minutes': info['minutes'],
-                    'parameters': parameter_count(network)[0],
-                    'gflops': round(gflops(network, *size), 2),
-                    'size': list(size),
-                    'scores': {k: v for k, v in scores.items() if k != 'step'},
-                }
-            )
-    return entries
+def collect(study: StudyConfig) -> list[dict[str, Any]]:
+    """Return one entry for each finished run: row, seed, scores, cost, what it took.
+
+    Raises:
+        InputError: a run that was trained otherwise than the study asks for.
+    """
+    runs = [(row, seed) for row in study.rows for seed in _seeds(study, row)]
+    return [_entry(study, *run) for run in runs if _is_done(study, *run)]
+
+
+def _entry(study: StudyConfig, row: RowConfig, seed: int) -> dict[str, Any]:
+    folder = _folder(study, row, seed)
+    scores = json.loads((folder / 'scores.json').read_text())
+    info = load_checkpoint(folder / 'last.safetensors').info
+    size = info['width'], info['height']
+    network = empty_network(info['network'], len(info['classes']['names']), **info['options'])
+    return {
+        'row': row.name,
+        'title': row.title,
+        'seed': seed,
+        'epochs': read_settings(folder)['epochs'],
+        'steps': info['step'],
+        'minutes': info['minutes'],
+        'parameters': parameter_count(network)[0],
+        'gflops': round(gflops(network, *size), 2),
+        'size': list(size),
+        'scores': {k: v for k, v in scores.items() if k != 'step'},
+    }

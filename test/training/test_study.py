@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import re
@@ -85,6 +86,23 @@ def test_a_study_trains_compares_and_is_continued(tiny_study, tmp_path, monkeypa
     trained = []
     monkeypatch.setattr(study_module, 'Trainer', lambda config: trained.append(config))
     study(tiny_study)
+    assert not trained
+
+    # Where and how fast it is done may change, and the folder's place; what is trained may not.
+    tiny_study.run.data.workers, tiny_study.run.data.cache = 3, str(tmp_path / 'other')
+    tiny_study.output = str(output.rename(tmp_path / 'moved'))
+    study(tiny_study)
+    for change, words in (
+        (lambda s: setattr(s.run.optimiser, 'lr', 0.5), r'rgb_first-0 .* optimiser\.lr'),
+        (lambda s: setattr(s.run.data, 'width', 80), r'rgb_first-0 .* data\.width'),
+        (lambda s: setattr(s.rows[3].network, 'name', 'ssma_erfnet'), r'fused-0 .* network\.name'),
+        (lambda s: s.rows[3].encoders.pop('hha'), r'fused-0 .* network\.init_hha'),
+    ):
+        changed = copy.deepcopy(tiny_study)
+        change(changed)
+        for report_only in (False, True):
+            with pytest.raises(InputError, match=words):
+                study(changed, report_only)
     assert not trained
 
 
@@ -246,4 +264,4 @@ def test_a_document_without_a_place_for_the_study_is_named(tiny_study, tmp_path)
     with pytest.raises(InputError, match='<!-- study tiny -->'):
         study(tiny_study, report_only=True)
     assert (tmp_path / 'results.md').read_text() == 'no markers'
-    assert collect(tiny_study, tmp_path / 'study') == []
+    assert collect(tiny_study) == []
