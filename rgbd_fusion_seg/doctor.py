@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, bundle_folders, list_bundles, load_bundle
+from rgbd_fusion_seg.bundle import (
+    DEFAULT_BUNDLE,
+    ModelBundle,
+    bundle_folders,
+    list_bundles,
+    load_bundle,
+)
 from rgbd_fusion_seg.errors import RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.hardware import cpu_model_and_flags, usable_cores
@@ -73,17 +79,28 @@ def examine(bundle: str = DEFAULT_BUNDLE) -> Report:
     Args:
         bundle: name or folder of the bundle to try.
     """
-    trial = list(_trial(bundle))
+    trial = _survived(_trial(bundle))
     sections = {
-        'Machine': list(_machine()),
-        'Python packages': list(_packages()),
-        'ROS 2': list(_ros()),
-        'Inference engines': list(_engines()),
-        'TensorRT': list(_tensorrt()),
-        'Bundles': list(_bundles()),
+        'Machine': _survived(_machine()),
+        'Python packages': _survived(_packages()),
+        'ROS 2': _survived(_ros()),
+        'Inference engines': _survived(_engines()),
+        'TensorRT': _survived(_tensorrt()),
+        'Bundles': _survived(_bundles()),
         'Trial': trial,
     }
     return Report(sections, healthy=all(finding.mark != 'bad' for finding in trial))
+
+
+def _survived(section: Iterator[Finding]) -> list[Finding]:
+    """Return the findings of a section; an error ends it, and is the last of them."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(section)
+    except Exception as error:  # whatever it is, the user came here to be told
+        text = f'{type(error).__name__}: {error}; please report this'
+        findings.append(Finding('bad', 'examination', text))
+    return findings
 
 
 def _machine() -> Iterator[Finding]:
@@ -165,7 +182,6 @@ def _engines() -> Iterator[Finding]:
 
 
 def _tensorrt() -> Iterator[Finding]:
-    from rgbd_fusion_seg.engine.engine_files import list_engines
     from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
 
     for name, found in installed_flavours().items():
@@ -179,14 +195,36 @@ def _tensorrt() -> Iterator[Finding]:
             bundle = load_bundle(folder)
         except RgbdFusionSegError:
             continue  # told among the bundles
-        engines = [list_engines(b) for b in (bundle, *bundle.single_sensor.values())]
-        for path, card in (item for cards in engines for item in cards.items()):
+        for part in (bundle, *bundle.single_sensor.values()):
+            yield from _engines_of(part)
+
+
+def _engines_of(bundle: ModelBundle) -> Iterator[Finding]:
+    from rgbd_fusion_seg.engine.engine_files import (
+        belongs_to,
+        list_engines,
+        list_without_card,
+        read_plan,
+    )
+
+    for path, card in list_engines(bundle).items():
+        try:
             if isinstance(card, RgbdFusionSegError):
-                yield Finding('bad', path.stem, str(card))
-                continue
-            runs_on = card.gpu or f'compute capability {", ".join(card.compute_capabilities)}'
-            text = f'of {card.bundle}, {card.precision}, {card.flavour} {card.version}, {runs_on}'
-            yield Finding('ok', path.stem, text)
+                raise card
+            read_plan(path, card)
+        except RgbdFusionSegError as error:
+            yield Finding('bad', path.stem, str(error))
+            continue
+        if not belongs_to(card, bundle):
+            text = f'was built from another ONNX file than {bundle.weights_path}; build it again'
+            yield Finding('note', path.stem, text)
+            continue
+        runs_on = card.gpu or f'compute capability {", ".join(card.compute_capabilities)}'
+        text = f'of {card.bundle}, {card.precision}, {card.flavour} {card.version}, {runs_on}'
+        yield Finding('ok', path.stem, text)
+    for path in list_without_card(bundle):
+        text = f'{path} is not used, for no card beside it names it; copy both files, or build'
+        yield Finding('note', path.stem, text)
 
 
 def _bundles() -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -63,15 +64,42 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
     card = EngineCard(
         'tiny', bundle.weights_sha256, 'tensorrt', '10.3.0', 'fp16', ('8.7',), 'Orin', ()
     )
-    write_engine(writable_folder(bundle), 'good', b'an engine', card)
-    (folder / 'engines/bad.json').write_text('{')
+    engines = writable_folder(bundle)
+    for name in ('good', 'lost', 'cut'):
+        write_engine(engines, name, b'an engine', card)
+    older = dataclasses.replace(card, onnx_sha256='0' * 64)
+    write_engine(engines, 'old', b'an engine', older)
+    next(engines.glob('lost-*.engine')).unlink()
+    next(engines.glob('cut-*.engine')).write_bytes(b'an eng')
+    (engines / 'bare.engine').write_bytes(b'an engine')
+    (engines / 'bad.json').write_text('{')
     told = {finding.name: finding for finding in doctor._tensorrt()}
     assert told['good'].text == 'of tiny, fp16, tensorrt 10.3.0, Orin'
-    assert told['bad'].mark == 'bad'
-    assert 'build the engine again' in told['bad'].text
+    words = {
+        'bad': ('bad', 'build the engine again'),
+        'lost': ('bad', 'cannot be read (No such file or directory); build it again'),
+        'cut': ('bad', 'it was damaged, cut short or replaced'),
+        'old': ('note', 'was built from another ONNX file'),
+        'bare': ('note', 'for no card beside it names it'),
+    }
+    for name, (mark, text) in words.items():
+        assert told[name].mark == mark, name
+        assert text in told[name].text
     trial = {finding.name: finding for finding in doctor._trial(str(folder))}
     assert [f.mark for f in trial.values()] == ['ok'] * 3
     assert trial['engine'].text == 'tensorrt (stand-in)'
+
+
+def test_a_section_that_fails_ends_no_examination(tiny_bundle, monkeypatch):
+    def failing():
+        yield doctor.Finding('ok', 'first', 'fine')
+        raise AttributeError('unheard of')
+
+    monkeypatch.setattr(doctor, '_tensorrt', failing)
+    report = doctor.examine(str(tiny_bundle))
+    assert [f.mark for f in report.sections['TensorRT']] == ['ok', 'bad']
+    assert 'AttributeError: unheard of' in found(report, 'TensorRT', 'examination').text
+    assert report.healthy  # for the trial went well
 
 
 def test_what_a_bundle_sees(tiny_bundle, tmp_path):

@@ -158,6 +158,14 @@ def list_engines(bundle: ModelBundle) -> dict[Path, EngineCard | EngineError]:
     return found
 
 
+def list_without_card(bundle: ModelBundle) -> list[Path]:
+    """Return the engines in a bundle's folders that no readable card there names."""
+    cards = list_engines(bundle).items()
+    named = {p.parent / c.engine_file for p, c in cards if isinstance(c, EngineCard)}
+    found = [p for folder in engine_folders(bundle) for p in sorted(folder.glob(f'*{SUFFIX}'))]
+    return [path for path in found if path not in named]
+
+
 def read_card(path: Path) -> EngineCard:
     """Read the card of an engine.
 
@@ -196,9 +204,9 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
     if container is dict and isinstance(value, dict):
         return {key: _typed(entry, inner[1], f'{name}.{key}') for key, entry in value.items()}
     plain = (int, float) if kind is float else kind
-    if kind is Any or (
-        container is None and isinstance(value, plain) and not isinstance(value, bool)
-    ):
+    is_plain = container is None and kind is not Any and isinstance(value, plain)
+    unprintable = isinstance(value, str) and not value.isprintable()
+    if kind is Any or (is_plain and not isinstance(value, bool) and not unprintable):
         return value
     raise TypeError(f'its entry {name} cannot be {value!r:.60}')
 
@@ -206,7 +214,7 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
 def _check_entries(card: EngineCard) -> None:
     """Raise ValueError for entries that no card has, although their types are right."""
     file = card.engine_file
-    if Path(file).name != file or not file.endswith(SUFFIX) or not file.isprintable():
+    if Path(file).name != file or not file.endswith(SUFFIX):
         raise ValueError(f'its entry engine_file cannot be {file!r:.60}')
     for tensor in card.tensors:
         sides = {len(shape) for shape in (tensor.shape, *tensor.profile)}

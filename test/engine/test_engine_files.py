@@ -85,6 +85,8 @@ def changed(entries: dict[str, Any], place: tuple[str | int, ...], value: Any) -
     [
         (('format',), 2),
         (('bundle',), None),
+        (('bundle',), '\ud800'),
+        (('gpu',), 'Orin\n'),
         (('version',), 10.3),
         (('onnx_sha256',), []),
         (('options',), None),
