@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import fcntl
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing import Any
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
-from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
+from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig, require
 from rgbd_fusion_seg.training.continuation import (
     FREE_TO_CHANGE,
     SETTINGS_NAME,
@@ -42,6 +43,7 @@ MEASURED_FRAMES = 16
 """Frames labelled to measure how long a row's scores take."""
 FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
 """Settings that the study may be continued with other values of when a row of it is done."""
+PLAN_NAME = 'plan.json'
 LOOK_AGAIN_S = 5.0
 """Pause of a process that has nothing to do until another has trained a row."""
 
@@ -54,7 +56,7 @@ class RowConfig:
         name: short and unique; names its folder.
         title: as the table shows it.
         network: what is trained.
-        epochs: how many, before the budget scales all rows alike.
+        epochs: how many, 1 or more, before the budget scales all rows alike.
         encoders: modality -> name of the unimodal row whose encoder it starts from.
         continues: name of a row whose weights it goes on with.
         shown: whether the table has it; rows that others only start from need not be.
@@ -70,6 +72,9 @@ class RowConfig:
     shown: bool = True
     paper_parameters: str = ''
     paper_miou: str = ''
+
+    def __post_init__(self) -> None:
+        require(self, {'epochs >= 1': self.epochs >= 1})
 
 
 @dataclass
@@ -115,6 +120,11 @@ class StudyConfig:
     claims: list[ClaimConfig] = field(default_factory=list)
     document: str = ''
 
+    def __post_init__(self) -> None:
+        different = len(self.seeds) == len(set(self.seeds))
+        rules = {'minutes >= 0': self.minutes >= 0, 'one of seeds at least': bool(self.seeds)}
+        require(self, {**rules, 'seeds that differ': different})
+
 
 def study(study: StudyConfig, report_only: bool = False) -> None:
     """Train every row of a study with every seed and compare them; goes on where it stopped.
@@ -139,6 +149,8 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
 
 
 def _check(study: StudyConfig) -> None:
+    if not study.rows:
+        raise InputError('the study has no rows; give it a --config such as those of the package')
     known: set[str] = set()
     for row in study.rows:
         wanted = _sources(row)
@@ -192,25 +204,99 @@ def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> Tr
 
 
 def _plan(study: StudyConfig, output: Path) -> dict[str, int]:
-    """Return each row's epochs; decided once, so that a continued study keeps to them."""
-    path = output / 'plan.json'
-    if path.is_file():
-        plan = json.loads(path.read_text())
-        if set(plan) >= {row.name for row in study.rows}:
-            return plan
-    factor, start = 1.0, time.monotonic()
-    if study.minutes:
-        costs = [_seconds(study, row, output) for row in study.rows]
-        left = 60 * study.minutes - (time.monotonic() - start)
-        rows = [
-            (len(_seeds(study, row)), row.epochs, *cost)
-            for row, cost in zip(study.rows, costs, strict=True)
-        ]
-        left -= sum(runs * once for runs, _, once, _ in rows)
-        factor = left / sum(runs * epochs * epoch for runs, epochs, _, epoch in rows)
-    plan = {row.name: max(1, round(row.epochs * factor)) for row in study.rows}
-    write_atomically(path, lambda part: part.write_text(json.dumps(plan, indent=1)))
-    return plan
+    """Return each row's epochs; decided once, so that a continued study keeps to them.
+
+    Rows that come later get epochs by the same factor, beyond the time that was planned for.
+
+    Raises:
+        InputError: a time in which some row has no epoch, or a plan for another study.
+    """
+    path = output / PLAN_NAME
+    plan = _read_plan(path)
+    if plan is None:
+        factor = _factor(study, output)
+        plan = {'minutes': study.minutes, 'factor': factor, 'asked': {}, 'epochs': {}}
+    elif 'factor' in plan:
+        _check_plan(study, plan, path)
+    new = [row for row in study.rows if row.name not in plan['epochs']]
+    if 'factor' not in plan:  # of an older version, which its processes still read
+        if new and study.minutes:
+            raise InputError(
+                f'{path} tells no factor for the epochs of {new[0].name}; give study.minutes 0, '
+                'or the study another output'
+            )
+        return {**plan['epochs'], **{row.name: max(1, round(row.epochs)) for row in new}}
+    for row in new:
+        plan['asked'][row.name] = row.epochs
+        plan['epochs'][row.name] = max(1, round(row.epochs * plan['factor']))
+    text = json.dumps(plan, indent=1)
+    write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
+    return plan['epochs']
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    """Return a plan: 'epochs', 'asked' epochs and their 'factor', 'minutes' of the whole study.
+
+    Plans of older versions hold the epochs alone.
+    """
+    if not path.is_file():
+        return None
+    try:
+        plan = json.loads(path.read_text(encoding='utf-8'))
+        return plan if 'factor' in plan else {'epochs': {k: int(v) for k, v in plan.items()}}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{path} is no plan of a study ({error}); delete it') from error
+
+
+def _check_plan(study: StudyConfig, plan: dict[str, Any], path: Path) -> None:
+    """Refuse a plan that was made from other epochs or for more time than there is."""
+    anew = f'or delete {path} and the folders of all rows to plan anew'
+    for row in study.rows:
+        asked = plan['asked'].get(row.name, row.epochs)
+        if asked != row.epochs:
+            raise InputError(
+                f'the epochs of {row.name} were {asked:g} when the study was planned and are '
+                f'{row.epochs:g} now; give the former, or the study another output, {anew}'
+            )
+    planned, now = plan['minutes'], study.minutes
+    if planned == now:
+        return
+    if not planned or not now or now < planned:
+        raise InputError(
+            f'the study was planned for study.minutes {planned:g}, not {now:g}; give '
+            f'{planned:g} or more to go on with its epochs, or the study another output, {anew}'
+        )
+    print(
+        f'the epochs planned for {planned:g} minutes are kept, so that all rows have one budget; '
+        f'{now:g} minutes are time to finish them'
+    )
+
+
+def _factor(study: StudyConfig, output: Path) -> float:
+    """Return by what every row's epochs are multiplied to fit into the time.
+
+    Raises:
+        InputError: some row has not a single epoch then.
+    """
+    if not study.minutes:
+        return 1.0
+    start = time.monotonic()
+    costs = [_seconds(study, row, output) for row in study.rows]
+    runs = [len(_seeds(study, row)) for row in study.rows]
+    fixed = time.monotonic() - start
+    fixed += sum(n * once for n, (once, _) in zip(runs, costs, strict=True))
+    whole = sum(
+        n * row.epochs * epoch for n, row, (_, epoch) in zip(runs, study.rows, costs, strict=True)
+    )
+    factor = (60 * study.minutes - fixed) / whole
+    least = 1 / min(row.epochs for row in study.rows)
+    if factor < least:
+        needed = math.ceil((fixed + least * whole) / 6) / 10
+        raise InputError(
+            f'in {study.minutes:g} minutes not every row of the study gets an epoch; give '
+            f'study.minutes {needed:g} or more, or fewer rows or seeds'
+        )
+    return factor
 
 
 def _seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[float, float]:

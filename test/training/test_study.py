@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fcntl
 import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -130,7 +130,7 @@ def test_fused_rows_start_from_the_unimodal_ones(tiny_study, tmp_path, monkeypat
 def test_processes_share_the_rows(tiny_study, tmp_path):
     """Two of them train each row once, and a row that another one holds is left to it."""
     config = tmp_path / 'study.yaml'
-    config.write_text(yaml.safe_dump({'study': asdict(tiny_study)}))
+    config.write_text(yaml.safe_dump({'study': dataclasses.asdict(tiny_study)}))
     command = [sys.executable, '-m', 'rgbd_fusion_seg.training', 'study', '--config', str(config)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in both]
@@ -197,7 +197,7 @@ def test_all_seeds_start_from_the_first_ones_of_rows_that_are_not_shown(tiny_stu
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path):
+def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path, capsys):
     seconds = {'rgb_first': 2.0, 'hha_first': 1.0, 'rgb': 2.0, 'fused': 4.0}
     # Each of the six runs takes 5 seconds besides its epochs.
     monkeypatch.setattr(
@@ -205,11 +205,59 @@ def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path):
     )
     monkeypatch.setattr(study_module.time, 'monotonic', lambda: 0.0)
     tiny_study.minutes, tiny_study.seeds = 3.5, [0, 1]
-    (tmp_path / 'study').mkdir()
-    plan = study_module._plan(tiny_study, tmp_path / 'study')
+    output = tmp_path / 'study'
+    output.mkdir()
+    plan = study_module._plan(tiny_study, output)
     assert plan == {'rgb_first': 20, 'hha_first': 20, 'rgb': 10, 'fused': 10}
     monkeypatch.setattr(study_module, '_seconds', None)
-    assert study_module._plan(tiny_study, tmp_path / 'study') == plan
+    assert study_module._plan(tiny_study, output) == plan
+
+    # A row that comes later has the same budget; more time is time to finish.
+    later = dataclasses.replace(tiny_study.rows[2], name='later')
+    tiny_study.rows.append(later)
+    assert study_module._plan(tiny_study, output) == {**plan, 'later': 10}
+    capsys.readouterr()
+    tiny_study.minutes = 60.0
+    assert study_module._plan(tiny_study, output) == {**plan, 'later': 10}
+    assert 'planned for 3.5 minutes are kept' in capsys.readouterr().out
+    for minutes in (3.0, 0.0):
+        tiny_study.minutes = minutes
+        with pytest.raises(InputError, match=r'planned for study\.minutes 3\.5, not [30];'):
+            study_module._plan(tiny_study, output)
+    tiny_study.minutes, later.epochs = 3.5, 40
+    with pytest.raises(InputError, match=r'epochs of later were 1 .* are 40 now'):
+        study_module._plan(tiny_study, output)
+
+
+def test_a_time_without_an_epoch_for_each_row_is_refused(tiny_study, monkeypatch, tmp_path):
+    monkeypatch.setattr(study_module, '_seconds', lambda study, row, output: (5.0, 2.0))
+    monkeypatch.setattr(study_module.time, 'monotonic', lambda: 0.0)
+    tiny_study.minutes = 0.5  # four rows take 20 seconds and 12 for six epochs
+    with pytest.raises(InputError, match=r'in 0\.5 minutes .* give study\.minutes 0\.6 or more'):
+        study_module._plan(tiny_study, tmp_path)
+    tiny_study.minutes = 0.6
+    assert study_module._plan(tiny_study, tmp_path)['fused'] == 1
+
+
+def test_a_plan_of_an_older_version_is_kept(tiny_study, tmp_path):
+    path, older = tmp_path / 'plan.json', {'rgb_first': 7, 'hha_first': 6, 'rgb': 5}
+    path.write_text(json.dumps(older))
+    assert study_module._plan(tiny_study, tmp_path) == {**older, 'fused': 1}
+    assert json.loads(path.read_text()) == older
+    tiny_study.minutes = 30.0
+    with pytest.raises(InputError, match='no factor for the epochs of fused'):
+        study_module._plan(tiny_study, tmp_path)
+    tiny_study.rows.pop()
+    assert study_module._plan(tiny_study, tmp_path) == older
+    path.write_text('[]')
+    with pytest.raises(InputError, match=r'plan\.json is no plan'):
+        study_module._plan(tiny_study, tmp_path)
+
+
+@pytest.mark.parametrize('settings', [{'minutes': -3}, {'seeds': []}, {'seeds': [1, 1]}])
+def test_studies_without_a_meaning_are_refused(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        StudyConfig(**settings)
 
 
 def test_the_speed_of_a_row_is_measured(tiny_study, tmp_path):
