@@ -72,7 +72,8 @@ class BuildProcess:
         """Wait until the engine is built, in the thread that started the process.
 
         Args:
-            on_progress: called with the phase and how much of it is done, in percent.
+            on_progress: called with the phase and how much of it is done, in percent. What it
+                raises ends the process and is raised from here.
 
         Returns:
             The path of the engine's card.
@@ -82,10 +83,14 @@ class BuildProcess:
         """
         message: dict[str, Any] = {}
         with cast(IO[str], self._process.stdout) as lines, self._errors:
-            for line in lines:
-                message = json.loads(line)
-                if 'percent' in message:
-                    on_progress(message['phase'], message['percent'])
+            try:
+                for line in lines:
+                    message = json.loads(line)
+                    if 'percent' in message:
+                        on_progress(message['phase'], message['percent'])
+            except BaseException:  # nobody else could stop it
+                self.stop()
+                raise
             code = self._process.wait()
             if 'card' in message:
                 return Path(message['card'])

@@ -79,6 +79,21 @@ def test_another_thread_can_stop_it(bundle):
     process.stop()
 
 
+def test_a_caller_that_fails_leaves_no_build_behind(tmp_path, monkeypatch):
+    child = 'import json, time; print(json.dumps({"phase": "p", "percent": 1}), flush=True)'
+    (tmp_path / 'endless.py').write_text(f'{child}; time.sleep(600)')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setattr(build_process, '__name__', 'endless')
+    process = BuildProcess(load_bundle(bundles.write_bundle(tmp_path / 'tiny')), {})
+
+    def fail(phase, percent):
+        raise LookupError(phase)
+
+    with pytest.raises(LookupError, match='p'):
+        process.wait(fail)
+    assert process._process.poll() is not None
+
+
 def test_a_child_whose_parent_is_another_does_nothing(bundle, capfd):
     task = '{"parent": 1, "bundle": "absent", "input_size": [64, 48], "options": {}}'
     command = [sys.executable, '-m', build_process.__name__, task]
