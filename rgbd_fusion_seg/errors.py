@@ -26,3 +26,7 @@ class InputError(RgbdFusionSegError):
 
 class TrainingError(RgbdFusionSegError):
     """A training run that cannot go on; what it saved before is still there."""
+
+
+class DivergenceError(TrainingError):
+    """A training run whose loss or weights are not finite any more."""

@@ -2,8 +2,9 @@
 
 Rows are trained in the order of the configuration; a fusion network may start from the encoders
 of unimodal rows before it, as the RFBNet paper trains. What is done is never done again: start
-the same command once more and it goes on. Start it several times and the processes share the
-rows, which fills a large GPU with small networks.
+the same command once more and it goes on. A row that diverges is noted in its folder and left out
+with all that starts from it; the others are trained. Start the command several times and the
+processes share the rows, which fills a large GPU with small networks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
 from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig, require
 from rgbd_fusion_seg.training.continuation import (
@@ -43,7 +44,7 @@ MEASURED_FRAMES = 16
 """Frames labelled to measure how long a row's scores take."""
 FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
 """Settings that the study may be continued with other values of when a row of it is done."""
-PLAN_NAME = 'plan.json'
+PLAN_NAME, FAILURE_NAME = 'plan.json', 'failed.txt'
 LOOK_AGAIN_S = 5.0
 """Pause of a process that has nothing to do until another has trained a row."""
 
@@ -136,6 +137,7 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
     Raises:
         InputError: rows that name unknown rows or options, or that were trained otherwise than
             the study asks for now.
+        TrainingError: rows diverged; all others that do not start from them were trained.
     """
     _check(study)
     output = Path(study.output)
@@ -144,8 +146,15 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
         with _claimed(output / 'plan.lock', wait=True):
             plan = _plan(study, output)
         _train_rows(study, plan, output)
-    write_report(study, collect(study), output)
+    failures = failed_runs(study)
+    write_report(study, collect(study), output, failures)
     print(f'written to {output}')
+    if failures and not report_only:
+        failed = '; '.join(f'{f["row"]}-{f["seed"]}: {f["reason"]}' for f in failures)
+        raise TrainingError(
+            f'not every row of the study could be trained: {failed} (delete the folder of a row '
+            f'in {output} to try it again)'
+        )
 
 
 def _check(study: StudyConfig) -> None:
@@ -355,20 +364,43 @@ def _is_done(study: StudyConfig, row: RowConfig, seed: int, epochs: int | None =
     return True
 
 
+def failed_runs(study: StudyConfig) -> list[dict[str, Any]]:
+    """Return 'row', 'seed' and 'reason' of the runs that cannot be trained."""
+    reasons = [(row.name, seed, _failure(study, row, seed)) for row, seed in _runs(study)]
+    return [{'row': name, 'seed': seed, 'reason': why} for name, seed, why in reasons if why]
+
+
+def _failure(study: StudyConfig, row: RowConfig, seed: int) -> str:
+    """Return why a run cannot be trained: it diverged, or one that it starts from; else ''."""
+    file = _folder(study, row, seed) / FAILURE_NAME
+    if file.is_file():
+        return file.read_text(encoding='utf-8').strip()
+    origins = [_standing(study, name, seed) for name in sorted(_sources(row))]
+    failed = [f'{source.name}-{n}' for source, n in origins if _failure(study, source, n)]
+    return f'it starts from {", ".join(failed)}' if failed else ''
+
+
+def _runs(study: StudyConfig) -> list[tuple[RowConfig, int]]:
+    """Return every row with each of its seeds."""
+    return [(row, seed) for row in study.rows for seed in _seeds(study, row)]
+
+
 def _train_rows(study: StudyConfig, plan: dict[str, int], output: Path) -> None:
-    """Train what is not done; a signal ends it after the run that it met has been saved."""
+    """Train what is not done and has not failed.
+
+    A signal ends it after the run that it met has been saved.
+    """
 
     def done(row: RowConfig, seed: int) -> bool:
         return _is_done(study, row, seed, plan[row.name])
 
-    runs = [(row, seed) for row in study.rows for seed in _seeds(study, row)]
-    left = sorted(runs, key=lambda run: study.seeds.index(run[1]))
-    while left := [run for run in left if not done(*run)]:
+    left = sorted(_runs(study), key=lambda run: study.seeds.index(run[1]))
+    while left := [run for run in left if not done(*run) and not _failure(study, *run)]:
         for row, seed in left:
             if not all(done(*_standing(study, name, seed)) for name in _sources(row)):
                 continue
             with _claimed(output / f'{row.name}-{seed}.lock') as mine:
-                if not mine or done(row, seed):
+                if not mine or done(row, seed) or _failure(study, row, seed):
                     continue
                 if not _train_row(study, row, seed, plan[row.name]):
                     return
@@ -390,11 +422,18 @@ def _claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> bool:
-    """Train a row; False when a signal ended it early."""
+    """Train a row, or note that it diverged; False when a signal ended it early."""
     print(f'{row.name}, seed {seed}: {epochs} epochs', flush=True)
     trainer = Trainer(row_config(study, row, seed, epochs))
-    if not trainer.fit():
-        return False
+    try:
+        if not trainer.fit():
+            return False
+    except DivergenceError as error:
+        text = f'{error}\n'
+        path = trainer.folder / FAILURE_NAME
+        write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
+        print(f'{row.name}, seed {seed} failed: {error}', flush=True)
+        return True
     # A finished row is not continued; its optimiser's state is the largest file of all.
     (trainer.folder / STATE_NAME).unlink(missing_ok=True)
     return True
@@ -406,8 +445,7 @@ def collect(study: StudyConfig) -> list[dict[str, Any]]:
     Raises:
         InputError: a run that was trained otherwise than the study asks for.
     """
-    runs = [(row, seed) for row in study.rows for seed in _seeds(study, row)]
-    return [_entry(study, *run) for run in runs if _is_done(study, *run)]
+    return [_entry(study, *run) for run in _runs(study) if _is_done(study, *run)]
 
 
 def _entry(study: StudyConfig, row: RowConfig, seed: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 
-def write_report(study: StudyConfig, entries: list[Entry], output: Path) -> None:
+def write_report(
+    study: StudyConfig, entries: list[Entry], output: Path, failures: Sequence[Entry] = ()
+) -> None:
     """Write results.json, report.md and miou.png, and the section of the study's document.
 
     The document's section shows the picture too, from ``images/study_NAME.png`` beside it.
+    ``failures`` have 'row', 'seed' and 'reason' of the runs that cannot be trained.
 
     Raises:
         InputError: the document lacks the study's markers.
     """
-    text = report(study, entries)
-    payload = json.dumps({'study': study.name, 'runs': entries}, indent=1)
+    text = report(study, entries, failures)
+    results = {'study': study.name, 'runs': entries, 'failed': list(failures)}
+    payload = json.dumps(results, indent=1)
     write_atomically(output / 'results.json', lambda part: part.write_text(payload))
     write_atomically(output / 'report.md', lambda part: part.write_text(text, encoding='utf-8'))
     pictures = [output / 'miou.png']
@@ -43,25 +48,29 @@ def write_report(study: StudyConfig, entries: list[Entry], output: Path) -> None
         picture(study, entries).savefig(path, dpi=110)
 
 
-def report(study: StudyConfig, entries: list[Entry]) -> str:
+def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] = ()) -> str:
     """Return the study's table and what became of its claims, as Markdown."""
+    told = any(row.paper_parameters for row in study.rows if row.shown)
     lines = [
-        '| network | parameters (paper) | GFLOP | epochs | mIoU | pixel acc. | mean acc. '
-        '| mIoU in the paper |',
+        f'| network | parameters{" (paper)" if told else ""} | GFLOP | epochs | mIoU '
+        '| pixel acc. | mean acc. | mIoU in the paper |',
         '|---|---|---|---|---|---|---|---|',
     ]
     for row in study.rows:
         runs = [e for e in entries if e['row'] == row.name]
         if not row.shown:
             continue
+        failed = [str(f['seed']) for f in failures if f['row'] == row.name]
         if not runs:
-            lines.append(f'| {row.title} | | | | not trained yet | | | {row.paper_miou} |')
+            state = 'failed' if failed else 'not trained yet'
+            lines.append(f'| {row.title} | | | | {state} | | | {row.paper_miou} |')
             continue
         first = runs[0]
         parameters = f'{first["parameters"] / 1e6:.2f} M'
         if row.paper_parameters:
             parameters += f' ({row.paper_parameters})'
-        cells = [row.title, parameters, f'{first["gflops"]:.1f}', str(epochs(study, entries, row))]
+        title = f'{row.title} (failed with seed {", ".join(failed)})' if failed else row.title
+        cells = [title, parameters, f'{first["gflops"]:.1f}', str(epochs(study, entries, row))]
         cells += [spread(values(runs, key)) for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy')]
         lines.append('| ' + ' | '.join([*cells, row.paper_miou]) + ' |')
     if study.claims:

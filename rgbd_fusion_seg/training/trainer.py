@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.errors import InputError, TrainingError
+from rgbd_fusion_seg.errors import DivergenceError, InputError
 from rgbd_fusion_seg.training.checkpoints import (
     class_entries,
     save_checkpoint,
@@ -39,6 +39,7 @@ from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labe
 from rgbd_fusion_seg.training.initialisation import make_network, origins
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
 from rgbd_fusion_seg.training.monitor import Monitor
+from rgbd_fusion_seg.training.networks.branches import synchronise_norms
 from rgbd_fusion_seg.training.optimiser import (
     WeightAverage,
     build_optimiser,
@@ -62,7 +63,8 @@ def train(run: TrainConfig) -> None:
 
     Raises:
         InputError: data, settings or a checkpoint that cannot be used.
-        TrainingError: the loss is not finite any more, or the disk is full.
+        DivergenceError: the loss is not finite any more.
+        TrainingError: the disk is full.
     """
     trainer = Trainer(run)
     trainer.fit()
@@ -141,7 +143,7 @@ class Trainer:
         self.num_steps = config.epochs * self.steps_per_epoch
 
         if self.fabric.world_size > 1 and self.fabric.device.type == 'cuda':
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = synchronise_norms(network)
         # Channels last is the layout in which CPUs and tensor cores convolve fastest.
         network = network.to(memory_format=torch.channels_last)
         # On a GPU one task updates all parameters; a loss scaler cannot do with it, though.
@@ -297,7 +299,7 @@ class Trainer:
         if not math.isfinite(loss):
             last = self.folder / 'last.safetensors'
             start = f' and network.init_from {last}' if last.is_file() else ''
-            raise TrainingError(
+            raise DivergenceError(
                 f'the loss is {loss} near step {step}; start the same command again with a '
                 f'lower optimiser.lr in a new output folder{start}'
             )
@@ -332,12 +334,13 @@ class Trainer:
         """Write the state to resume from, and the averaged weights.
 
         Raises:
-            TrainingError: weights that are not finite, or a full disk; older files stay.
+            DivergenceError: weights that are not finite; older files stay.
+            TrainingError: a full disk; older files stay.
         """
         network = self.average.network(self.network.module)
         finite = [x.isfinite().all() for x in network.state_dict().values()]
         if not bool(torch.stack(finite).all()):
-            raise TrainingError(
+            raise DivergenceError(
                 f'weights are not finite any more at step {self.state["step"]}; nothing was '
                 'written, start again with a lower optimiser.lr'
             )

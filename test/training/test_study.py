@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import fcntl
 import json
+import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ import yaml
 
 torch = pytest.importorskip('torch')
 
-from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
 from rgbd_fusion_seg.training import study as study_module  # noqa: E402
 from rgbd_fusion_seg.training import study_report  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
@@ -178,6 +180,38 @@ def test_a_signal_ends_the_study_and_leaves_a_report(tiny_study, tmp_path, monke
     assert [run['row'] for run in runs][2:] == ['rgb', 'fused']
 
 
+def test_a_row_that_diverges_is_left_out_and_named(tiny_study, tmp_path, monkeypatch):
+    tiny_study.rows = tiny_study.rows[:3]
+    tiny_study.claims, tiny_study.seeds = [], [0, 1]
+    tiny_study.rows[1].shown = True
+    hha = RowConfig('hha', 'HHA', tiny_study.rows[1].network, epochs=1, continues='hha_first')
+    tiny_study.rows.insert(2, hha)
+    real, output = study_module.Trainer.loss, tmp_path / 'study'
+
+    def explodes(self, batch):
+        return real(self, batch) * (math.nan if self.folder.name == 'hha_first-0' else 1)
+
+    monkeypatch.setattr(study_module.Trainer, 'loss', explodes)
+    for _ in range(2):  # it is not tried again of itself
+        with pytest.raises(
+            TrainingError, match=r'hha_first-0: .* not finite .*; hha-0: it .*delete'
+        ):
+            study(tiny_study)
+        monkeypatch.setattr(study_module.Trainer, 'loss', None)
+    assert 'optimiser.lr' in (output / 'hha_first-0' / 'failed.txt').read_text()
+    results = json.loads((output / 'results.json').read_text())
+    done = [(run['row'], run['seed']) for run in results['runs']]
+    assert done == [('rgb_first', 0), ('hha_first', 1), ('hha', 1), ('rgb', 0), ('rgb', 1)]
+    assert [(f['row'], f['seed']) for f in results['failed']] == [('hha_first', 0), ('hha', 0)]
+    assert '| HHA (failed with seed 0) | ' in (output / 'report.md').read_text()
+    study(tiny_study, report_only=True)
+
+    monkeypatch.setattr(study_module.Trainer, 'loss', real)
+    shutil.rmtree(output / 'hha_first-0')
+    study(tiny_study)
+    assert 'failed' not in (output / 'report.md').read_text()
+
+
 def test_all_seeds_start_from_the_first_ones_of_rows_that_are_not_shown(tiny_study, tmp_path):
     tiny_study.seeds = [3, 4]
     study(tiny_study)
@@ -300,6 +334,19 @@ def test_a_claim_is_judged_seed_by_seed(tiny_study, better, verdict):
     assert verdict in line
     assert f'{100 * (better[0] - 0.3):+.1f}' in line
     assert line.endswith(f'{verdict} |') or verdict == 'on average'
+
+
+def test_the_table_names_what_it_has(tiny_study):
+    runs = [entry('rgb', 0, 0.3)]
+    failed = [{'row': 'fused', 'seed': 0, 'reason': 'the loss is nan'}]
+    lines = study_report.report(tiny_study, runs, failed).splitlines()
+    assert lines[0].startswith('| network | parameters | GFLOP |')
+    assert lines[3].startswith('| RFBNet | | | | failed |')
+    tiny_study.rows[2].paper_parameters = '1.9 M'
+    lines = study_report.report(tiny_study, runs).splitlines()
+    assert lines[0].startswith('| network | parameters (paper) | GFLOP |')
+    assert '2.00 M (1.9 M)' in lines[2]
+    assert '| not trained yet |' in lines[3]
 
 
 def test_the_spread_is_the_sample_standard_deviation():
