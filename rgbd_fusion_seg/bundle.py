@@ -7,6 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,7 +249,8 @@ def bundle_folders() -> list[Path]:
     """Return the folders searched for bundles by name, in order.
 
     ``$RGBD_FUSION_SEG_MODELS`` (path list), the source tree, the ament share folder of every
-    prefix on ``AMENT_PREFIX_PATH``, and the share folder of this Python installation.
+    prefix on ``AMENT_PREFIX_PATH``, the share folder of this Python installation, and the user's
+    cache, where fused forms of bundles in read-only folders lie.
     """
     folders = [
         Path(p) for p in os.environ.get('RGBD_FUSION_SEG_MODELS', '').split(os.pathsep) if p
@@ -256,7 +258,16 @@ def bundle_folders() -> list[Path]:
     folders.append(Path(__file__).resolve().parent.parent / 'models')
     prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
     folders += [Path(p) / 'share' / 'rgbd_fusion_seg' / 'models' for p in [*prefixes, sys.prefix]]
+    with suppress(RuntimeError):  # of a user without a home
+        folders.append(user_cache() / 'bundles')
     return [f for f in dict.fromkeys(folders) if f.is_dir()]
+
+
+def user_cache() -> Path:
+    """Return the user's folder for what is made here and cannot lie beside its bundle."""
+    base = os.environ.get('XDG_CACHE_HOME', '')
+    root = Path(base) if os.path.isabs(base) else Path.home() / '.cache'
+    return root / 'rgbd_fusion_seg'
 
 
 def list_bundles() -> list[Path]:

@@ -11,8 +11,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.engine.engine_files import cache_folder, write_atomically
+from rgbd_fusion_seg.bundle import ModelBundle, user_cache
+from rgbd_fusion_seg.engine.engine_files import write_atomically
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.hardware import cpu_identity
 
@@ -48,7 +48,7 @@ def record_path(bundle: ModelBundle, backend: str, precision: str) -> Path:
     """Return the file with the agreement of a bundle, at its input size, on this processor."""
     size = '{}x{}'.format(*bundle.input_size)
     parts = (bundle.name, bundle.weights_sha256[:12], size, backend, precision, cpu_identity())
-    return cache_folder().parent / 'agreement' / f'{"-".join(parts)}.json'
+    return user_cache() / 'agreement' / f'{"-".join(parts)}.json'
 
 
 def write_agreement(bundle: ModelBundle, agreement: Agreement) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.bundle import ModelBundle, user_cache
 from rgbd_fusion_seg.errors import EngineError
 
 CARD_FORMAT = 1
@@ -88,12 +88,13 @@ class EngineCard:
 
     def text(self, path: Path) -> str:
         """Return what a person wants to know of an engine, a line each; `path` is the card's."""
+        gpus = ', '.join(self.compute_capabilities)
         tensors = (f'{t.name} {t.dtype} {"x".join(map(str, t.shape))}' for t in self.tensors)
         rows = {
             'engine': path.parent / self.engine_file,
             'card': path,
-            'built': f'by {self.flavour} {self.version} in {self.build_seconds:.1f} s, '
-            f'{self.precision}, for compute capability {", ".join(self.compute_capabilities)}',
+            'built': f'{self.built_at} by {self.flavour} {self.version} in '
+            f'{self.build_seconds:.1f} s, {self.precision}, for compute capability {gpus}',
             'tensors': ', '.join(tensors),
         }
         if self.agreement is not None:
@@ -103,17 +104,10 @@ class EngineCard:
         return '\n'.join(f'{name:<10} {value}' for name, value in rows.items())
 
 
-def cache_folder() -> Path:
-    """Return the user's folder for engines of bundles that cannot be written to."""
-    base = os.environ.get('XDG_CACHE_HOME', '')
-    root = Path(base) if os.path.isabs(base) else Path.home() / '.cache'
-    return root / 'rgbd_fusion_seg' / 'engines'
-
-
 def engine_folders(bundle: ModelBundle) -> list[Path]:
     """Return the folders that may hold engines of a bundle, the first one preferred."""
-    cached = cache_folder() / f'{bundle.name}-{bundle.weights_sha256[:12]}'
-    return [bundle.path / 'engines', cached]
+    cached = f'{bundle.name}-{bundle.weights_sha256[:12]}'
+    return [bundle.path / 'engines', user_cache() / 'engines' / cached]
 
 
 def writable_folder(bundle: ModelBundle) -> Path:

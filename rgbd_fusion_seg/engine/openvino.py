@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.bundle import ModelBundle, user_cache
 from rgbd_fusion_seg.engine.agreement import require_agreement
-from rgbd_fusion_seg.engine.engine_files import cache_folder
 from rgbd_fusion_seg.engine.graph_engine import ONNX_TYPES, Declared, GraphEngine, check_graph
 from rgbd_fusion_seg.engine.onnxruntime import thread_count
 from rgbd_fusion_seg.errors import BundleError, EngineError
@@ -75,7 +74,7 @@ def open_engine(
         'ENABLE_CPU_PINNING': pin_threads,
     }
     if cache:
-        settings['CACHE_DIR'] = str(cache_folder().parent / 'openvino')
+        settings['CACHE_DIR'] = str(user_cache() / 'openvino')
     model = _read_model(core, bundle, openvino.__version__)
     inputs, outputs = _declared(model.inputs), _declared(model.outputs)
     check_graph(inputs, outputs, bundle)

@@ -28,8 +28,8 @@ from rgbd_fusion_seg.bundle import (
     TensorInput,
     file_sha256,
     load_bundle,
+    user_cache,
 )
-from rgbd_fusion_seg.engine.engine_files import cache_folder
 from rgbd_fusion_seg.engine_building import fused_hha
 from rgbd_fusion_seg.engine_building.graph_building import (
     OpBuilder,
@@ -55,8 +55,12 @@ FINITE = 3e38
 
 
 def fused_name(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool = False) -> str:
-    """Return the name of a bundle's fused form; `frame_size` is width and height."""
-    return '{}_fused{}_{}x{}'.format(bundle.name, '_hha' if hha else '', *frame_size)
+    """Return the name of a bundle's fused form; `frame_size` is width and height.
+
+    Of a dynamic size, which the fused form fixes, it tells that too.
+    """
+    seen = '_at_{}x{}'.format(*bundle.input_size) if bundle.dynamic.size else ''
+    return '{}_fused{}_{}x{}{}'.format(bundle.name, '_hha' if hha else '', *frame_size, seen)
 
 
 def check_frame_size(frame_size: tuple[int, int]) -> None:
@@ -139,11 +143,11 @@ def fused_beside(
 ) -> ModelBundle:
     """Write the fused form of a bundle beside it, or in the user's cache where that is read-only.
 
-    Args and errors as for :func:`fuse`.
+    Either way it is found by its name. Args and errors as for :func:`fuse`.
     """
     name = fused_name(bundle, frame_size, hha)
     beside = os.access(bundle.path.parent, os.W_OK)
-    folder = bundle.path.parent if beside else cache_folder().parent / 'bundles'
+    folder = bundle.path.parent if beside else user_cache() / 'bundles'
     return fuse(bundle, folder / name, frame_size, hha)
 
 
