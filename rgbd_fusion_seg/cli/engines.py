@@ -39,16 +39,20 @@ def _build_engine(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.engine.engine_files import read_card
     from rgbd_fusion_seg.engine_building.build_options import BuildOptions
     from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
+    from rgbd_fusion_seg.replay.segment import open_source
 
-    bundle = load_bundle(options.bundle)
-    if options.fuse_postprocess or options.fuse_hha:
-        bundle = _fused(bundle, options.frame_size or FRAME_SIZE, options.fuse_hha)
-    elif options.frame_size:
+    if options.frames is not None:
+        open_source(options.frames)  # what cannot be is told before the work
+    bundle, sizes = load_bundle(options.bundle), tuple(options.sizes or ())
+    fuses = options.fuse_postprocess or options.fuse_hha
+    if options.frame_size and not fuses:
         raise InputError('--frame-size belongs to --fuse-postprocess and --fuse-hha; add one')
+    if fuses and len(sizes) > 1:
+        raise InputError('a fused bundle has one size: give --input-size in place of --sizes')
     build_options = BuildOptions(
         flavour=options.flavour,
         precision=options.precision,
-        sizes=tuple(options.sizes or ()),
+        sizes=() if fuses else sizes,
         workspace_mib=options.workspace or 0,
         optimization_level=options.optimization_level,
         timing_cache=options.timing_cache,
@@ -57,6 +61,9 @@ def _build_engine(options: argparse.Namespace) -> int:
         force=options.force,
         wait=options.wait,
     )
+    if fuses:
+        bundle = bundle.resized(*sizes[0]) if sizes else bundle
+        bundle = _fused(bundle, options.frame_size or FRAME_SIZE, options.fuse_hha)
     with _EngineBar(bundle.name) as bar:
         path = build_engine(bundle, build_options, options.output, bar.show)
     card = read_card(path)
@@ -65,6 +72,8 @@ def _build_engine(options: argparse.Namespace) -> int:
         bundle = bundle.resized(*sizes[len(sizes) // 2])
         _check(bundle, path, options.frames)
     print(read_card(path).text(path))
+    if not bar.shown:
+        print('nothing was built, for this engine fits; --force builds it again')
     for part in bundle.single_sensor.values():
         tell(f'{part.path} has an engine of its own: rgbd-fusion-seg build-engine {part.path}')
     return 0
@@ -109,6 +118,11 @@ class _EngineBar:
             self._bar = tqdm(desc=f'building {self._name}', total=1.0, bar_format=layout)
         self._bar.set_postfix_str(phase.lower(), refresh=False)
         self._bar.update(share - self._bar.n)
+
+    @property
+    def shown(self) -> bool:
+        """Whether a build has begun."""
+        return self._bar is not None
 
     def __enter__(self) -> _EngineBar:
         return self

@@ -95,7 +95,7 @@ def build_engine(
     with build_lock(folder, options.wait):
         path = folder / f'{name}.json'
         if not options.force and _fits(path, wanted, bundle):
-            _log.info('%s fits already, so nothing is built', path)
+            _log.debug('%s fits already, so nothing is built', path)
             return path
         for pattern in (f'.{name}-????????{SUFFIX}.*', f'.{name}.json.*'):
             for left in folder.glob(pattern):  # by a build that was killed while writing

@@ -22,7 +22,7 @@ from onnxruntime import InferenceSession  # noqa: E402
 
 from rgbd_fusion_seg import doctor  # noqa: E402
 from rgbd_fusion_seg import hha as hha_encoding  # noqa: E402
-from rgbd_fusion_seg.bundle import ModelBundle, load_bundle  # noqa: E402
+from rgbd_fusion_seg.bundle import ModelBundle, list_bundles, load_bundle  # noqa: E402
 from rgbd_fusion_seg.cli import main  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.engine.engine_files import belongs_to, list_engines  # noqa: E402
@@ -404,6 +404,8 @@ def test_the_fused_form_lies_beside_its_base_or_in_the_cache(tmp_path, monkeypat
     cached = fused_beside(base, (160, 120), hha=True)
     assert (tmp_path / 'cache') in cached.path.parents
     assert cached.path.name == 'tiny_fused_hha_160x120'
+    assert load_bundle('tiny_fused_hha_160x120').path == cached.path
+    assert cached.path in list_bundles()
 
 
 def test_what_cannot_be_fused_is_told(tmp_path, tiny_bundle):
@@ -496,6 +498,25 @@ def test_tensorrt_rtx_builds_fused_bundles(tmp_path, precision, hha):
     for mode, expected in (('input', bundle.graph_inputs), ('output', bundle.graph_outputs)):
         tensors = [tensor for tensor in card.tensors if tensor.mode == mode]
         assert {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors} == expected
+
+
+def test_the_command_fuses_an_open_network_at_the_size_that_is_wanted(tmp_path, capsys):
+    pytest.importorskip('tensorrt_rtx_libs', reason='needs the libraries of TensorRT-RTX')
+    pytest.importorskip('tensorrt_rtx_bindings', reason='needs TensorRT-RTX')
+    card = tiny_card() | {'dynamic': {'batch': False, 'size': True, 'multiple': 16}}
+    folder = write_bundle(tmp_path / 'tiny', card, with_open_sizes(tiny_network()))
+    command = ['build-engine', str(folder), '--flavour', 'tensorrt_rtx', '--fuse-postprocess']
+    command += ['--frame-size', '160x120']
+    assert main([*command, '--sizes', '32x32', '64x48', '96x96']) == 1
+    assert 'give --input-size in place of --sizes' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['tiny']
+    for size in ('96x64', '32x32'):
+        assert main([*command, '--input-size', size]) == 0
+    for width, height in ((96, 64), (32, 32)):
+        bundle = load_bundle(tmp_path / f'tiny_fused_160x120_at_{width}x{height}')
+        assert bundle.input_size == (width, height)
+        assert bundle.graph_inputs['hha'].shape == (1, height // 2, width // 2, 3)
+        assert len(list_engines(bundle)) == 1
 
 
 def test_a_size_of_frames_belongs_to_fusing(tiny_bundle, capsys):

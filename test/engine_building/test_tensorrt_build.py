@@ -191,7 +191,7 @@ def test_fused_bundles_build(bundle, tmp_path):
 
 def test_an_engine_that_fits_is_kept(bundle, caplog):
     options = BuildOptions('tensorrt_rtx')
-    caplog.set_level('INFO')
+    caplog.set_level('DEBUG')
     path = build_engine(bundle, options)
     engine = path.parent / read_card(path).engine_file
     written = engine.stat().st_mtime_ns, path.stat().st_mtime_ns
@@ -607,6 +607,24 @@ def test_the_command(bundle, capsys):
     assert 'rgb float32 1x3x48x64, hha float32 1x3x24x32, logits float32 1x4x6x8' in printed.out
     if read_card(path).agreement is None:
         assert 'agreement with ONNX Runtime and latency were not measured: ' in printed.err
+
+
+def test_the_command_says_that_nothing_was_built(bundle, capsys):
+    command = ['build-engine', str(bundle.path), '--flavour', 'tensorrt_rtx']
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert 'nothing was built' not in first
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(first)
+    assert again.endswith('nothing was built, for this engine fits; --force builds it again\n')
+
+
+def test_frames_that_are_not_there_are_told_before_the_build(bundle, no_gpu, tmp_path, capsys):
+    command = ['build-engine', str(bundle.path), '--frames', str(tmp_path / 'absent')]
+    assert main(command) == 1
+    assert f'there is no folder {tmp_path / "absent"}' in capsys.readouterr().err
+    assert not list_engines(bundle)
 
 
 def test_the_command_with_a_range(open_bundle, capsys):
