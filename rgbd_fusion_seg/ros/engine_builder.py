@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.engine_building.build_process import BuildProcess
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
@@ -24,8 +25,19 @@ def build_is_due(step_downs: Sequence[StepDown]) -> bool:
     return any(s.backend == 'tensorrt' and s.unexpected for s in step_downs)
 
 
+def _left_to_the_user(bundle: ModelBundle) -> str:
+    """Tell of the engines that are not built here, as the end of a sentence."""
+    if not bundle.single_sensor:
+        return ''
+    commands = [f'rgbd-fusion-seg build-engine {b.path}' for b in bundle.single_sensor.values()]
+    return f'; what answers from one sensor alone is not built along: {" and ".join(commands)}'
+
+
 class EngineBuilder:
     """One build, in a process of its own; the engine is opened and warmed up in a thread here.
+
+    It is the engine of the bundle itself. Those of the bundles inside it, for one sensor alone,
+    are left to the user: few frames need them, and each would take as long.
 
     Args:
         segmenter: the one that serves and is to have the engine.
@@ -103,7 +115,7 @@ class EngineBuilder:
         self._log(
             OK,
             f'building the {self._name} in the background; {self._segmenter.engine_name} serves '
-            'meanwhile',
+            f'meanwhile{_left_to_the_user(self._segmenter.bundle)}',
         )
         self.progress, self._logged_s = 'started', time.monotonic()
         try:

@@ -1,0 +1,42 @@
+"""What the builder beside a node tells; test_engine_changes.py has it build."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+pytest.importorskip('onnx', reason='making bundles needs onnx')
+
+from bundles import write_bundle
+from single_sensor_bundles import write_with_parts
+
+from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.ros import engine_builder
+from rgbd_fusion_seg.ros.engine_builder import EngineBuilder
+from rgbd_fusion_seg.segmenter import Segmenter
+
+
+class FailingProcess:
+    def __init__(self, bundle, options, device):
+        pass
+
+    def wait(self, on_progress):
+        raise EngineError('it was not to be')
+
+    def stop(self):
+        pass
+
+
+@pytest.mark.parametrize('write', [write_bundle, write_with_parts])
+def test_what_is_left_to_the_user_is_told(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(engine_builder, 'BuildProcess', FailingProcess)
+    folder, said = write(tmp_path / 'tiny'), []
+    with Segmenter(folder, 'onnxruntime') as segmenter:
+        builder = EngineBuilder(segmenter, lambda: segmenter, {}, 0, lambda _, s: said.append(s))
+        builder.start()
+        builder._thread.join()
+    building, failed = said
+    for part in ('rgb_only', 'hha_only'):
+        told = f'build-engine {folder / part}' in building
+        assert told == (write is write_with_parts)
+    assert 'it was not to be' in failed
