@@ -330,6 +330,18 @@ class Trainer:
             self.save()
             clock.saved(self.state['seconds'])
 
+    def averaged(self) -> nn.Module:
+        """Return the network that is scored and saved, the same one on every process.
+
+        Without synchronised norms each process has its own running statistics; those of the first
+        are taken, which it also saves to resume from.
+        """
+        network = self.average.network(self.network.module)
+        if self.fabric.world_size > 1:
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return network
+
     def save(self) -> None:
         """Write the state to resume from, and the averaged weights.
 
@@ -337,7 +349,7 @@ class Trainer:
             DivergenceError: weights that are not finite; older files stay.
             TrainingError: a full disk; older files stay.
         """
-        network = self.average.network(self.network.module)
+        network = self.averaged()
         finite = [x.isfinite().all() for x in network.state_dict().values()]
         if not bool(torch.stack(finite).all()):
             raise DivergenceError(
@@ -372,7 +384,7 @@ class Trainer:
 
     def evaluate(self, file_name: str, monitor: Monitor | None = None) -> None:
         """Score the averaged weights on every test set, and keep them if they are the best."""
-        network, data = self.average.network(self.network.module), self.config.data
+        network, data = self.averaged(), self.config.data
         step, results = self.state['step'], {}
         for name in TEST_SETS:
             if name not in self.frames:

@@ -13,6 +13,10 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.datasets.prepare import prepare_frames  # noqa: E402
+from rgbd_fusion_seg.training.evaluation import evaluate_network  # noqa: E402
+from rgbd_fusion_seg.training.views import Normaliser  # noqa: E402
 
 SCRIPT = """
 import sys
@@ -61,3 +65,21 @@ def test_two_processes_train_as_one_does(tmp_path, nyu_pack):
         torch.testing.assert_close(ours.weights[name], value, rtol=1e-3, atol=1e-5, msg=name)
     scores = [json.loads((run / 'scores.json').read_text())['test'] for run in (one, two)]
     assert scores[0]['pixel_accuracy'] == pytest.approx(scores[1]['pixel_accuracy'], abs=2e-3)
+
+
+def test_what_is_published_are_the_scores_of_what_is_saved(tmp_path, nyu_pack):
+    """Norms are live here, and the running statistics of each process its own."""
+    output = train(tmp_path, nyu_pack, 'live', 2)
+    data = DataConfig(
+        DatasetConfig(folder=str(nyu_pack)), cache=str(tmp_path / 'cache'), width=64, height=48,
+        synthetic_frames=0, synthetic_test_frames=0,
+    )  # fmt: skip
+    checkpoint = load_checkpoint(output / 'last.safetensors')
+    network = checkpoint.build()
+    height, width = network.hha_size(48, 64)
+    frames = prepare_frames(data, [(width, height), (2 * width, 2 * height)])['test']
+    normalise = Normaliser(checkpoint.info['statistics'])
+    ours = evaluate_network(network, normalise, frames, (64, 48))
+    scores = json.loads((output / 'scores.json').read_text())['test']
+    assert ours['pixel_accuracy'] == scores['pixel_accuracy']
+    assert ours['mIoU'] == scores['mIoU']
