@@ -42,12 +42,12 @@ def prepare(data: DataConfig, check: bool = False) -> None:
     if not check:
         for frames in prepare_frames(data).values():
             print(f'{frames.name}: {len(frames)} frames in {data.cache}')
-            print(frequency_table(frames.classes, frames.class_pixels))
+            print(class_table(frames.classes, frames.class_pixels))
         return
     found = check_data(data)
     for name, (classes, pixels) in found.class_pixels.items():
         print(f'{name}:')
-        print(frequency_table(classes, pixels))
+        print(class_table(classes, pixels))
     for fault in found.faults:
         print(f'fault: {fault}')
     if found.faults:
@@ -72,13 +72,18 @@ def prepare_frames(
         where frames of them are wanted.
 
     Raises:
-        InputError: data that cannot be used, or too little space on the disk.
+        InputError: data that cannot be used, such as a split without a labelled pixel, or too
+            little space on the disk.
     """
     sources = {split: open_dataset(config.dataset, split) for split in ('train', 'test')}
     if sources['train'].classes.name == NYU40.name and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
     folder = Path(config.cache)
-    return {k: cached_frames(source, folder, hha_sizes, depth) for k, source in sources.items()}
+    found = {k: cached_frames(source, folder, hha_sizes, depth) for k, source in sources.items()}
+    for frames in found.values():
+        if fault := label_fault(frames.name, frames.class_pixels):
+            raise InputError(fault)
+    return found
 
 
 def _rooms(config: DataConfig) -> dict[str, FrameSource]:
@@ -114,28 +119,46 @@ def check_data(config: DataConfig) -> DataCheck:
             continue
         if not len(source):
             found.faults.append(f'{source.name} has no frames; check its split file or its folder')
+        readable = 0
         pixels = np.zeros(len(source.classes), np.int64)
         for i, frame in enumerate(_read_all(source)):
             where = frame_name(source, i)
             found.faults += [f'{where}: {fault}' for fault in frame.faults]
+            readable += bool(frame.digest)
             pixels += frame.class_pixels
             other_split, other = seen.setdefault(frame.digest, (split, where))
             if frame.digest and other_split != split:
                 found.faults.append(
                     f'{where} shows the same picture as {other}; take it out of one of the splits'
                 )
+        if readable and (fault := label_fault(source.name, pixels)):
+            found.faults.append(fault)
         found.class_pixels[source.name] = source.classes, pixels
     return found
 
 
-def frequency_table(classes: ClassSet, pixels: Sequence[int]) -> str:
-    """Return a line for each class, with its share of the labelled pixels."""
+def label_fault(name: str, pixels: Sequence[int]) -> str:
+    """Return what is wrong with a split whose classes have so many pixels; '' if nothing is."""
+    if sum(int(n) for n in pixels):
+        return ''
+    return (
+        f'no pixel of {name} has a class, so nothing can be learnt from it or scored on it; '
+        'check its labels, and which of their values are void'
+    )
+
+
+def class_table(classes: ClassSet, pixels: Sequence[int]) -> str:
+    """Return a line for each class, its share of the labelled pixels, and which never occur."""
     total = max(sum(int(n) for n in pixels), 1)
     width = max(len(name) for name in classes.names)
-    return '\n'.join(
+    lines = [
         f'  {k:3d} {name:{width}s} {100 * int(n) / total:7.3f} %'
         for k, (name, n) in enumerate(zip(classes.names, pixels, strict=True))
-    )
+    ]
+    absent = [name for name, n in zip(classes.names, pixels, strict=True) if not n]
+    if absent:
+        lines.append(f'  never: {", ".join(absent)}')
+    return '\n'.join(lines)
 
 
 def frame_name(source: FrameSource, index: int) -> str:

@@ -152,6 +152,25 @@ def test_a_frame_in_both_lists_is_a_fault(copy):
     assert 'tiny-test frame 3 shows the same picture as tiny-train frame 3' in fault
 
 
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_a_split_without_a_label_is_a_fault(copy, split):
+    for number in (copy / f'{split}.txt').read_text().split():
+        cv2.imwrite(str(copy / f'labels/{number}.png'), np.full((48, 64), 255, np.uint8))
+    (fault,) = faults(copy)
+    assert f'no pixel of tiny-{split} has a class' in fault
+    with pytest.raises(InputError, match=f'no pixel of tiny-{split} has a class'):
+        prepare_frames(config(copy))
+
+
+def test_classes_that_never_occur_are_named(copy, capsys):
+    description = yaml.safe_load((copy / 'data.yaml').read_text())
+    description['classes'] += ['door', 'lamp']
+    (copy / 'data.yaml').write_text(yaml.safe_dump(description))
+    for check in (True, False):
+        prepare(config(copy), check=check)
+        assert capsys.readouterr().out.count('never: door, lamp\n') == 2
+
+
 def test_two_equal_pictures_within_a_split_are_none(copy):
     shutil.copy(copy / 'rgb/1.jpg', copy / 'rgb/2.jpg')
     assert faults(copy) == []
