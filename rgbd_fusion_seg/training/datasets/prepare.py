@@ -76,7 +76,7 @@ def prepare_frames(
             little space on the disk.
     """
     sources = {split: open_dataset(config.dataset, split) for split in ('train', 'test')}
-    if sources['train'].classes.name == NYU40.name and config.dataset.name != 'synthetic':
+    if sources['train'].classes.names == NYU40.names and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
     folder = Path(config.cache)
     found = {k: cached_frames(source, folder, hha_sizes, depth) for k, source in sources.items()}

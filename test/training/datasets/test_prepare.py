@@ -197,6 +197,13 @@ def test_synthetic_rooms_join_data_of_the_nyu40_classes(nyu_pack, tmp_path):
         assert [level.shape[2] for level in part.hha] == [80, 160, 320]
 
 
+def test_the_name_of_other_classes_brings_no_rooms(copy):
+    description = yaml.safe_load((copy / 'data.yaml').read_text())
+    (copy / 'data.yaml').write_text(yaml.safe_dump({**description, 'name': 'nyu40'}))
+    data = config(copy, synthetic_frames=2, synthetic_test_frames=2)
+    assert set(prepare_frames(data)) == {'train', 'test'}
+
+
 def test_a_data_set_is_opened_by_name_with_its_options(nyu_pack):
     assert len(open_dataset(DatasetConfig(folder=str(nyu_pack)), 'test')) == 2
     swapped = DatasetConfig(folder=str(nyu_pack), train_split='test', test_split='train')
