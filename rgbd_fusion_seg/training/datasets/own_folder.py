@@ -8,6 +8,8 @@ file; each ``*`` stands for a part of the frame's id, the same in colour, depth 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,12 @@ class FolderConfig:
 
     Args:
         name: names caches and reports.
-        classes: names; a label is a place in this list, counted from 0.
+        classes: names, each once; a label is a place in this list, counted from 0.
         rgb, depth, labels: patterns of the files; labels are single-channel or palette images.
         depth_unit: 'mm', 'm' or metres per unit of the depth images.
         camera: fx, fy, cx, cy, width, height in pixels, or a camera_info YAML file.
         colors: RGB of each class; default: generated ones.
-        void: values in label images that mean no class.
+        void: values in label images that mean no class, and are none.
         label_map: value in label images -> class, as name or place; others are faults then.
         splits: name -> text file with the ids of its frames, one a line.
         test_fraction: instead of `splits`: this share, the last ids in order, is 'test'.
@@ -136,6 +138,8 @@ class OwnFolder:
         names, colors = self.config.classes, self.config.colors
         if not all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors):
             raise self._error('colors must be lists of three numbers 0..255')
+        if twice := _repeated(names):
+            raise self._error(f'classes has {twice!r} twice; a class needs a name of its own')
         table = np.array(colors, np.uint8) if colors else distinct_colors(len(names))
         return ClassSet(self.config.name, tuple(names), table)
 
@@ -149,7 +153,12 @@ class OwnFolder:
                 raise self._error(f'label_map maps {value} to {target!r}, which is no class')
             table[self._value(value)] = place
         for value in self.config.void:
-            table[self._value(value)] = UNLABELLED
+            place = table[self._value(value)]
+            if place not in (_UNKNOWN, UNLABELLED):
+                raise self._error(
+                    f'{value} is {names[place]!r} and in void, too; take it out of one of them'
+                )
+            table[value] = UNLABELLED
         return table
 
     def _value(self, value: int) -> int:
@@ -183,7 +192,11 @@ class OwnFolder:
         if config.splits:
             if split not in config.splits:
                 raise self._error(f'has the splits {", ".join(config.splits)}, not {split!r}')
-            return files.read_lines(self.file.parent / config.splits[split])
+            path = self.file.parent / config.splits[split]
+            listed = files.read_lines(path)
+            if twice := _repeated(listed):
+                raise InputError(f'{path} has the frame {twice!r} twice; take one of them out')
+            return listed
         ids = self._found_ids()
         if not config.test_fraction:
             return ids
@@ -218,6 +231,11 @@ class OwnFolder:
         for part in parts:
             pattern = pattern.replace('*', part, 1)
         return pattern.replace('{split}', self.split)
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """Return the first name that occurs twice, or nothing."""
+    return next((name for name, count in Counter(names).items() if count > 1), '')
 
 
 def distinct_colors(count: int) -> np.ndarray:
@@ -261,11 +279,23 @@ def read_camera_info(path: Path) -> Intrinsics:
         ) from error
 
 
+def _require_texts(file: Path, content: Any) -> None:
+    """Explain what YAML makes of class names such as ``on``."""
+    classes = content.get('classes') if isinstance(content, dict) else None
+    for name in classes if isinstance(classes, list) else ():
+        if isinstance(name, bool | int | float):
+            raise InputError(
+                f'{file}: the class {name} is no text; write it in quotes, for YAML takes on, '
+                'off, yes and no for true and false, and digits for numbers'
+            )
+
+
 def _read_config(file: Path) -> FolderConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FolderConfig, 'data')
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8'))
+        _require_texts(file, content)
         return FolderConfig(**parser.parse_object({'data': content}).data.as_dict())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ArgumentError) as error:
         reason = ' '.join(str(error).split())

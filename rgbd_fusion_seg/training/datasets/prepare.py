@@ -115,7 +115,8 @@ def check_data(config: DataConfig) -> DataCheck:
         try:
             source = open_dataset(config.dataset, split)
         except RgbdFusionSegError as error:
-            found.faults.append(str(error))
+            if str(error) not in found.faults:  # both splits may have it from one file
+                found.faults.append(str(error))
             continue
         if not len(source):
             found.faults.append(f'{source.name} has no frames; check its split file or its folder')

@@ -196,6 +196,12 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'colors': [[1, 2, 3]]}, '3 names and 1 colours'),
         ({'colors': [[1, 2, 300]] * 3}, '0..255'),
         ({'label_map': {1: 'ceiling'}}, "maps 1 to 'ceiling', which is no class"),
+        ({'classes': ['floor', 'wall', 'floor']}, "classes has 'floor' twice"),
+        ({'classes': ['off', True, 'blinking']}, 'the class True is no text; write it in quotes'),
+        ({'classes': ['floor', 7]}, 'the class 7 is no text'),
+        ({'void': [0, 255]}, "0 is 'floor' and in void, too"),
+        ({'label_map': {1: 0, 255: 'chair'}}, "255 is 'chair' and in void, too"),
+        ({'splits': {'train': 'twice.txt'}}, r"twice\.txt has the frame 'f2' twice"),
         ({'label_map': {1: 3}}, 'maps 1 to 3, which is no class'),
         ({'void': [-1]}, '-1 in label_map or void'),
         ({'camera': {'fx': 1.0}}, 'camera has fx; give fx, fy, cx, cy, width, height'),
@@ -212,6 +218,7 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
     ],
 )
 def test_a_wrong_description_is_refused(lab, changes, message):
+    (lab / 'twice.txt').write_text('f2\nf0\nf2\n')
     with pytest.raises(InputError, match=message) as caught:
         OwnFolder(describe(lab, **changes), 'train')
     assert '\n' not in str(caught.value)
@@ -237,7 +244,7 @@ def test_whatever_changes_the_frames_changes_their_description(lab):
     changes = (
         {'depth_unit': 'm'},
         {'camera': {**CAMERA, 'fx': 40.0}},
-        {'void': [2]},
+        {'void': [200]},
         {'splits': {'train': 'test.txt'}},
     )
     for change in changes:

@@ -146,6 +146,13 @@ def test_both_splits_are_checked_where_one_cannot_be_opened(copy):
     assert 'rgb/9.jpg' in second
 
 
+def test_a_fault_of_the_description_counts_once(copy):
+    description = yaml.safe_load((copy / 'data.yaml').read_text())
+    (copy / 'data.yaml').write_text(yaml.safe_dump({**description, 'depth_unit': 'cm'}))
+    (fault,) = faults(copy)
+    assert "depth_unit is 'cm'" in fault
+
+
 def test_a_frame_in_both_lists_is_a_fault(copy):
     (copy / 'test.txt').write_text('8\n3\n')
     (fault,) = faults(copy)
