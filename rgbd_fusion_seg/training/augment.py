@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rgbd_fusion_seg import hha
-from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.rules import require
 
 VOID = 255
 MISSING_HHA = (255.0, -hha.FLOOR_GUESS_CM, hha.NO_NORMAL_DEG + hha.ANGLE_OFFSET)
@@ -109,9 +109,7 @@ class AugmentConfig:
             ranges[f'0 <= {name} < 1'] = 0 <= getattr(self, name) < 1
         for name in ('hue', 'noise', 'hha_shift', 'depth_noise'):
             ranges[f'{name} >= 0'] = getattr(self, name) >= 0
-        wrong = [rule for rule, holds in ranges.items() if not holds]
-        if wrong:
-            raise InputError(f'augment wants {", ".join(wrong)}; {self} does not keep to it')
+        require(self, ranges)
 
     @property
     def leaves_frame(self) -> bool:

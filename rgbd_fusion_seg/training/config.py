@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.augment import AugmentConfig
-
-
-def require(settings: object, rules: dict[str, bool]) -> None:
-    """Raise InputError that names the rules which settings do not keep to.
-
-    Args:
-        settings: as the message shows them.
-        rules: as the user is told them, and whether they hold.
-    """
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise InputError(f'settings must have {", ".join(broken)}; correct {settings}')
+from rgbd_fusion_seg.training.rules import require
 
 
 @dataclass
@@ -113,6 +102,20 @@ class GroupConfig:
     weight_decay: float | None = None
     gamma: float | list[float] | None = None
 
+    def __post_init__(self) -> None:
+        rules = {
+            'lr_scale >= 0': self.lr_scale >= 0,
+            'weight_decay >= 0': self.weight_decay is None or self.weight_decay >= 0,
+            'gamma > 0': all(gamma > 0 for gamma in _listed(self.gamma)),
+        }
+        require(self, rules)
+
+
+def _listed(gamma: float | list[float] | None) -> list[float]:
+    if isinstance(gamma, list):
+        return gamma
+    return [] if gamma is None else [gamma]
+
 
 @dataclass
 class OptimiserConfig:
@@ -154,6 +157,13 @@ class OptimiserConfig:
             '0 <= warmup < 1': 0 <= self.warmup < 1,
             '0 <= ema < 1': 0 <= self.ema < 1,
             'clip_norm >= 0': self.clip_norm >= 0,
+            'weight_decay >= 0': self.weight_decay >= 0,
+            '0 <= momentum < 1': 0 <= self.momentum < 1,
+            'power >= 0': self.power >= 0,
+            'milestones that rise from 0 to 1': all(
+                before < after < 1 for before, after in pairwise([0, *self.milestones])
+            ),
+            'gamma > 0': all(gamma > 0 for gamma in _listed(self.gamma)),
             'a gamma for each of milestones': all(
                 len(gamma) == len(self.milestones)
                 for gamma in (self.gamma, *(group.gamma for group in self.groups))
@@ -181,7 +191,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weighted = self.class_weight == 0 or self.class_weight > 1
-        rules = {'class_weight 0 or above 1': weighted, 'stride >= 1': self.stride >= 1}
+        rules = {
+            'class_weight 0 or above 1': weighted,
+            'stride >= 1': self.stride >= 1,
+            'auxiliary >= 0': self.auxiliary >= 0,
+        }
         require(self, rules)
 
 
@@ -197,9 +211,9 @@ class TrainConfig:
         evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
         save_every: epochs between checkpoints; 0 = by time only.
         save_minutes: minutes between checkpoints, whichever comes first; 0 = by epochs only.
-        precision: of lightning-fabric: 'bf16-mixed', '16-mixed', '32-true'.
+        precision: of lightning-fabric: 'bf16-mixed', '16-mixed' (GPUs only), '32-true'.
         accelerator: of lightning-fabric: 'auto', 'cpu', 'cuda'.
-        seed: of weights, order and augmentation.
+        seed: of weights, order and augmentation, 0 or more.
     """
 
     output: str = 'runs/mine'
@@ -219,7 +233,11 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        rules = {'epochs >= 1': self.epochs >= 1, 'batch_size >= 1': self.batch_size >= 1}
+        rules = {
+            'epochs >= 1': self.epochs >= 1,
+            'batch_size >= 1': self.batch_size >= 1,
+            '0 <= seed < 2**32': 0 <= self.seed < 2**32,
+        }
         for name in ('max_minutes', 'evaluate_every', 'save_every', 'save_minutes'):
             rules[f'{name} >= 0'] = getattr(self, name) >= 0
         require(self, rules)

@@ -24,7 +24,7 @@ from typing import Any
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
-from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig, require
+from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
 from rgbd_fusion_seg.training.continuation import (
     FREE_TO_CHANGE,
     SETTINGS_NAME,
@@ -35,6 +35,7 @@ from rgbd_fusion_seg.training.continuation import (
 from rgbd_fusion_seg.training.cost import empty_network, gflops
 from rgbd_fusion_seg.training.evaluation import predicted_labels
 from rgbd_fusion_seg.training.networks import parameter_count
+from rgbd_fusion_seg.training.rules import require
 from rgbd_fusion_seg.training.study_report import write_report
 from rgbd_fusion_seg.training.trainer import Trainer
 

@@ -22,10 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
 from rgbd_fusion_seg.training import checkpoints, trainer  # noqa: E402
+from rgbd_fusion_seg.training.augment import AugmentConfig  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
     DataConfig,
     DatasetConfig,
+    GroupConfig,
     LossConfig,
     NetworkConfig,
     OptimiserConfig,
@@ -449,6 +451,27 @@ def test_the_log_of_a_killed_run_has_no_step_twice(run_config, monkeypatch):
         (OptimiserConfig, {'lr': 0.0}, 'lr > 0'),
         (OptimiserConfig, {'lr': math.nan}, 'lr > 0'),
         (OptimiserConfig, {'warmup': 1.0}, 'warmup < 1'),
+        (OptimiserConfig, {'power': -1.0}, 'power >= 0'),
+        (OptimiserConfig, {'weight_decay': -1.0}, 'weight_decay >= 0'),
+        (OptimiserConfig, {'momentum': 3.0}, 'momentum < 1'),
+        (OptimiserConfig, {'milestones': [2.0, -1.0]}, 'milestones that rise'),
+        (OptimiserConfig, {'milestones': [0.8, 0.5]}, 'milestones that rise'),
+        (OptimiserConfig, {'gamma': [0.5, -0.1]}, r'gamma > 0, but gamma is \[0\.5, -0\.1\]'),
+        (GroupConfig, {'lr_scale': -3.0}, 'lr_scale >= 0'),
+        (GroupConfig, {'weight_decay': -3.0}, 'weight_decay >= 0'),
+        (GroupConfig, {'gamma': 0.0}, 'gamma > 0'),
+        (LossConfig, {'auxiliary': -3.0}, 'auxiliary >= 0'),
+        (TrainConfig, {'seed': -1}, 'seed <'),
+        (
+            AugmentConfig,
+            {'hue': -1.0},
+            '^the augment settings must have hue >= 0, but hue is -1.0$',
+        ),
+        (
+            DataConfig,
+            {'workers': -1},
+            '^the data settings must have workers >= 0, but workers is -1$',
+        ),
         (LossConfig, {'class_weight': 1.0}, 'class_weight 0 or above 1'),
     ],
 )
