@@ -84,13 +84,51 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(part)
         part.chmod(0o644)  # safetensors leaves files that only their owner can read
+        _to_disk(part)  # else a power cut may leave the name with nothing in the file
         os.replace(part, path)
+        _to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors wrap a full disk into errors of their own.
         part.unlink(missing_ok=True)
         raise TrainingError(
             f'{path} could not be written ({error}); free some space and start the same '
             'command again, it goes on from the last checkpoint'
+        ) from error
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to; nothing is made yet.
+
+    Raises:
+        InputError: a file is in the way, or this user may not write there.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not nearest.is_dir():
+        raise InputError(f'{folder} cannot be a folder, for {nearest} is a file; choose another')
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f'{nearest} may not be written to; choose another output than {folder}')
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'the folder {folder} cannot be made ({error.strerror}); choose another output'
         ) from error
 
 

@@ -23,6 +23,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.report import table_text
+from rgbd_fusion_seg.training.checkpoints import make_folder
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
@@ -42,7 +43,7 @@ from rgbd_fusion_seg.training.predictors import (
     labels_of,
     open_predictor,
 )
-from rgbd_fusion_seg.training.report import headline, make_folder, write_frame, write_report
+from rgbd_fusion_seg.training.report import headline, write_frame, write_report
 from rgbd_fusion_seg.training.single_sensor import card_with_parts
 from rgbd_fusion_seg.training.views import Normaliser, whole_frames
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.training import inspection_pictures as pictures
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
+from rgbd_fusion_seg.training.checkpoints import load_checkpoint, make_folder, write_atomically
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import read_frame
@@ -31,7 +31,6 @@ from rgbd_fusion_seg.training.predictors import (
     NetworkPredictor,
     open_predictor,
 )
-from rgbd_fusion_seg.training.report import make_folder
 
 ALL_NORMS = 'all norms'
 """Name of the one "branch" of networks that are not made of branches."""

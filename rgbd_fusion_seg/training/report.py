@@ -18,6 +18,7 @@ from rgbd_fusion_seg.palette import legend, overlay
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.pictures import contact_sheet, main_classes, write_image
 from rgbd_fusion_seg.replay.report import Value
+from rgbd_fusion_seg.training.checkpoints import make_folder
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
 from rgbd_fusion_seg.training.metrics import (
     SetScores,
@@ -71,20 +72,6 @@ def class_rows(result: SetScores) -> list[dict[str, Any]]:
             row['taken_for'] = {'class': other, 'share': plain(confused[1])}
         rows.append(row)
     return rows
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for results.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f'the folder {folder} cannot be made ({error.strerror}); choose another output'
-        ) from error
 
 
 def write_report(

@@ -178,6 +178,7 @@ def test_a_young_average_follows_the_weights():
 
 
 def test_the_averaged_network_has_the_statistics_of_training():
+    torch.manual_seed(1)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
     average = WeightAverage(network, 0.9)
     network(5 + torch.randn(4, 1, 8, 8))
