@@ -23,7 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint, write_atomically
+from rgbd_fusion_seg.training.checkpoints import (
+    check_writable,
+    load_checkpoint,
+    make_folder,
+    write_atomically,
+)
 from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
 from rgbd_fusion_seg.training.continuation import (
     FREE_TO_CHANGE,
@@ -142,7 +147,8 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
     """
     _check(study)
     output = Path(study.output)
-    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
+    make_folder(output)
     if not report_only:
         with _claimed(output / 'plan.lock', wait=True):
             plan = _plan(study, output)
@@ -314,6 +320,7 @@ def _seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[float, f
     bare = RowConfig(row.name, network=row.network)
     config = row_config(study, bare, 0, 1)
     config.output = str(output / 'speed' / row.name)
+    config.network.options.pop('freeze_norms', None)  # is for the weights that it lacks here
     start = time.perf_counter()
     trainer = Trainer(config)
     batches = trainer.views().batches(0, sys.maxsize)

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError
 from rgbd_fusion_seg.training.checkpoints import (
+    check_writable,
     class_entries,
+    make_folder,
     save_checkpoint,
     write_atomically,
 )
@@ -93,6 +95,11 @@ def make_fabric(config: TrainConfig) -> Fabric:
             f'accelerator {config.accelerator} with precision {config.precision} cannot be used: '
             f'{error}'
         ) from error
+    if config.precision == '16-mixed' and fabric.device.type == 'cpu':
+        raise InputError(
+            'precision 16-mixed needs a GPU, and the run would be on the CPU; give 32-true, or '
+            'bf16-mixed where the processor has instructions for it'
+        )
     fabric.launch()
     if config.batch_size % fabric.world_size:
         raise InputError(
@@ -102,14 +109,29 @@ def make_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
+def check_norms(config: TrainConfig) -> None:
+    """Raise InputError where norms would keep statistics that they do not have."""
+    network = config.network
+    if network.options.get('freeze_norms') and not (network.init_from or network.init_backbone):
+        raise InputError(
+            'freeze_norms keeps the statistics of norms, and a network from scratch has none; '
+            'give network.init_backbone or network.init_from, or leave freeze_norms out'
+        )
+
+
 def check_size(network: nn.Module, config: TrainConfig) -> None:
-    """Raise InputError unless the network takes views of the size that is set."""
+    """Raise InputError unless network and loss take views of the size that is set."""
     size, multiple = (config.data.width, config.data.height), network.size_multiple
     if any(side < multiple or side % multiple for side in size):
         fits = [max(1, round(side / multiple)) * multiple for side in size]
         raise InputError(
             f'{config.network.name} needs data.width and data.height to be multiples of '
             f'{multiple}, not {size[0]}x{size[1]}; {fits[0]}x{fits[1]} would do'
+        )
+    if config.loss.stride > min(size):
+        raise InputError(
+            f'loss.stride {config.loss.stride} leaves nothing of views of {size[0]}x{size[1]}; '
+            f'give {min(size)} or less, 2 is usual'
         )
 
 
@@ -119,6 +141,8 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = Path(config.output)
+        check_norms(config)
+        check_writable(self.folder)
         self.fabric = make_fabric(config)
         before = saved_run(self.folder, config, self.fabric)
         source = open_dataset(config.data.dataset, 'train')
@@ -136,7 +160,7 @@ class Trainer:
         sets = [(frames.name, len(frames)) for frames in self.frames.values()]
         self.described = described_run(config, self.classes.names, sets, self.origins)
         check_same_data(self.folder, before, self.described)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         # Synthetic views come on top, so an epoch with them is longer.
         real = 1 - (config.data.synthetic_share if 'synthetic' in self.frames else 0)
         self.steps_per_epoch = max(1, int(len(self.frames['train']) / (config.batch_size * real)))
@@ -227,7 +251,8 @@ class Trainer:
                 monitor.step()
                 look = self.state['step'] % LOG_EVERY == 0
                 if look:
-                    self._look(losses / min(LOG_EVERY, self.state['step'] - first), clock, monitor)
+                    steps = min(LOG_EVERY, self.state['step'] - first)
+                    self._look(losses / steps, steps, clock, monitor)
                     losses.zero_()
                 self._after_step(monitor, clock)
                 if (look or fabric.world_size == 1) and self._agree(stop.received):
@@ -253,6 +278,8 @@ class Trainer:
             self.network.train()
         loss = self.loss(batch)
         self.fabric.backward(loss)
+        if self.state['step'] == 0:
+            self._check_gradients()
         if self.config.optimiser.clip_norm:
             self.fabric.clip_gradients(
                 self.network, self.optimiser, max_norm=self.config.optimiser.clip_norm,
@@ -264,6 +291,16 @@ class Trainer:
         self.state['step'] += 1
         return loss.detach()
 
+    def _check_gradients(self) -> None:
+        """Refuse a loss that reaches no weight of a convolution, only scales or an ensemble."""
+        weights = [p for p in self.network.module.parameters() if p.ndim > 1]
+        if all(p.grad is None for p in weights):
+            raise InputError(
+                f'nothing trains the convolutions of {self.config.network.name}: its ensemble is '
+                'detached from the branches and loss.auxiliary is 0; give loss.auxiliary 1, or '
+                'the network option detach_branches: false'
+            )
+
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar: the predictions' and the network's own terms."""
         inputs, labels = self.normalise(batch), batch['labels']
@@ -271,7 +308,15 @@ class Trainer:
         height, width = labels.shape[1:]
         size = (height // config.stride, width // config.stride)
         weights = [w * config.auxiliary for w in network.module.auxiliary_weights]
-        outputs = network(inputs, auxiliary=True)
+        try:
+            outputs = network(inputs, auxiliary=True)
+        except ValueError as error:  # of norms of what was averaged over a whole view
+            if 'more than 1 value per channel' not in str(error):
+                raise
+            raise InputError(
+                f'{self.config.network.name} has norms over the views of a batch and cannot be '
+                'trained with one view a process; give batch_size 2 or more for each'
+            ) from error
         main, others = outputs[0], outputs[1 : 1 + len(weights)]
         further = outputs[1 + len(weights) :]
         factors, parts = [1.0], [cross_entropy(main, labels, self.class_weights, size)]
@@ -291,8 +336,8 @@ class Trainer:
         terms = zip(factors, parts, counts, strict=True)
         return torch.stack([*(f * (total / n) for f, (total, _), n in terms), *further]).sum()
 
-    def _look(self, mean_loss: Tensor, clock: Clock, monitor: Monitor) -> None:
-        """Read loss and clock, the same ones on every process."""
+    def _look(self, mean_loss: Tensor, steps: int, clock: Clock, monitor: Monitor) -> None:
+        """Read loss and clock, the same ones on every process, ``steps`` after the last look."""
         values = torch.stack([mean_loss, mean_loss.new_tensor(clock.seconds)]).double()
         loss, seconds = self.fabric.all_reduce(values, reduce_op='mean').tolist()
         step, rate = self.state['step'], self.optimiser.param_groups[0]['lr']
@@ -303,7 +348,7 @@ class Trainer:
                 f'the loss is {loss} near step {step}; start the same command again with a '
                 f'lower optimiser.lr in a new output folder{start}'
             )
-        speed = LOG_EVERY / max(seconds - self.state['seconds'], 1e-9)
+        speed = steps / max(seconds - self.state['seconds'], 1e-9)
         self.state['seconds'] = seconds
         monitored = self.network.module.monitored()
         monitor.numbers(

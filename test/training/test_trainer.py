@@ -112,6 +112,21 @@ def test_a_network_on_depth_is_trained_and_scored_like_any_other(run_config, nyu
     assert json.loads((folder / 'scores.json').read_text())['test']['pixel_accuracy'] > 0.6
 
 
+def test_the_log_of_a_continued_run_counts_its_own_steps(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 5)
+    config = run_config()
+    trainer.train(dataclasses.replace(config, epochs=1))
+    seconds = iter(range(100, 1000, 4))
+    monkeypatch.setattr(trainer.time, 'monotonic', lambda: float(next(seconds)))
+    before = torch.load(trainer.Path(config.output) / 'resume.ckpt')['seconds']
+    trainer.train(config)
+    (entry,) = log_of(config)
+    after = torch.load(trainer.Path(config.output) / 'resume.ckpt')['seconds']
+    assert entry['step'] == 5
+    # Two steps, 4 and 5, since it went on.
+    assert entry['steps_per_second'] == pytest.approx(2 / (after - before), rel=1e-4)
+
+
 def test_one_batch_can_be_learnt_by_heart(run_config):
     config = run_config(
         epochs=1, optimiser=OptimiserConfig(lr=1e-2, warmup=0, schedule='constant', ema=0),
@@ -480,10 +495,71 @@ def test_settings_without_a_meaning_are_refused(section, settings, words):
         section(**settings)
 
 
-@pytest.mark.parametrize('changes', [{'precision': '8-mixed'}, {'accelerator': 'abacus'}])
-def test_devices_and_precisions_that_are_not_there_are_named(run_config, changes):
-    with pytest.raises(InputError, match=r'-mixed|abacus'):
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'precision': '8-mixed'}, '-mixed'),
+        ({'accelerator': 'abacus'}, 'abacus'),
+        ({'precision': '16-mixed'}, '16-mixed needs a GPU'),
+    ],
+)
+def test_devices_and_precisions_that_are_not_there_are_named(run_config, changes, words):
+    with pytest.raises(InputError, match=words):
         Trainer(run_config(**changes))
+
+
+BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'loss': LossConfig(stride=49)}, r'loss\.stride 49 leaves nothing of views of 64x48'),
+        (
+            {'network': NetworkConfig('multimodal', {**BRANCHES, 'freeze_norms': True})},
+            'init_backbone or network.init_from',
+        ),
+        (
+            {
+                'network': NetworkConfig('multimodal', BRANCHES),
+                'loss': LossConfig(auxiliary=0),
+            },
+            r'nothing trains the convolutions of multimodal.* loss\.auxiliary 1, or .*detach_bra',
+        ),
+        (
+            {'network': NetworkConfig('adapnetpp', {'width': 0.125}), 'batch_size': 1},
+            'adapnetpp has norms .* batch_size 2 or more',
+        ),
+    ],
+)
+def test_runs_that_cannot_train_are_refused_before_they_do(run_config, changes, words):
+    with pytest.raises(InputError, match=words):
+        trainer.train(run_config(**changes))
+    assert not (trainer.Path(run_config().output) / 'last.safetensors').exists()
+
+
+def test_an_ensemble_that_is_not_detached_trains_its_branches(run_config):
+    network = NetworkConfig('multimodal', {**BRANCHES, 'detach_branches': False})
+    run = Trainer(run_config(network=network, loss=LossConfig(auxiliary=0)))
+    run.step(next(iter(run.views().batches(0, 1))))
+    assert run.state['step'] == 1
+
+
+@pytest.mark.parametrize('below', ['', 'deeper'])
+def test_an_output_that_is_a_file_is_refused_before_anything_is_prepared(
+    run_config, tmp_path, monkeypatch, below
+):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(trainer, 'prepare_frames', None)
+    with pytest.raises(InputError, match=r'file(/deeper)? cannot be a folder, for .*/file is'):
+        Trainer(run_config(f'file/{below}'))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_an_output_that_may_not_be_written_to_is_refused(run_config, tmp_path):
+    (tmp_path / 'closed').mkdir(mode=0o500)
+    with pytest.raises(InputError, match='closed may not be written to'):
+        Trainer(run_config('closed/run'))
 
 
 def test_a_fusion_network_starts_from_unimodal_ones(run_config):
