@@ -292,6 +292,26 @@ def blend(image, labels, keep, tint, out):
             target[x, 2] = (source[x, 2] * keep[k] + tint[k, 2]) >> shift
 
 
+@njit(cache=True, nogil=True, error_model='numpy')
+def fill_points(depth, across, down, colors, labels, confidence, metres, words):
+    """Write points; ``metres`` and ``words`` are float32 and uint32 of the same memory, (H, W, 6).
+
+    ``across`` (W,) and ``down`` (H,) are x / z and y / z; see `point_cloud`.
+    """
+    for v in range(depth.shape[0]):
+        for u in range(depth.shape[1]):
+            z = depth[v, u]
+            if not (z > F32(0) and z < F32(np.inf)):  # `depth.valid_mask`
+                z = F32(np.nan)
+            metres[v, u, 0] = across[u] * z
+            metres[v, u, 1] = down[v] * z
+            metres[v, u, 2] = z
+            color = colors[v, u]
+            words[v, u, 3] = np.uint32(color[0]) << 16 | np.uint32(color[1]) << 8 | color[2]
+            words[v, u, 4] = labels[v, u]
+            words[v, u, 5] = confidence[v, u]
+
+
 def warm_up() -> None:
     """Compile every kernel on tiny images, or load it from the cache."""
     depths.warm_up()
@@ -305,7 +325,11 @@ def warm_up() -> None:
     colors, painted = np.zeros((256, 3), dtype=np.uint8), np.empty_like(image)
     keep, tint = np.zeros(256, dtype=np.uint32), np.zeros((256, 3), dtype=np.uint32)
     paint(labels, colors, painted)
+    depth, words = np.zeros((1, BLOCK), dtype=F32), np.zeros((1, BLOCK, 6), dtype=np.uint32)
     for writeable in (True, False):  # images that ROS messages own are read-only, another type
         image.flags.writeable = writeable
         normalize(image, table, planes)
         blend(image, labels, keep, tint, painted)
+        fill_points(
+            depth, depth[0], depth[0, :1], image, labels, confidence, words.view(F32), words
+        )

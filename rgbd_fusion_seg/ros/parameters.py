@@ -214,6 +214,11 @@ class OutputConfig:
     overlay_alpha: float = setting(
         0.5, 'Weight of the class colours in segmentation/overlay.', minimum=0.0, maximum=1.0
     )
+    points_color: str = setting(
+        'image',
+        "Colour of segmentation/points: the camera's, or the class's as in segmentation/color.",
+        choices=('image', 'class'),
+    )
     diagnostics_period_s: float = setting(
         1.0, 'Seconds between messages on /diagnostics, read at start.', minimum=0.1, maximum=60.0
     )

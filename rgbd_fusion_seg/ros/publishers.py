@@ -18,13 +18,14 @@ from rclpy.qos import (
     qos_policy_name_from_kind,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.frame import UNLABELLED, RgbdFrame, Segmentation
-from rgbd_fusion_seg.ros.images import msg_from_array
+from rgbd_fusion_seg.point_cloud import labelled_points
+from rgbd_fusion_seg.ros.images import msg_from_array, msg_from_points
 from rgbd_fusion_seg.ros.parameters import OutputConfig
 
 try:
@@ -100,6 +101,7 @@ class SegmentationPublishers:
         self.confidence = self._create(Image, 'segmentation/confidence')
         self.overlay = self._create(Image, 'segmentation/overlay')
         self.color = self._create(Image, 'segmentation/color')
+        self.points = self._create(PointCloud2, 'segmentation/points')
         self.camera_info = self._create(CameraInfo, 'segmentation/camera_info')
         self.label_info_json = self._create(String, 'segmentation/label_info_json', latched=True)
         self.label_info = None
@@ -111,8 +113,8 @@ class SegmentationPublishers:
 
     def wanted(self) -> bool:
         """Return True if anybody subscribes to a result of inference."""
-        images = (self.mask, self.confidence, self.overlay, self.color)
-        return any(p.get_subscription_count() for p in images)
+        results = (self.mask, self.confidence, self.points, self.overlay, self.color)
+        return any(p.get_subscription_count() for p in results)
 
     def publish_label_info(self) -> None:
         """Publish the meaning of the labels, latched for subscribers that come later."""
@@ -139,13 +141,17 @@ class SegmentationPublishers:
             header: with stamp and frame of `frame`; every output carries it.
             info: calibration of the colour camera, sent on with that header.
         """
-        # The mask first: someone acts on it, the pictures below are for looking at.
+        # The mask first: someone acts on it, the pictures at the end are for looking at.
         self._publish_image(self.mask, lambda: result.labels, header)
         self._publish_image(self.confidence, lambda: result.confidence, header)
         if self.camera_info.get_subscription_count():
             info.header = header
             self.camera_info.publish(info)
         colors = self._bundle.colors
+        if self.points.get_subscription_count():
+            by_class = self._config.points_color == 'class'
+            shown = palette.colorize(result.labels, colors) if by_class else None
+            self.points.publish(msg_from_points(labelled_points(frame, result, shown), header))
         self._publish_image(
             self.overlay,
             lambda: palette.overlay(frame.rgb, result.labels, colors, self._config.overlay_alpha),
@@ -160,6 +166,7 @@ class SegmentationPublishers:
             self.confidence,
             self.overlay,
             self.color,
+            self.points,
             self.camera_info,
             self.label_info_json,
             self.label_info,

@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
+from rgbd_fusion_seg.point_cloud import POINT
 from rgbd_fusion_seg.ros import images
 from rgbd_fusion_seg.ros.images import (
     color_from_msg,
@@ -25,6 +26,7 @@ from rgbd_fusion_seg.ros.images import (
     frame_from_msgs,
     info_from_intrinsics,
     msg_from_array,
+    msg_from_points,
 )
 
 CHANNEL_ORDER = {'rgb8': (0, 1, 2), 'bgr8': (2, 1, 0), 'rgba8': (0, 1, 2), 'bgra8': (2, 1, 0)}
@@ -198,3 +200,32 @@ def test_intrinsics_survive_the_message():
 def test_uncalibrated_camera_info_names_topic_and_remedy():
     with pytest.raises(FrameError, match=r'^/info: focal lengths must be positive.*calibrate'):
         intrinsics_from_info(CameraInfo(width=6, height=4), '/info')
+
+
+def test_points_byte_by_byte():
+    rng = np.random.default_rng(3)
+    points = np.zeros((4, 5), POINT)
+    for name in 'xyz':
+        points[name] = rng.standard_normal((4, 5))
+    for name, limit in (('rgb', 2**24), ('label', 256), ('confidence', 256)):
+        points[name] = rng.integers(0, limit, (4, 5))
+    header = Header(frame_id='here')
+    msg = msg_from_points(points, header)
+    assert (msg.height, msg.width, msg.header.frame_id) == (4, 5, 'here')
+    assert not msg.is_dense
+    assert len(msg.data) == msg.height * msg.row_step
+    # sensor_msgs/PointField: 7 is FLOAT32, 6 is UINT32.
+    kinds = {field.name: (field.datatype, field.count) for field in msg.fields}
+    assert kinds == {
+        **dict.fromkeys(('x', 'y', 'z', 'rgb'), (7, 1)),
+        **dict.fromkeys(('label', 'confidence'), (6, 1)),
+    }
+    order = '>' if msg.is_bigendian else '<'
+    for v in range(4):
+        for u in range(5):
+            for field in msg.fields:
+                # Packed colour is read as the bits it is.
+                kind = 'f' if field.name in 'xyz' else 'I'
+                at = v * msg.row_step + u * msg.point_step + field.offset
+                (value,) = struct.unpack_from(order + kind, msg.data, at)
+                assert value == points[field.name][v, u]

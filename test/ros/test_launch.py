@@ -153,7 +153,11 @@ def test_rviz_config_shows_our_topics():
     config = yaml.safe_load((ROOT / 'config/segmentation.rviz').read_text())
     displays = config['Visualization Manager']['Displays']
     topics = {d['Name']: d['Topic']['Value'] for d in displays if 'Topic' in d}
-    assert topics == {'Overlay': '/segmentation/overlay', 'Mask': '/segmentation/mask'}
+    assert topics == {
+        'Overlay': '/segmentation/overlay',
+        'Mask': '/segmentation/mask',
+        'Labelled points': '/segmentation/points',
+    }
     (cloud,) = [d for d in displays if d['Class'].endswith('/DepthCloud')]
     assert cloud['Depth Map Topic'] == f'/{OURS[1]}'
     assert cloud['Color Image Topic'] == '/segmentation/color'

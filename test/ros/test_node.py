@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -13,11 +14,12 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from ros_harness import Camera, Client, NodeProcess, bare_image, mask_stamps
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import String
 
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.point_cloud import POINT, labelled_points
 from rgbd_fusion_seg.ros.images import frame_from_msgs, msg_from_array, stamp_to_ns
 from rgbd_fusion_seg.segmenter import Segmenter
 
@@ -93,6 +95,50 @@ def test_every_output_belongs_to_its_colour_image(running, tiny_bundle):
                 )
     labels = np.unique([result.labels for _, result in results.values()])
     assert len(labels) >= 3, 'the scene should show several classes'
+
+
+@pytest.mark.parametrize('color', ['image', 'class'])
+def test_points_are_those_of_the_mask(ros_context, tiny_bundle, color):
+    """Subscribed alone, so the network runs for it."""
+    parameters = {'engine.bundle': tiny_bundle, 'output.points_color': color}
+    topic, namespace = 'segmentation/points', f'/points_{color}'
+    bundle = load_bundle(tiny_bundle)
+    with (
+        contextlib.closing(Client(ros_context, namespace)) as client,
+        Segmenter(bundle) as segmenter,
+    ):
+        client.collect(topic, PointCloud2)
+        node = NodeProcess(NODE, parameters, namespace)
+        try:
+            node.wait_for_output('waiting for')
+            client.wait_for_matched()
+            camera = Camera(client)
+            i = camera.intrinsics
+            rng = np.random.default_rng(4)
+            metres = rng.uniform(0.8, 4, (i.height, i.width)).astype(np.float32)
+            metres[5, 9] = 0
+            pixels = rng.integers(0, 256, (i.height, i.width, 3), np.uint8)
+            sent = {}
+
+            def send():
+                images = (camera.color(pixels), camera.depth(metres))
+                sent[camera.send(*images)] = images
+                time.sleep(0.05)
+
+            client.wait_for(lambda: send() or client.received[topic], 'points')
+            _, msg = client.received[topic][0]
+            frame = frame_from_msgs(*sent[stamp_to_ns(msg.header.stamp)], i)
+        finally:
+            node.stop()
+        result = segmenter.segment(frame)
+    assert msg.header.frame_id == camera.frame_id
+    assert (msg.width, msg.height) == (i.width, i.height)
+    shown = frame.rgb if color == 'image' else bundle.colors[result.labels]
+    expected = labelled_points(frame, result, shown)
+    found = np.frombuffer(msg.data, POINT).reshape(expected.shape)
+    assert np.isnan(found['z'][5, 9])
+    for name in POINT.names:
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_camera_info_goes_with_the_mask(running):
