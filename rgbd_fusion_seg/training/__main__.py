@@ -54,6 +54,9 @@ def main() -> int:
     except RgbdFusionSegError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on or starts again', file=sys.stderr)
+        return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -61,7 +61,7 @@ def open_predictor(
         backend: of a bundle, see `rgbd_fusion_seg.engine.open_engine`.
 
     Raises:
-        InputError: no checkpoint, or scales and flip that cannot be used.
+        InputError: no checkpoint, or scales, flip or a device that cannot be used.
         BundleError, EngineError: no bundle, or one that cannot be run.
     """
     if model.suffix != CHECKPOINT_SUFFIX:
@@ -71,11 +71,28 @@ def open_predictor(
                 f'leave scales and flip out, or give the checkpoint ({CHECKPOINT_SUFFIX})'
             )
         return BundlePredictor(Segmenter(load_bundle(model), backend), str(model))
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = usable_device(device)
     checkpoint = load_checkpoint(model)
     described = {'path': str(model), 'kind': 'checkpoint', 'sha256': file_sha256(model)}
     return NetworkPredictor.of_checkpoint(checkpoint, described, scales, flip, device)
+
+
+def usable_device(name: str) -> str:
+    """Return the name of a device that torch can use; 'auto' is a GPU if there is one.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if name == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition('\n')[0]
+        raise InputError(
+            f'the device {name} cannot be used ({reason}); give cpu, cuda or auto'
+        ) from error
+    return name
 
 
 class BundlePredictor:

@@ -12,6 +12,7 @@ torch = pytest.importorskip('torch')
 
 from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
 from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig  # noqa: E402
+from rgbd_fusion_seg.training.datasets import cache  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
     build_optimiser,
@@ -123,6 +124,18 @@ def test_the_papers_recipe_has_the_rates_of_the_public_code(training, name):
             expected = encoder if key.startswith('encoder.') else rest
             assert group['lr'] == pytest.approx(expected), (key, epoch)
             assert (group['weight_decay'], group['momentum']) == (1e-5, 0.9)
+
+
+def test_ctrl_c_is_no_traceback(training, nyu_pack, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, 'read_frame', interrupted)
+    ended = training('prepare', '--data.dataset.folder', nyu_pack, '--data.cache', tmp_path / 'c')
+    assert ended.returncode == 130
+    assert 'Traceback' not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith('stopped')
+    assert not list((tmp_path / 'c').glob('nyudv2*'))
 
 
 def test_unknown_keys_are_refused(training, tmp_path):

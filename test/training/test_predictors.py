@@ -23,6 +23,7 @@ from rgbd_fusion_seg.training.predictors import (  # noqa: E402
     enlarged,
     labels_of,
     open_predictor,
+    usable_device,
 )
 from rgbd_fusion_seg.training.views import Normaliser  # noqa: E402
 
@@ -200,6 +201,13 @@ def test_a_bundle_is_scored_as_it_ships(tiny_bundle, frame):
         assert ours.model['sha256'] == segmenter.bundle.weights_sha256
         assert ours.classes.names == segmenter.bundle.class_names
     ours.close()
+
+
+@pytest.mark.parametrize('device', ['tpu', 'cpu:abc', 'cuda:77', 'meta'])
+def test_devices_that_are_not_there_are_named(device):
+    with pytest.raises(InputError, match=f'the device {device} cannot be used'):
+        usable_device(device)
+    assert usable_device('cpu') == 'cpu'
 
 
 def test_a_checkpoint_is_opened_with_its_classes_and_size(tmp_path, frame):

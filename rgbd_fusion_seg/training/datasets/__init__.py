@@ -56,4 +56,13 @@ def open_dataset(config: DatasetConfig, split: str) -> FrameSource:
                 f'the data set {config.name!r} has no option {name!r}; '
                 f'it has {", ".join(options) or "none"}'
             )
-    return reader(Path(config.folder), own[split], **config.options)
+    try:
+        source = reader(Path(config.folder), own[split], **config.options)
+        len(source)  # no number of frames may come of them either
+        return source
+    except (TypeError, ValueError) as error:
+        if not config.options:
+            raise
+        raise InputError(
+            f'the options {config.options} of the data set {config.name!r} cannot be used: {error}'
+        ) from error

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.datasets import base, files, layouts
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, LabelledFrame
 
-FORMAT = 4
+FORMAT, INFO_NAME = 4, 'info.json'
 COLOUR_CODE: tuple[ModuleType, ...] = (base, files, layouts, depths, preprocess)
 """Code that the content depends on, besides that of the reader."""
 DEPTH_TYPE = np.float16
@@ -113,7 +113,7 @@ def cached_frames(
     if not all(part.folder.is_dir() for part in parts):
         _build(source, parts, Path(folder))
     colour, *levels = (part.open() for part in parts)
-    info = json.loads((parts[0].folder / 'info.json').read_text())
+    info = parts[0].info()
     return CachedFrames(
         name=source.name,
         classes=source.classes,
@@ -175,7 +175,39 @@ class _Part:
         return pixels * np.dtype(self.dtype).itemsize
 
     def open(self) -> Images:
-        return {name: np.load(self.folder / f'{name}.npy', mmap_mode='r') for name in self.shapes}
+        """Map the arrays.
+
+        Raises:
+            InputError: one that is absent, cut short or of another shape.
+        """
+        images = {}
+        for name, shape in self.shapes.items():
+            path = self.folder / f'{name}.npy'
+            try:
+                images[name] = np.load(path, mmap_mode='r')
+            except (OSError, ValueError, EOFError) as error:
+                raise self._damaged(path, error) from error
+            if images[name].shape != shape:
+                raise self._damaged(path, f'{images[name].shape} is not {shape}')
+        return images
+
+    def info(self) -> dict[str, Any]:
+        """Read the statistics of the frames.
+
+        Raises:
+            InputError: they are absent or damaged.
+        """
+        path = self.folder / INFO_NAME
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(path, error) from error
+
+    def _damaged(self, path: Path, reason: object) -> InputError:
+        return InputError(
+            f'{path} is damaged ({reason}); delete the folder {self.folder}, and its prepared '
+            'frames are made again'
+        )
 
 
 def _parts(
@@ -297,7 +329,7 @@ def _fill(source: FrameSource, parts: list[_Part], workspace: Path) -> None:
         for data in out.values():
             data.flush()
         info = json.dumps(_summary(statistics))
-        (workspace / part.folder.name / 'info.json').write_text(info)
+        (workspace / part.folder.name / INFO_NAME).write_text(info)
 
 
 def _reserve(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:

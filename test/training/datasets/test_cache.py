@@ -202,6 +202,18 @@ def test_a_damaged_frame_stops_the_build_and_leaves_nothing(tmp_path):
     assert visible(tmp_path) == leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize('name', ['rgb.npy', 'info.json'])
+@pytest.mark.parametrize('left', [0.5, 0.0, None])
+def test_a_damaged_cache_is_named_and_what_to_delete(tmp_path, name, left):
+    cached_frames(Walls(), tmp_path)
+    (path,) = tmp_path.glob(f'walls-colour-*/{name}')
+    path.unlink() if left is None else os.truncate(path, int(left * path.stat().st_size))
+    with pytest.raises(InputError, match=f'{name} is damaged .* delete the folder .*colour-'):
+        cached_frames(Walls(), tmp_path)
+    shutil.rmtree(path.parent)
+    assert len(cached_frames(Walls(), tmp_path)) == 11
+
+
 def test_a_source_without_frames_is_refused(tmp_path):
     with pytest.raises(InputError, match='walls has no frames'):
         cached_frames(Walls(num_frames=0), tmp_path)

@@ -223,6 +223,13 @@ def test_a_data_set_is_opened_by_name_with_its_options(nyu_pack):
         open_dataset(DatasetConfig(folder=str(nyu_pack), options={'dept': 'raw'}), 'train')
 
 
+@pytest.mark.parametrize('frames', ['abc', -5, [3]])
+def test_options_of_the_wrong_kind_are_named(frames):
+    rooms = DatasetConfig('synthetic', options={'train_frames': frames})
+    with pytest.raises(InputError, match=r"train_frames.* of the data set 'synthetic' cannot be"):
+        open_dataset(rooms, 'train')
+
+
 @pytest.mark.parametrize('name', DATASETS)
 def test_every_reader_keeps_to_the_form(name, tmp_path):
     """An unknown split or folder is an error of the user's; train and test are among SPLITS."""
