@@ -19,6 +19,9 @@ from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.public_weights import from_public as from_public
 
+LAST_NAME = 'last.safetensors'
+"""In a run's folder: the averaged weights, which are exported."""
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -132,6 +135,12 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def checkpoint_in(path: Path) -> Path:
+    """Return the last checkpoint of a run's folder, or what is no such folder as it is."""
+    last = Path(path) / LAST_NAME
+    return last if last.is_file() else Path(path)
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
@@ -139,7 +148,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         InputError: no such file, or not a checkpoint of this package.
     """
     if not Path(path).is_file():
-        raise InputError(f'there is no checkpoint {path}; give the path of a .safetensors file')
+        raise InputError(
+            f'there is no checkpoint {path}; give the path of a .safetensors file, or a '
+            f"run's folder with {LAST_NAME}"
+        )
     try:
         with safe_open(path, framework='pt') as file:
             info = json.loads((file.metadata() or {})['info'])

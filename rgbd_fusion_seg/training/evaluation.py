@@ -23,7 +23,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import make_folder
+from rgbd_fusion_seg.training.checkpoints import checkpoint_in, make_folder
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
@@ -176,7 +176,8 @@ def evaluate(
     where the data has the classes of NYU40, and `data.synthetic_test_frames` is not 0.
 
     Args:
-        model: a .safetensors file that the train command wrote, or a bundle's folder or name.
+        model: a .safetensors file that the train command wrote, a run's folder (its
+            last.safetensors is scored), or a bundle's folder or name.
         data: the data set; `train_split` and what concerns training is not read.
         output: folder for scores.json, report.md, a confusion plot and pictures of frames.
         scales: of a checkpoint's input; the mean of the probabilities is labelled.
@@ -196,6 +197,7 @@ def evaluate(
         raise InputError(
             f'every must be 1 or more and pictures 0 or more, not {every}, {pictures}'
         )
+    model = checkpoint_in(model)
     if write and (every > 1 or model.suffix == CHECKPOINT_SUFFIX):
         raise InputError(
             'write puts scores of a whole set into the card of a bundle; leave it out for a '

@@ -26,7 +26,7 @@ from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import network_inputs
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import Checkpoint, load_checkpoint
+from rgbd_fusion_seg.training.checkpoints import Checkpoint, checkpoint_in, load_checkpoint
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
@@ -74,7 +74,8 @@ def export(
     takes frames of that size and returns labels, for GPUs (`engine_building.fused_graph`).
 
     Args:
-        checkpoint: a .safetensors file that the train or import-weights command wrote.
+        checkpoint: a .safetensors file that the train or import-weights command wrote, or a run's
+            folder, whose last.safetensors is taken.
         bundle: folder to write.
         data: its test split has the frames for checks and scores.
         size: width and height of the colour input; default: as it was trained.
@@ -101,6 +102,8 @@ def export(
         check_frame_size(fuse_postprocess)
     elif fuse_hha:
         raise InputError('fuse_hha belongs to fuse_postprocess; give the size of frames with it')
+    checkpoint = checkpoint_in(checkpoint)
+    print(f'exporting {checkpoint}')
     source, loaded = open_dataset(data.dataset, 'test'), load_checkpoint(checkpoint)
     if loaded.classes.names != source.classes.names:
         raise InputError(

@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.training import inspection_pictures as pictures
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint, make_folder, write_atomically
+from rgbd_fusion_seg.training.checkpoints import (
+    checkpoint_in,
+    load_checkpoint,
+    make_folder,
+    write_atomically,
+)
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import read_frame
 from rgbd_fusion_seg.training.networks.branches import OneEach, norm_scales
 from rgbd_fusion_seg.training.predictors import (
-    CHECKPOINT_SUFFIX,
     NetworkPredictor,
     open_predictor,
 )
@@ -96,7 +100,7 @@ def inspect(
     """
     if frames < 0:
         raise InputError(f'frames must be 0 or more, not {frames}')
-    path = model / f'last{CHECKPOINT_SUFFIX}' if model.is_dir() else model
+    path = checkpoint_in(model)
     info = load_checkpoint(path).info
     with contextlib.closing(open_predictor(path, device=device)) as predictor:
         network = predictor.network

@@ -63,16 +63,17 @@ def test_a_first_training_goes_as_the_guide_says(training, nyu_pack, tmp_path):
     run += ['--run.network', '{name: erfnet_encoder, options: {}}']
     trained = training('train', '--config', CONFIG, *run)
     assert trained.returncode == 0, trained.stderr
-    last = tmp_path / 'mine' / 'last.safetensors'
-    scored = training('evaluate', '--model', last, '--output', 'scored', *data)
+    scored = training('evaluate', '--model', 'mine', '--output', 'scored', *data)
     assert scored.returncode == 0, scored.stderr
     assert 'mean IoU' in scored.stdout
+    assert 'mine/last.safetensors on ' in scored.stdout
     inspected = training('inspect', '--model', 'mine', '--output', 'inspected', *data)
     assert inspected.returncode == 0, inspected.stderr
     assert (tmp_path / 'inspected' / 'gammas.png').is_file()
     bundle = tmp_path / 'bundle'
-    exported = training('export', '--checkpoint', last, '--bundle', bundle, *data)
+    exported = training('export', '--checkpoint', 'mine', '--bundle', bundle, *data)
     assert exported.returncode == 0, exported.stderr
+    assert exported.stdout.startswith('exporting mine/last.safetensors\n')
     card = (bundle / 'model.yaml').read_text()
     assert 'python -m rgbd_fusion_seg.training train --config' in ' '.join(card.split())
 
