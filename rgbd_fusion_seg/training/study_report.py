@@ -15,7 +15,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import write_atomically
 
 if TYPE_CHECKING:
-    from rgbd_fusion_seg.training.study import StudyConfig
+    from rgbd_fusion_seg.training.study_config import StudyConfig
 
 Entry = dict[str, Any]
 

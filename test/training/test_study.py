@@ -27,12 +27,11 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     NetworkConfig,
     TrainConfig,
 )
-from rgbd_fusion_seg.training.study import (  # noqa: E402
+from rgbd_fusion_seg.training.study import collect, study  # noqa: E402
+from rgbd_fusion_seg.training.study_config import (  # noqa: E402
     ClaimConfig,
     RowConfig,
     StudyConfig,
-    collect,
-    study,
 )
 
 

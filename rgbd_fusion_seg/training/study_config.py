@@ -1,0 +1,86 @@
+"""What a study is made of: rows that are trained alike, and claims that compare them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
+from rgbd_fusion_seg.training.rules import require
+
+
+@dataclass
+class RowConfig:
+    """A network of the study.
+
+    Args:
+        name: short and unique; names its folder.
+        title: as the table shows it.
+        network: what is trained.
+        epochs: how many, 1 or more, before the budget scales all rows alike.
+        encoders: modality -> name of the unimodal row whose encoder it starts from.
+        continues: name of a row whose weights it goes on with.
+        shown: whether the table has it; rows that others only start from need not be.
+        paper_parameters, paper_miou: the paper's figures, as text.
+    """
+
+    name: str
+    title: str = ''
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    epochs: float = 10
+    encoders: dict[str, str] = field(default_factory=dict)
+    continues: str = ''
+    shown: bool = True
+    paper_parameters: str = ''
+    paper_miou: str = ''
+
+    def __post_init__(self) -> None:
+        require(self, {'epochs >= 1': self.epochs >= 1})
+
+
+@dataclass
+class ClaimConfig:
+    """A claim of a paper that the study tests.
+
+    Args:
+        text: the claim.
+        better, worse: names of the rows it compares.
+        paper: by how many points of mIoU, as text.
+    """
+
+    text: str
+    better: str
+    worse: str
+    paper: str = ''
+
+
+@dataclass
+class StudyConfig:
+    """A study.
+
+    Args:
+        name: of the study; names its section in the document.
+        output: folder for its runs and results.
+        minutes: time for everything, measuring and scoring too; every row's epochs are scaled
+            by one factor, from measured speeds, to fit into it. 0 trains the epochs as they stand.
+        seeds: every row is trained with each; rows that are not shown with the first alone, and
+            what starts from them starts from that.
+        run: what all rows share.
+        rows: the networks.
+        claims: what is to be tested.
+        document: Markdown file that gets table, claims and picture between the markers
+            `<!-- study NAME -->` and `<!-- end of study NAME -->`.
+    """
+
+    name: str = 'study'
+    output: str = 'runs/study'
+    minutes: float = 0.0
+    seeds: list[int] = field(default_factory=lambda: [0])
+    run: TrainConfig = field(default_factory=TrainConfig)
+    rows: list[RowConfig] = field(default_factory=list)
+    claims: list[ClaimConfig] = field(default_factory=list)
+    document: str = ''
+
+    def __post_init__(self) -> None:
+        different = len(self.seeds) == len(set(self.seeds))
+        rules = {'minutes >= 0': self.minutes >= 0, 'one of seeds at least': bool(self.seeds)}
+        require(self, {**rules, 'seeds that differ': different})
