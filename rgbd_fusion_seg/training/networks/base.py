@@ -73,12 +73,12 @@ class SegmentationNetwork(nn.Module):
                 raise ValueError(f'the network reads {self.modalities}, but {name!r} is missing')
         first, *others = self.modalities
         for name in self.modalities:
-            batch, expected = tuple(inputs[name].shape), (len(inputs[first]), 3)
-            if len(batch) != 4 or batch[:2] != expected:
+            shape, count = inputs[name].shape, inputs[first].shape[0]
+            if len(shape) != 4 or shape[1] != 3 or shape[0] != count:
                 raise ValueError(
-                    f'the {name} input has the shape {batch}, but with {expected[0]} images of '
-                    f'{first} it must be ({expected[0]}, 3, height, width); depth is tiled to '
-                    'three channels'
+                    f'the {name} input has the shape {tuple(shape)}, but with {count} images of '
+                    f'{first} it must be ({count}, 3, height, width); depth is tiled to three '
+                    'channels'
                 )
         height, width = inputs[first].shape[2:]
         shrunk = first != 'rgb' and self.shrink_depth
