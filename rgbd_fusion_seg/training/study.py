@@ -393,5 +393,6 @@ def _entry(study: StudyConfig, row: RowConfig, seed: int) -> dict[str, Any]:
         'parameters': parameter_count(network)[0],
         'gflops': round(gflops(network, *size), 2),
         'size': list(size),
+        'modalities': list(network.modalities),
         'scores': {k: v for k, v in scores.items() if k != 'step'},
     }

@@ -112,11 +112,13 @@ def _claim(claim: Any, entries: list[Entry]) -> str:
     # As they are shown: what rounds to nothing is nothing.
     differences = [round(runs[claim.better][s] - runs[claim.worse][s], 1) for s in both]
     if all(d > 0 for d in differences):
-        verdict = 'holds' if len(both) > 1 else 'holds (one seed)'
+        verdict = 'holds'
     elif mean(differences) > 0:
         verdict = 'holds on average, not for every seed'
     else:
         verdict = 'does not reproduce'
+    if len(both) == 1:
+        verdict += ' (one seed)'
     here = ', '.join(f'{d:+.1f}' for d in differences)
     return f'| {claim.text} | {here} | {claim.paper} | {verdict} |'
 
@@ -127,8 +129,9 @@ def picture(study: StudyConfig, entries: list[Entry]) -> Figure:
     figure = Figure(figsize=(8, 0.6 + 0.38 * len(rows)), layout='constrained')
     axes = figure.subplots()
     for y, row in enumerate(rows):
-        numbers = values([e for e in entries if e['row'] == row.name], 'mIoU')
-        axes.barh(y, mean(numbers), color='#4878a8' if row.encoders else '#b0b8c0')
+        runs = [e for e in entries if e['row'] == row.name]
+        numbers, fused = values(runs, 'mIoU'), len(runs[0]['modalities']) > 1
+        axes.barh(y, mean(numbers), color='#4878a8' if fused else '#b0b8c0')
         axes.plot(numbers, [y] * len(numbers), 'k.')
         axes.text(max(numbers), y, f'  {mean(numbers):.1f}', va='center', fontsize=9)
     axes.set_yticks(range(len(rows)), [row.title for row in rows])

@@ -324,7 +324,13 @@ def entry(row: str, seed: int, miou: float) -> dict:
 
 @pytest.mark.parametrize(
     ('better', 'verdict'),
-    [([0.5, 0.6], 'holds'), ([0.5, 0.29], 'on average'), ([0.2, 0.4], 'does not reproduce')],
+    [
+        ([0.5, 0.6], 'holds'),
+        ([0.5, 0.29], 'on average'),
+        ([0.2, 0.4], 'does not reproduce'),
+        ([0.5], 'holds (one seed)'),
+        ([0.2], 'does not reproduce (one seed)'),
+    ],
 )
 def test_a_claim_is_judged_seed_by_seed(tiny_study, better, verdict):
     entries = [entry('fused', s, x) for s, x in enumerate(better)]
@@ -333,6 +339,19 @@ def test_a_claim_is_judged_seed_by_seed(tiny_study, better, verdict):
     assert verdict in line
     assert f'{100 * (better[0] - 0.3):+.1f}' in line
     assert line.endswith(f'{verdict} |') or verdict == 'on average'
+
+
+def test_bars_of_fused_networks_have_a_colour_of_their_own(tiny_study):
+    figure = study_report.picture(
+        tiny_study,
+        [
+            entry('rgb', 0, 0.3) | {'modalities': ['rgb']},
+            entry('fused', 0, 0.4) | {'modalities': ['rgb', 'hha']},
+        ],
+    )
+    rgb, fused = (patch.get_facecolor() for patch in figure.axes[0].patches)
+    assert fused[2] > 1.5 * fused[0]  # blue
+    assert rgb[2] < 1.5 * rgb[0]
 
 
 def test_the_table_names_what_it_has(tiny_study):
