@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import nyu_packs
@@ -11,6 +12,10 @@ import pytest
 # Before torch is loaded, here or in a process that a test starts: on tensors as small as those of
 # tests, more threads only wait for each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so would start every process
+# that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
