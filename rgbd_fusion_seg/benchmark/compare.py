@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from rgbd_fusion_seg.benchmark.busy import busy_processes
 from rgbd_fusion_seg.benchmark.footprint import footprint
@@ -26,6 +25,7 @@ from rgbd_fusion_seg.engine.engine_files import EngineCard, belongs_to, list_eng
 from rgbd_fusion_seg.errors import EngineError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.hardware import hardware
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.pictures import evenly
 from rgbd_fusion_seg.replay.segment import FrameSource
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -183,7 +183,7 @@ def compare(
     # Once more each frame for the yardstick, rounds, and processes for memory.
     steps = (len(contenders) + 1) * len(frames.frames) + len(contenders)
     steps += series * (options.repeats + _WARMUP)
-    with tqdm(total=steps, disable=not progress, unit='step') as bar:
+    with progress_bar(total=steps, disable=not progress, unit='step') as bar:
         with ExitStack() as opened:
             segmenters = _opened(bundle, contenders, passed, opened)
             rows = _agreements(bundle, contenders, segmenters, frames, bar)

@@ -19,6 +19,7 @@ from rgbd_fusion_seg.cli.arguments import (
     tell,
 )
 from rgbd_fusion_seg.errors import EngineError, FrameError, InputError
+from rgbd_fusion_seg.progress import progress_bar
 
 FRAME_SIZE = (640, 480)
 """Width and height that most RGB-D cameras have."""
@@ -115,7 +116,7 @@ class _EngineBar:
     def show(self, phase: str, share: float) -> None:
         if self._bar is None:
             layout = '{desc}: {percentage:3.0f}% |{bar}| {elapsed}{postfix}'
-            self._bar = tqdm(desc=f'building {self._name}', total=1.0, bar_format=layout)
+            self._bar = progress_bar(desc=f'building {self._name}', total=1.0, bar_format=layout)
         self._bar.set_postfix_str(phase.lower(), refresh=False)
         self._bar.update(share - self._bar.n)
 

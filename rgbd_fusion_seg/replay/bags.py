@@ -14,12 +14,12 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
-from tqdm import tqdm
 
 from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.calibration import Calibration
 from rgbd_fusion_seg.replay.folders import FolderFrames
 from rgbd_fusion_seg.replay.matching import StampMatcher
@@ -265,7 +265,7 @@ def folder_to_bag(
     try:
         with writer:
             write = _FrameWriter(writer)
-            for frame in tqdm(source, desc='writing', unit='frame', disable=not progress):
+            for frame in progress_bar(source, desc='writing', unit='frame', disable=not progress):
                 write(frame)
     except BaseException as error:
         # Half a bag would be taken for a whole one.

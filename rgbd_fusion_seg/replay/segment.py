@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame, Segmentation
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.bags import BagFrames, is_bag
 from rgbd_fusion_seg.replay.calibration import Calibration
 from rgbd_fusion_seg.replay.folders import FolderFrames
@@ -109,7 +109,10 @@ def segment_recording(
     total = min(len(source), max_frames if max_frames is not None else len(source))
     moments = set(evenly(total, _MOMENTS))
     began_s = time.monotonic()
-    with writer, tqdm(total=total, desc='segmenting', unit='frame', disable=not progress) as bar:
+    with (
+        writer,
+        progress_bar(total=total, desc='segmenting', unit='frame', disable=not progress) as bar,
+    ):
         for index, frame in enumerate(islice(source, max_frames)):
             result = segmenter.segment(frame, only=only)
             writer.write(source.name(index), frame, result, in_sheet=index in moments)

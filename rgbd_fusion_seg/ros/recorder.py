@@ -28,10 +28,10 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
-from tqdm import tqdm
 
 from rgbd_fusion_seg.errors import FrameError, RgbdFusionSegError
 from rgbd_fusion_seg.image_decoding import decode_image
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.pictures import write_image
 from rgbd_fusion_seg.ros.images import color_from_msg, stamp_to_ns
@@ -184,7 +184,7 @@ def record(node: Recorder, seconds: float, wait_s: float, *, progress: bool = Tr
     executor.add_node(node)
     masks = node.recording.mask_stamps_ns
     began_s = time.monotonic()
-    with tqdm(
+    with progress_bar(
         desc='rendering the room, loading the network',
         bar_format='{desc}: {n:.0f} s',
         disable=not progress,
@@ -196,7 +196,7 @@ def record(node: Recorder, seconds: float, wait_s: float, *, progress: bool = Tr
             if bar.n > wait_s:
                 return False
     node.start(seconds)
-    with tqdm(
+    with progress_bar(
         total=seconds,
         desc='recording',
         bar_format='{desc} {bar} {n:.0f}/{total:.0f} s{postfix}',

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rgbd_fusion_seg.bundle import CARD_NAME, load_bundle
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_CLASSES
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.report import table_text
 from rgbd_fusion_seg.training.checkpoints import checkpoint_in, make_folder
@@ -83,7 +83,7 @@ def evaluate_network(
     total = torch.zeros((num_classes, num_classes + 1), dtype=torch.int64, device=device)
     indices = range(rank, len(frames), world)
     results = _label(network, normalise, frames, rgb_size, indices)
-    with tqdm(
+    with progress_bar(
         total=len(indices),
         desc=f'score {frames.name}',
         unit='frame',
@@ -274,7 +274,7 @@ def score_source(
     matrix = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
     indices = range(0, len(source), every)
     accuracy, boundaries, sizes = [], [], set()
-    for index in tqdm(indices, desc=f'score {source.name}', unit='frame'):
+    for index in progress_bar(indices, desc=f'score {source.name}', unit='frame'):
         item = read_frame(source, index)
         labels = predictor.predict(item.frame)
         counts = confusion_matrix(labels, item.labels, num_classes)

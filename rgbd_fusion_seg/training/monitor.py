@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from rgbd_fusion_seg import palette
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.checkpoints import write_atomically
 
 
@@ -36,7 +37,9 @@ class Monitor:
         write_atomically(path, lambda part: part.write_text(kept, encoding='utf-8'))
         self.log = path.open('a', encoding='utf-8')
         self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
-        self.bar = tqdm(total=num_steps, initial=step, desc='train', unit='step', smoothing=0.05)
+        self.bar = progress_bar(
+            total=num_steps, initial=step, desc='train', unit='step', smoothing=0.05
+        )
 
     def __enter__(self) -> Monitor:
         return self

@@ -37,6 +37,7 @@ from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import frame as frame_module
 from rgbd_fusion_seg import hha, hha_kernels, preprocess
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.datasets import base, files, layouts
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, LabelledFrame
 
@@ -321,7 +322,7 @@ def _fill(source: FrameSource, parts: list[_Part], workspace: Path) -> None:
 
     n, statistics = len(source), []
     chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
-    with tqdm(total=n, desc=f'prepare {source.name}', unit='frame') as progress:
+    with progress_bar(total=n, desc=f'prepare {source.name}', unit='frame') as progress:
         for result in map_in_threads(prepare, chunks):
             statistics += result
             progress.update(len(result))

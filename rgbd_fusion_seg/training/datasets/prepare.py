@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.errors import InputError, RgbdFusionSegError
+from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
@@ -180,7 +180,7 @@ class _CheckedFrame:
 def _read_all(source: FrameSource) -> Iterator[_CheckedFrame]:
     frames = range(len(source))
     checks = map_in_threads(lambda i: _check_frame(source, i), frames)
-    return iter(tqdm(checks, total=len(frames), desc=f'check {source.name}', unit='frame'))
+    return iter(progress_bar(checks, total=len(frames), desc=f'check {source.name}', unit='frame'))
 
 
 def _check_frame(source: FrameSource, index: int) -> _CheckedFrame:
