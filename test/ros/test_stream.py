@@ -164,23 +164,34 @@ def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
     camera = NodeProcess('rgbd_fusion_seg.ros.synthetic_camera', parameters, '/room')
     node = NodeProcess(NODE, {'engine.bundle': tiny_bundle}, '/room')
     client = Client(ros_context, '/room')
-    topics = ('rgb/image_rect_color', 'depth_registered/image_rect', 'ground_truth/mask')
-    for topic in (*topics, 'segmentation/mask'):
+    images = (
+        'segmentation/mask',
+        'rgb/image_rect_color',
+        'depth_registered/image_rect',
+        'ground_truth/mask',
+    )
+    for topic in images:
         client.collect(topic, Image)
     client.collect('rgb/camera_info', CameraInfo)
+
+    def by_stamp(topic):
+        return {stamp_to_ns(m.header.stamp): m for _, m in list(client.received[topic])}
+
+    def complete():
+        # While topics are being discovered, the first masks come before the truth does.
+        return set.intersection(*(set(by_stamp(t)) for t in (*images, 'rgb/camera_info')))
+
     try:
         camera.wait_for_output('publishing 160x120 at 15 Hz')
-        client.wait_for(lambda: len(mask_stamps(client)) >= 5, 'five masks')
-        received = {
-            t: {stamp_to_ns(m.header.stamp): m for _, m in client.received[t]}
-            for t in (*topics, 'rgb/camera_info', 'segmentation/mask')
-        }
+        client.wait_for(lambda: len(complete()) >= 5, 'five masks with all their inputs')
+        stamps = sorted(complete())
+        received = {t: by_stamp(t) for t in (*images, 'rgb/camera_info')}
     finally:
         client.close()
         camera.stop()
         node.stop()
-    for stamp, mask in list(received['segmentation/mask'].items())[:-1]:
-        color, depth, truth = (received[t][stamp] for t in topics)
+    for stamp in stamps:
+        mask, color, depth, truth = (received[t][stamp] for t in images)
         for msg in (mask, depth, truth):
             assert (msg.width, msg.height) == (160, 120)
             assert msg.header == color.header
