@@ -33,12 +33,14 @@ from rgbd_fusion_seg.benchmark import compare, report
 from rgbd_fusion_seg.benchmark.compare import BenchmarkOptions, Contender
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import open_engine
+from rgbd_fusion_seg.engine.onnxruntime import SPIN_US
 from rgbd_fusion_seg.hardware import usable_cores
 from rgbd_fusion_seg.replay.segment import open_source
 
 HERE = Path(__file__).resolve().parent
 ITERATIONS = 40_000_000
 """Of the loop: as long as an inference, so that the system has time to give each thread a core."""
+SPINNING = {'': SPIN_US, ', not spinning': 0, ', spinning on': -1}
 CLOCKS = {'wall': time.perf_counter, 'process': time.process_time}
 
 
@@ -71,11 +73,9 @@ def contenders() -> Iterator[Contender]:
     """Yield the settings that are compared under load; the defaults of each backend come first."""
     threads = sorted({usable_cores(), 1}, reverse=True)
     for count in threads:
-        for spinning in (False, True) if count > 1 else (False,):
-            label = f'onnxruntime, {count} threads{", spinning" * spinning}'
-            yield Contender(
-                label, 'onnxruntime', {'num_threads': count, 'allow_spinning': spinning}
-            )
+        for spinning, spin_us in SPINNING.items() if count > 1 else [('', SPIN_US)]:
+            label = f'onnxruntime, {count} threads{spinning}'
+            yield Contender(label, 'onnxruntime', {'num_threads': count, 'spin_us': spin_us})
     for precision in ('fp32', 'bf16'):
         for count in threads:
             for pinned in (False, True) if count > 1 else (False,):

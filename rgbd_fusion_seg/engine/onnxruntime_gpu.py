@@ -77,7 +77,7 @@ def open_gpu_session(bundle: ModelBundle, provider: str, settings: dict[str, Any
         BundleError: as :func:`rgbd_fusion_seg.engine.onnxruntime.open_session`.
         EngineError: the provider failed, or ONNX Runtime fell back to another one.
     """
-    session = open_session(bundle, cpu_options(1, False), [(provider, settings)])
+    session = open_session(bundle, cpu_options(1), [(provider, settings)])
     in_use = session.get_providers()
     if in_use[0] != provider:
         raise EngineError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from bundles import (
     CLASS_NAMES,
@@ -87,13 +88,48 @@ def test_results_stay_valid_while_the_engine_goes_on(tiny_bundle: Path):
 def test_threads_are_the_usable_cores_unless_given(tiny_bundle: Path):
     bundle = load_bundle(tiny_bundle)
     assert f'{len(os.sched_getaffinity(0))} threads' in open_engine(bundle).name
-    one = open_engine(bundle, num_threads=1, allow_spinning=True)
+    one = open_engine(bundle, num_threads=1)
     assert one.name == 'onnxruntime (CPU, 1 threads)'
-    options = one._session.get_session_options()
-    assert options.intra_op_num_threads == 1
-    assert options.get_session_config_entry('session.intra_op.allow_spinning') == '1'
+    assert one._session.get_session_options().intra_op_num_threads == 1
     with pytest.raises(EngineError, match='at least 1, got 0'):
         open_engine(bundle, num_threads=0)
+
+
+@pytest.mark.parametrize(
+    ('version', 'spin_us', 'spins', 'limit'),
+    [
+        ('1.31.1', None, '1', '10'),
+        ('1.26.0', 25, '1', '25'),
+        ('1.31.1', 0, '0', None),
+        ('1.31.1', -1, '1', None),
+        ('1.25.2', 10, '0', None),
+        ('1.25.2', -1, '1', None),
+    ],
+)
+def test_idle_threads_wait_no_longer_than_told(
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    spin_us: int | None,
+    spins: str,
+    limit: str | None,
+):
+    """Older versions ignore the limit, and without one threads must not wait at all."""
+    monkeypatch.setattr(onnxruntime, '__version__', version)
+    chosen = {} if spin_us is None else {'spin_us': spin_us}
+    opened = open_engine(load_bundle(tiny_bundle), 'onnxruntime', num_threads=2, **chosen)
+    options = opened._session.get_session_options()
+    assert options.get_session_config_entry('session.intra_op.allow_spinning') == spins
+    if limit is None:
+        with pytest.raises(RuntimeError, match='spin_duration_us'):
+            options.get_session_config_entry('session.intra_op.spin_duration_us')
+    else:
+        assert options.get_session_config_entry('session.intra_op.spin_duration_us') == limit
+
+
+def test_a_waiting_time_below_no_limit_is_refused(tiny_bundle: Path):
+    with pytest.raises(EngineError, match='spin_us must be -1'):
+        open_engine(load_bundle(tiny_bundle), 'onnxruntime', spin_us=-2)
 
 
 def test_options_reach_the_session_and_change_no_logit(tiny_bundle: Path):
