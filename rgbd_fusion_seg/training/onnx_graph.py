@@ -1,4 +1,4 @@
-"""From a network to its ONNX graph: batch norms folded, sizes open or fixed, fp32 or fp16."""
+"""From a network to its ONNX graph: constants folded, sizes open or fixed, fp32 or fp16."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnxscript.optimizer import optimize_ir
-from onnxscript.rewriter import pattern, rewrite
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.engine_building.precision import compute_in, lowered
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork
+from rgbd_fusion_seg.training.onnx_folding import fold
 
 OPSETS = range(18, 27)
 """What the exporter writes and ONNX Runtime runs; 18 is what everything reads."""
 PRECISIONS = ('fp32', 'fp16')
 STORE_AS_HALF_FROM = 64
 """Tensors with fewer numbers stay float32: halving them saves nothing."""
-JOINED = ('Conv', 'ConvTranspose', 'Gemm')
-"""Operators that take a batch norm behind them into their weights."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def build_graph(
             dynamic_shapes=_dynamic_shapes(network, options),
             verbose=False,
         )
-    fold_batch_norms(program.model)
+    fold(program.model)
     if options.precision == 'fp16':
         compute_in(program.model, 'fp16')
     model = program.model_proto
@@ -157,88 +153,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def fold_batch_norms(model: onnx_ir.Model) -> None:
-    """Take each batch norm behind a convolution into its weights, in place.
-
-    The exporter's optimiser has done so where one follows directly. Here weights that are split,
-    and those that several convolutions with norms of their own share, become constants of each,
-    and norms behind a concatenation that has a convolution go before it. What is left normalises
-    an input, a sum or a pooling.
-    """
-    for node in list(model.graph):
-        if node.op_type == 'Split' and node.inputs[0].const_value is not None:
-            _split_constant(model.graph, node)
-        elif node.op_type == 'BatchNormalization':
-            _own_weights(model.graph, node)
-    rewrite(model, pattern_rewrite_rules=[_NormBeforeConcat().rule()])
-    optimize_ir(model)
-
-
-def _split_constant(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    source = node.inputs[0]
-    whole = source.const_value.numpy()
-    axis = node.attributes.get_int('axis', 0)
-    ends = np.cumsum([output.shape[axis] for output in node.outputs])[:-1]
-    for output, piece in zip(node.outputs, np.split(whole, ends, axis), strict=True):
-        tensor = onnx_ir.tensor(np.ascontiguousarray(piece), name=f'{output.name}_constant')
-        constant = onnx_ir.val(tensor.name, const_value=tensor)
-        graph.register_initializer(constant)
-        output.replace_all_uses_with(constant)
-    graph.remove(node, safe=True)
-    if not source.uses():
-        graph.initializers.pop(source.name)
-
-
-def _own_weights(graph: onnx_ir.Graph, norm: onnx_ir.Node) -> None:
-    """Give the convolution before a norm weights that no other node uses."""
-    node = norm.inputs[0].producer()
-    if node is None or node.op_type not in JOINED:
-        return
-    for place, value in list(enumerate(node.inputs))[1:]:
-        if value is None or value.const_value is None or len(value.uses()) == 1:
-            continue
-        tensor = onnx_ir.tensor(value.const_value.numpy(), name=f'{norm.name}_{place}')
-        copy = onnx_ir.val(tensor.name, const_value=tensor)
-        graph.register_initializer(copy)
-        node.replace_input_with(place, copy)
-
-
-class _NormBeforeConcat(pattern.RewriteRuleClassBase):
-    """BatchNormalization(Concat(a, b)) -> Concat(BatchNormalization(a), BatchNormalization(b))."""
-
-    def pattern(self, op: Any) -> Any:
-        joined = op.Concat(_allow_other_inputs=True, _outputs=['joined'])
-        return op.BatchNormalization(joined, _allow_other_inputs=True, _outputs=['normed'])
-
-    def check(self, context: Any, joined: onnx_ir.Value, normed: onnx_ir.Value) -> bool:
-        parts = joined.producer().inputs
-        return (
-            joined.producer().attributes['axis'].as_int() == 1
-            and all(part.shape is not None and isinstance(part.shape[1], int) for part in parts)
-            and any(_takes_norms(part) for part in parts)
-            and all(value.const_value is not None for value in normed.producer().inputs[1:])
-        )
-
-    def rewrite(self, op: Any, joined: onnx_ir.Value, normed: onnx_ir.Value) -> Any:
-        norm, parts = normed.producer(), joined.producer().inputs
-        ends = np.cumsum([part.shape[1] for part in parts])[:-1]
-        pieces = [np.split(value.const_value.numpy(), ends) for value in norm.inputs[1:]]
-        outputs = []
-        for i, (part, *values) in enumerate(zip(parts, *pieces, strict=True)):
-            # Named by the norm: equal values of several norms are one tensor in the graph.
-            tensors = [
-                op.initializer(onnx_ir.tensor(value), name=f'{normed.name}_{kind}_{i}')
-                for kind, value in enumerate(values)
-            ]
-            outputs.append(op.BatchNormalization(part, *tensors, **norm.attributes))
-        return op.Concat(*outputs, axis=1)
-
-
-def _takes_norms(value: onnx_ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and producer.op_type in JOINED and len(value.uses()) == 1
 
 
 def store_as_half(model: onnx.ModelProto) -> None:
