@@ -2,8 +2,8 @@
 
 All forms here compute the same as the exporter's, up to rounding. The second half is for ONNX
 Runtime on CPUs, which keeps tensors in blocks of 16 channels from one convolution to the next:
-each operator that knows no blocks costs a conversion there and one back. On RFBNet it saves a
-tenth of the time (``docs/engines.md``), and other runtimes lose nothing by it.
+each operator that knows no blocks costs a conversion there and one back. On RFBNet it saves 8 %
+of a frame's time (``docs/engines.md``), and OpenVINO loses nothing by it.
 """
 
 from __future__ import annotations
