@@ -125,7 +125,7 @@ def _takes_norms(value: onnx_ir.Value) -> bool:
 def _round_down(pool: onnx_ir.Node) -> None:
     """Take ``ceil_mode`` from a pooling of known size that has nothing to round up.
 
-    ONNX Runtime's blocked pooling does not know it, and TensorRT takes it for padding.
+    ONNX Runtime's blocked pooling does not know it.
     """
     shape = pool.inputs[0].shape
     padding = pool.attributes.get_string('auto_pad', 'NOTSET')
