@@ -266,8 +266,15 @@ def bundle_folders() -> list[Path]:
 def user_cache() -> Path:
     """Return the user's folder for what is made here and cannot lie beside its bundle."""
     base = os.environ.get('XDG_CACHE_HOME', '')
-    root = Path(base) if os.path.isabs(base) else Path.home() / '.cache'
+    root = Path(base) if os.path.isabs(base) else _home() / '.cache'
     return root / 'rgbd_fusion_seg'
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user whom the system does not know, as containers are given
+        return Path('/nonexistent')  # what Debian calls the home of those who have none
 
 
 def list_bundles() -> list[Path]:

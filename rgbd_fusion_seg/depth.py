@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.jit import jit
 
 MILLIMETRE_ENCODINGS = ('16UC1', 'mono16')
 METRE_ENCODINGS = ('32FC1',)
@@ -140,12 +140,12 @@ def _halves(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0] + 1) // 2, (shape[1] + 1) // 2
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _is_reading(value):
     return (value > np.float32(0.0)) & (value < np.float32(np.inf))
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _keep_readings(depth, out):
     """Copy a depth image with 0 for every hole."""
     for v in range(depth.shape[0]):
@@ -153,7 +153,7 @@ def _keep_readings(depth, out):
             out[v, u] = depth[v, u] if _is_reading(depth[v, u]) else np.float32(0.0)
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _average_readings(fine, coarse):
     """Average the pixels above 0 in blocks of 2x2, 0 where there is none.
 
@@ -181,7 +181,7 @@ def _average_readings(fine, coarse):
             out[-1] = total / max(count, one)
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _fill_from(coarse, fine):
     """Give pixels that are 0 the bilinear value of a level of half the size without holes."""
     near, far = np.float32(0.75), np.float32(0.25)
@@ -200,7 +200,7 @@ def _fill_from(coarse, fine):
             )
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _pick_readings(depth, out):
     """Copy the pixel at each centre, or the nearest reading under the output pixel's area."""
     rows, columns = depth.shape
@@ -222,7 +222,7 @@ def _pick_readings(depth, out):
                 resized[j] = _nearest_reading(area, centre_row, centre_column)
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _nearest_reading(area, row, column):
     """Return the reading whose pixel centre is nearest to a point of the area, or 0."""
     best, nearest = np.float32(0.0), np.inf

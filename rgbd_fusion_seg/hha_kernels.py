@@ -9,9 +9,9 @@ with it vectorising.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from rgbd_fusion_seg import depth as depths
+from rgbd_fusion_seg.jit import jit
 
 PAD = 10
 """Zero rows and columns around a padded image: half of the largest window (21x21)."""
@@ -35,7 +35,7 @@ JACOBI_SWEEPS = 8
 """Enough for a 3x3 matrix in double precision: the method converges quadratically."""
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def clean_depth(depth, missing, z, inverse, counted):
     """Split a depth image into what the other kernels read.
 
@@ -75,7 +75,7 @@ def clean_depth(depth, missing, z, inverse, counted):
                 counted_row[u + PAD] *= keep
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def _slide_counts(old, new, radius, m0, m1, m2):
     """Move the column sums of `counted`, weighted by 1, dv and dv^2, one row down.
 
@@ -94,7 +94,7 @@ def _slide_counts(old, new, radius, m0, m1, m2):
         m0[p] = before + (entering - leaving)
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def _slide_inverse(old, new, radius, w0, w1):
     """Move the column sums of `inverse`, weighted by 1 and dv, one row down.
 
@@ -107,7 +107,7 @@ def _slide_inverse(old, new, radius, w0, w1):
         w0[p] = before + (entering - leaving)
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def _accumulate_along_row(m0, m1, m2, w0, w1, sums):
     """Write running totals of the moments of columns 0 .. p to ``sums[p + 1]``.
 
@@ -132,7 +132,7 @@ def _accumulate_along_row(m0, m1, m2, w0, w1, sums):
         total[6], total[7], total[8] = w, wu, wv
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def staggered_normals(inverse, counted, radius, step, fx, fy, cx, cy, normals):
     """Fit surface normals in (2 radius + 1)^2 windows around a staggered grid of pixels.
 
@@ -189,7 +189,7 @@ def staggered_normals(inverse, counted, radius, step, fx, fy, cx, cy, normals):
             written += 1
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def _floor_wall_scatter(normals, y, floor_cosine, wall_sine, scatter):
     """Write the sum of n nT over wall normals minus floor normals; return how many they are."""
     x0, y0, z0 = F32(y[0]), F32(y[1]), F32(y[2])
@@ -215,7 +215,7 @@ def _floor_wall_scatter(normals, y, floor_cosine, wall_sine, scatter):
     return float(votes)
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _diagonalise(a, vectors):
     """Turn a symmetric float64 (3, 3) matrix into its eigenvalues on the diagonal (Jacobi).
 
@@ -243,7 +243,7 @@ def _diagonalise(a, vectors):
         a[p, q] = a[q, p] = 0.0
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def follow_gravity(normals, floor_cosines, wall_sines, min_gap, y):
     """Move `y` to the direction most orthogonal to walls and parallel to floor normals.
 
@@ -272,7 +272,7 @@ def follow_gravity(normals, floor_cosines, wall_sines, min_gap, y):
             y[:] = axis / length
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def lowest_height(z, fx, fy, cx, cy, down):
     """Return the smallest -(down . P) in cm over all pixels; pixels without reading count as 0.
 
@@ -294,7 +294,7 @@ def lowest_height(z, fx, fy, cx, cy, down):
     return lowest.min()
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def _inverse_sums(inverse, row, w0, w1):
     """Sum seven rows of `inverse` around `row`, weighted by 1 and by dv."""
     r0, r1, r2, r3 = inverse[row - 3], inverse[row - 2], inverse[row - 1], inverse[row]
@@ -305,7 +305,7 @@ def _inverse_sums(inverse, row, w0, w1):
         w1[p] = (r4[p] - r2[p]) + TWO * (r5[p] - r1[p]) + THREE * (r6[p] - r0[p])
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def _row_cosines(z_row, m0, m1, m2, w0, w1, fx, fy, cx, y_offset, down, cosines):
     """Fit 7x7 normals along one row; write the cosine of each with `down`, or NO_NORMAL.
 
@@ -358,7 +358,7 @@ def _row_cosines(z_row, m0, m1, m2, w0, w1, fx, fy, cx, y_offset, down, cosines)
         cosines[u] = cosine if solvable else NO_NORMAL
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def _angles(cosines, angle_offset, grey):
     """Write angle_offset + degrees(acos(cosine)), 180 degrees where there is no normal."""
     for u in range(cosines.size):
@@ -371,7 +371,7 @@ def _angles(cosines, angle_offset, grey):
         grey[u] = I32(min(angle, MAX_GREY) + HALF)
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model='numpy')
+@jit(fastmath=True)
 def encode_channels(
     z,
     inverse,

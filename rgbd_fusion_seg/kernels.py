@@ -1,19 +1,18 @@
 """The numba kernels behind pre- and post-processing and overlays; HHA's are in ``hha_kernels``.
 
-They are compiled on first use and cached on disk (``cache=True``); :func:`warm_up` does it ahead
-of time, for all of the package. All of them run on the calling thread and release the GIL
-(``nogil=True``): the cores belong to inference. None checks its arguments; the modules that call
-them do.
+They are compiled on first use (``jit`` has how); :func:`warm_up` does it ahead of time, for all of
+the package. None checks its arguments; the modules that call them do.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import hha_kernels
+from rgbd_fusion_seg.jit import jit
 
 F32 = np.float32
 # Numba promotes float32 with a Python number to float64, hence typed constants.
@@ -37,7 +36,7 @@ def fma(typing_context, a, b, c):
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _exp(x):
     """Return exp(x) for x <= 0 within 1e-4: a cubic to the 16th power; below -16 about 0."""
     y = x * SIXTEENTH
@@ -50,7 +49,7 @@ def _exp(x):
     return e
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _softmax_terms(logits, peak, terms, mass):
     """Write the largest logit, exp(logit - largest) and the sum of these along the classes.
 
@@ -69,7 +68,7 @@ def _softmax_terms(logits, peak, terms, mass):
             mass[i] += terms[k, i]
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _logit_bounds(logits, r0, r1, columns, high, floor):
     """Bound what the pixels between two rows of logits can reach, block by block.
 
@@ -98,7 +97,7 @@ def _logit_bounds(logits, r0, r1, columns, high, floor):
             floor[block] = max(floor[block], low)
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _stretch(row, columns, left, out):
     """Interpolate a row of logits at the BLOCK pixels from `left` on."""
     x0, x1, wx0, wx1 = columns
@@ -107,7 +106,7 @@ def _stretch(row, columns, left, out):
         out[i] = fma(row[x0[x]], wx0[x], row[x1[x]] * wx1[x])
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _merge_others(peak, terms, mass, chosen, first, last, merged):
     """Write, for the logits first..last of a row, the log-sum-exp of the classes not chosen.
 
@@ -125,7 +124,7 @@ def _merge_others(peak, terms, mass, chosen, first, last, merged):
     return share
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _take_larger(k, top, bottom, wy0, wy1, best, winner):
     """Interpolate class `k` between two stretched rows and keep it where it beats the best."""
     for y in range(wy0.size):
@@ -137,7 +136,7 @@ def _take_larger(k, top, bottom, wy0, wy1, best, winner):
             winner[y, i] = k if larger else winner[y, i]
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _add_exponentials(top, bottom, wy0, wy1, best, total):
     """Add exp(logit - best) of one class to the sum of every pixel."""
     for y in range(wy0.size):
@@ -146,7 +145,7 @@ def _add_exponentials(top, bottom, wy0, wy1, best, total):
             total[y, i] += _exp(fma(top[i], w0, bottom[i] * w1) - best[y, i])
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _write_block(winner, total, left, labels, confidence):
     for y in range(winner.shape[0]):
         label_row = labels[y, left : left + BLOCK]
@@ -156,7 +155,7 @@ def _write_block(winner, total, left, labels, confidence):
             confidence_row[i] = np.int32(MAX_GREY / total[y, i] + HALF)
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def _label_band(logits, softmax, r0, r1, columns, wy0, wy1, bounds, margin, labels, confidence):
     """Label the pixel rows between two rows of logits; arguments as in the function below."""
     peak, terms, mass = softmax
@@ -196,7 +195,7 @@ def _label_band(logits, softmax, r0, r1, columns, wy0, wy1, bounds, margin, labe
         _write_block(winner, total, left, labels, confidence)
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def upsample_labels(logits, columns, row_starts, wy0, wy1, margin, labels, confidence):
     """Interpolate logits bilinearly; write the winning class and its softmax probability.
 
@@ -243,7 +242,7 @@ def upsample_labels(logits, columns, row_starts, wy0, wy1, margin, labels, confi
         )
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def normalize(image, table, out):
     """Look every channel's values up in its table and write them plane by plane.
 
@@ -260,7 +259,7 @@ def normalize(image, table, out):
                 target[x] = values[row[x, channel]]
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def paint(labels, colors, out):
     """Write the colour of every label: uint8 (H, W), (256, 3) -> uint8 (H, W, 3)."""
     for y in range(labels.shape[0]):
@@ -272,7 +271,7 @@ def paint(labels, colors, out):
             target[x, 2] = colors[k, 2]
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def blend(image, labels, keep, tint, out):
     """Write ``(image * keep + tint[label]) >> 8``.
 
@@ -292,7 +291,7 @@ def blend(image, labels, keep, tint, out):
             target[x, 2] = (source[x, 2] * keep[k] + tint[k, 2]) >> shift
 
 
-@njit(cache=True, nogil=True, error_model='numpy')
+@jit
 def fill_points(depth, across, down, colors, labels, confidence, metres, words):
     """Write points; ``metres`` and ``words`` are float32 and uint32 of the same memory, (H, W, 6).
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from rgbd_fusion_seg.jit import jit
 from rgbd_fusion_seg.synthetic.primitives import Shape
 from rgbd_fusion_seg.synthetic.raycast import Solids, hit_solid
 
@@ -24,7 +24,7 @@ _INSET_M = 0.008  # nodes stay clear of edges, where two faces would shadow each
 _BOUNCE = 0.6  # mean reflectance of a room over one minus it, less what windows let out
 _LIFT_M = 0.002  # shadow rays start this far above the surface
 
-_jit = numba.njit(cache=True, nogil=True, error_model='numpy', fastmath={'contract', 'reassoc'})
+_jit = jit(fastmath={'contract', 'reassoc'})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from rgbd_fusion_seg.jit import jit
 from rgbd_fusion_seg.synthetic.primitives import Primitive, Shape
 
 _CYLINDER, _ELLIPSOID, _ROOM = int(Shape.CYLINDER), int(Shape.ELLIPSOID), int(Shape.ROOM)
 NEAR_M = 0.02
 """Nothing nearer to the camera than this is seen."""
 
-_jit = numba.njit(cache=True, nogil=True, error_model='numpy', fastmath={'contract', 'reassoc'})
+_jit = jit(fastmath={'contract', 'reassoc'})
 
 
 class Solids(NamedTuple):

@@ -9,12 +9,12 @@ the right of the camera: what it cannot reach is a shadow on the left of nearer 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.random import Generator
 
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.jit import jit
 from rgbd_fusion_seg.synthetic.primitives import LABEL
 from rgbd_fusion_seg.synthetic.textures import hash01, value_noise
 
@@ -33,8 +33,6 @@ _WEAKEST = 0.04  # signal, cosine x reflectance x (3 m / depth)^2, that is lost 
 _REFLECTANCE = 0.4  # of a surface whose colour is not given
 _LOSSY = {'mirror': 0.8, 'window': 0.75, 'television': 0.7, 'lamp': 0.3, 'refridgerator': 0.15}
 """Share of the surface that gives no reading: it reflects, swallows or outshines the pattern."""
-
-_jit = numba.njit(cache=True, nogil=True, error_model='numpy')
 
 
 def simulate_kinect(
@@ -96,7 +94,7 @@ def simulate_kinect(
     )
 
 
-@_jit
+@jit
 def _lit(depth: np.ndarray, baseline_px_m: float) -> np.ndarray:
     """bool (H, W): where the projector's pattern arrives.
 
@@ -122,14 +120,14 @@ def _lit(depth: np.ndarray, baseline_px_m: float) -> np.ndarray:
     return lit
 
 
-@_jit
+@jit
 def _slope(before: float, here: float, after: float) -> float:
     """Change of inverse depth per pixel, from the side without an edge."""
     a, b = here - before, after - here
     return a if abs(a) < abs(b) else b
 
 
-@_jit
+@jit
 def _incidence(depth: np.ndarray, u: int, v: int, camera: np.ndarray) -> float:
     """Cosine between the pixel's ray and the surface normal, 1 where it cannot be told.
 
@@ -149,7 +147,7 @@ def _incidence(depth: np.ndarray, u: int, v: int, camera: np.ndarray) -> float:
     return q / np.sqrt((nx * nx + ny * ny + nz * nz) * (x * x + y * y + 1.0))
 
 
-@_jit
+@jit
 def _lost(
     z: float, cosine: float, reflectance: float, loss: float, x: float, y: float, seed: int
 ) -> bool:
@@ -169,7 +167,7 @@ def _lost(
     return loss > 0.0 and loss > 2.0 * (blob - 0.25)
 
 
-@_jit
+@jit
 def _read(
     depth: np.ndarray,
     lit: np.ndarray,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from rgbd_fusion_seg.frame import UNLABELLED
+from rgbd_fusion_seg.jit import jit
 from rgbd_fusion_seg.synthetic.lighting import Lightmap, face_axes, irradiance_at
 from rgbd_fusion_seg.synthetic.primitives import Pattern, Shape
 from rgbd_fusion_seg.synthetic.raycast import Solids, camera_to_unit, cast_ray, face_of
@@ -18,14 +18,8 @@ _TARGET = 0.2  # mean linear brightness an automatic exposure aims at
 _CURVE_RANGE = 4.0
 _SILVER = 0.86  # reflectance of a mirror
 
-_jit = numba.njit(cache=True, nogil=True, error_model='numpy', fastmath={'contract', 'reassoc'})
-_inline = numba.njit(
-    cache=True,
-    nogil=True,
-    error_model='numpy',
-    fastmath={'contract', 'reassoc'},
-    forceinline=True,
-)
+_jit = jit(fastmath={'contract', 'reassoc'})
+_inline = jit(fastmath={'contract', 'reassoc'}, forceinline=True)
 
 
 @_inline

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from rgbd_fusion_seg.jit import jit
 from rgbd_fusion_seg.synthetic.primitives import Material, Pattern
 
 _PLANKS, _WOOD, _TILES = int(Pattern.PLANKS), int(Pattern.WOOD), int(Pattern.TILES)
@@ -26,13 +26,7 @@ MATERIAL_DTYPE = np.dtype(
 
 _NOISE = np.random.Generator(np.random.PCG64(0)).random((128, 128), dtype=np.float32)
 
-_jit = numba.njit(
-    cache=True,
-    nogil=True,
-    error_model='numpy',
-    fastmath={'contract', 'reassoc'},
-    forceinline=True,
-)
+_jit = jit(fastmath={'contract', 'reassoc'}, forceinline=True)
 
 
 def pack_materials(materials: list[Material]) -> np.ndarray:

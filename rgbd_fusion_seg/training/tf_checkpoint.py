@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.jit import jit
 
 TABLE_MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
@@ -261,7 +261,7 @@ def _crc_table() -> np.ndarray:
 _CRC_TABLE = _crc_table()
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _crc32c(data: np.ndarray, table: np.ndarray) -> np.uint32:
     """CRC-32C; eight bytes a step, as checkpoints of hundreds of MB are read."""
     crc = np.uint32(0xFFFFFFFF)

@@ -1,0 +1,70 @@
+"""Tests for rgbd_fusion_seg.jit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from numba.core import caching
+
+from rgbd_fusion_seg import jit as jit_module
+from rgbd_fusion_seg.jit import jit
+
+
+def half(x, y):
+    return x / y
+
+
+@pytest.mark.parametrize('decorate', [jit, jit(fastmath={'contract'})])
+def test_kernels_compile_and_divide_as_numpy_does(decorate):
+    kernel = decorate(half)
+    assert kernel(3.0, 2.0) == 1.5
+    assert kernel(1.0, 0.0) == float('inf')
+    assert kernel.signatures
+    assert kernel.targetoptions['nogil']
+
+
+def test_without_a_folder_for_the_cache_kernels_are_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(caching.CacheImpl, '_locator_classes', [])
+    jit_module._warn_of_missing_cache.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [jit(half)(3.0, 2.0), jit(half)(1.0, 2.0)] == [1.5, 0.5]
+    (told,) = caplog.messages
+    assert 'NUMBA_CACHE_DIR' in told
+
+
+def test_other_errors_of_numba_are_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_args, **_options):
+        raise RuntimeError('something else')
+
+    monkeypatch.setattr(caching.CacheImpl, '__init__', fail)
+    with pytest.raises(RuntimeError, match='something else'):
+        jit(half)
+
+
+def test_a_network_runs_where_nothing_can_be_written(tiny_bundle: Path):
+    """As in a container that knows neither a home of its user nor a disk for him."""
+    code = (
+        'import sys\n'
+        'from pathlib import Path\n'
+        'from numba.core import caching\n'
+        'def no_home(): raise RuntimeError("Could not determine home directory.")\n'
+        'caching.CacheImpl._locator_classes, Path.home = [], no_home\n'
+        'import numpy as np\n'
+        'from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame\n'
+        'from rgbd_fusion_seg.segmenter import Segmenter\n'
+        'frame = RgbdFrame(np.full((48, 64, 3), 255, np.uint8), np.ones((48, 64), np.float32),\n'
+        '                  Intrinsics(60, 60, 32, 24, 64, 48))\n'
+        'print(Segmenter(sys.argv[1]).segment(frame).labels.shape)\n'
+    )
+    environment = {key: value for key, value in os.environ.items() if key != 'XDG_CACHE_HOME'}
+    command = [sys.executable, '-c', code, str(tiny_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, '(48, 64)'), done.stderr
+    assert done.stderr.count('NUMBA_CACHE_DIR') == 1
