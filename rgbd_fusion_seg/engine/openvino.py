@@ -7,19 +7,25 @@ How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
 - One frame at a time on all threads (its latency hint), for frames come one by one.
 - Threads are not bound to cores: the system moves them away from a core that is taken.
 - Sizes that the graph leaves open are fixed to the bundle's.
+- The compiled network is kept in the user's cache folder, which halves the time to open it again.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from rgbd_fusion_seg.bundle import ModelBundle, user_cache
+from rgbd_fusion_seg.bundle import ModelBundle, file_sha256, user_cache
 from rgbd_fusion_seg.engine.agreement import require_agreement
+from rgbd_fusion_seg.engine.engine_files import write_atomically
 from rgbd_fusion_seg.engine.graph_engine import ONNX_TYPES, Declared, GraphEngine, check_graph
 from rgbd_fusion_seg.engine.onnxruntime import thread_count
 from rgbd_fusion_seg.errors import BundleError, EngineError
@@ -31,7 +37,7 @@ PRECISIONS = {'fp32': 'f32', 'bf16': 'bf16'}
 def probe() -> tuple[bool, str]:
     """Return whether OpenVINO is here, and its version or the reason."""
     try:
-        return True, import_module('openvino').__version__
+        return True, the_library().__version__
     except ImportError as error:
         return False, f'{error}; install it with: pip install openvino'
 
@@ -42,7 +48,7 @@ def open_engine(
     precision: str = 'fp32',
     unchecked: bool = False,
     pin_threads: bool = False,
-    cache: bool = False,
+    cache: bool = True,
 ) -> OpenVinoEngine:
     """Open a bundle's network.
 
@@ -54,8 +60,8 @@ def open_engine(
             (see :mod:`rgbd_fusion_seg.engine.agreement`).
         pin_threads: bind each thread to a core. On a machine that does other things too, frames
             then wait for the core that is taken.
-        cache: keep the compiled network in the user's cache folder, which halves the time to
-            open it the next time; OpenVINO itself sees to it that it fits.
+        cache: keep the compiled network in the user's cache folder; where that cannot be written
+            to, it is compiled each time.
 
     Raises:
         BundleError: a file that is no ONNX network, or not that of the card.
@@ -63,7 +69,7 @@ def open_engine(
             the processor does not have, or that has not been checked; a network that OpenVINO
             cannot compile.
     """
-    openvino, core, threads = import_module('openvino'), the_core(), thread_count(num_threads)
+    openvino, core, threads = the_library(), the_core(), thread_count(num_threads)
     _check_precision(core, precision)
     if PRECISIONS[precision] != 'f32' and not unchecked:
         require_agreement(bundle, 'openvino', openvino.__version__, precision)
@@ -73,8 +79,9 @@ def open_engine(
         'INFERENCE_NUM_THREADS': threads,
         'ENABLE_CPU_PINNING': pin_threads,
     }
-    if cache:
-        settings['CACHE_DIR'] = str(user_cache() / 'openvino')
+    kept = CompiledNetworks(user_cache() / 'openvino', bundle) if cache else None
+    if kept is not None and kept.is_ready():
+        settings['CACHE_DIR'] = str(kept.folder)
     model = _read_model(core, bundle, openvino.__version__)
     inputs, outputs = _declared(model.inputs), _declared(model.outputs)
     check_graph(inputs, outputs, bundle)
@@ -86,8 +93,56 @@ def open_engine(
             f'OpenVINO {openvino.__version__} cannot compile {bundle.weights_path} '
             f'({_reason(error)}); take the backend onnxruntime'
         ) from error
+    if kept is not None:
+        kept.seal()
     name = f'openvino (CPU, {precision}, {threads} threads)'
     return OpenVinoEngine(name, bundle, compiled)
+
+
+class CompiledNetworks:
+    """What OpenVINO has compiled of one network and keeps, each file with its hash beside it.
+
+    OpenVINO sees to it that a file fits version, processor and settings, and that it is not cut
+    short. It does not see bytes that changed, as in a file whose last blocks were not on the disk
+    yet when power failed: such a network computes nonsense without a word (OpenVINO 2026.4).
+
+    Args:
+        root: where the folders of all networks lie.
+        bundle: the network and its card.
+    """
+
+    def __init__(self, root: Path, bundle: ModelBundle) -> None:
+        self.folder = root / f'{bundle.name}-{bundle.weights_sha256[:12]}'
+        self._sound: set[Path] = set()
+
+    def is_ready(self) -> bool:
+        """Make the folder and remove damaged files; returns whether it can be used now."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in self.folder.glob('*.blob'):
+                if self._sealed(file) == file_sha256(file):
+                    self._sound.add(file)
+                else:
+                    file.unlink()
+        except OSError:
+            return False
+        return True
+
+    def seal(self) -> None:
+        """Write the hashes of new files; a folder that cannot be written to only costs time."""
+        with suppress(OSError):
+            for file in set(self.folder.glob('*.blob')) - self._sound:
+                write_atomically(self._seal(file), file_sha256(file).encode())
+
+    def _sealed(self, file: Path) -> str:
+        try:
+            return self._seal(file).read_text(encoding='ascii')
+        except (OSError, UnicodeError):
+            return ''
+
+    @staticmethod
+    def _seal(file: Path) -> Path:
+        return file.with_suffix('.sha256')
 
 
 class OpenVinoEngine(GraphEngine):
@@ -137,6 +192,24 @@ def _check_precision(core: Any, precision: str) -> None:
         raise EngineError('this processor does not compute in bf16; choose the precision fp32')
 
 
+def the_library() -> ModuleType:
+    """Import OpenVINO without its reports, and return it.
+
+    Left alone, each import sends an event to its maker, from a thread of its own, through the
+    package openvino-telemetry. OpenVINO does without that one where it is absent.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    absent = {'openvino_telemetry': None} if 'openvino_telemetry' not in sys.modules else {}
+    sys.modules.update(absent)
+    try:
+        return import_module('openvino')
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
 @functools.cache
 def the_core() -> Any:
     """Return OpenVINO's one Core of this process.
@@ -145,7 +218,7 @@ def the_core() -> Any:
     the one before, whether or not that is still there: when two end in the order in which they
     were made, the next Ctrl-C crashes the process (OpenVINO 2026.4).
     """
-    return import_module('openvino').Core()
+    return the_library().Core()
 
 
 def _read_model(core: Any, bundle: ModelBundle, version: str) -> Any:
