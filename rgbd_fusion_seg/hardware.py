@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,12 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what lies unused in the C library's free lists."""
+    with suppress(OSError, AttributeError):  # other C libraries than glibc have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_model_and_flags() -> tuple[str, frozenset[str]]:

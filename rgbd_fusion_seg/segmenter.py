@@ -25,6 +25,7 @@ from rgbd_fusion_seg.errors import (
     RgbdFusionSegError,
 )
 from rgbd_fusion_seg.frame import SENSORS, UNLABELLED, Intrinsics, RgbdFrame, Segmentation
+from rgbd_fusion_seg.hardware import release_freed_memory
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import (
     depth_image,
@@ -259,6 +260,7 @@ class Segmenter:
         self.segment(RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera))
         for alone in self._alone.values():
             alone.warm_up()
+        release_freed_memory()  # 1 to 2 MB that loading the kernels left
 
     def close(self) -> None:
         """Free the engines; closing again does nothing."""

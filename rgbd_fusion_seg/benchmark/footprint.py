@@ -14,15 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 
 _PATIENCE_S = 600
-_FRAMES = 3
+_FRAMES = 10
+_FRAME_SIZE = (640, 480)
 
 
 def footprint(bundle: ModelBundle, backend: str, options: Mapping[str, Any]) -> dict[str, float]:
-    """Open an engine in a fresh process and label some frames with it.
+    """Open an engine in a fresh process and label some frames of 640x480 with it.
 
     Returns:
         ``import_s``: importing the backend's library; ``load_s``: opening the engine after that;
@@ -69,14 +73,23 @@ def measure(request: Mapping[str, Any]) -> dict[str, float]:
     segmenter = Segmenter(bundle, request['backend'], **request['options'])
     loaded_s = time.perf_counter()
     with segmenter:
+        segmenter.warm_up()
+        frame = _frame(bundle)
         for _ in range(_FRAMES):
-            segmenter.warm_up()
+            segmenter.segment(frame)
         return {
             'import_s': round(imported_s - began_s, 3),
             'load_s': round(loaded_s - loading_s, 3),
             'rss_mib': _memory_mib('VmRSS'),
             'peak_rss_mib': _memory_mib('VmHWM'),
         }
+
+
+def _frame(bundle: ModelBundle) -> RgbdFrame:
+    width, height = (bundle.fused.width, bundle.fused.height) if bundle.fused else _FRAME_SIZE
+    camera = Intrinsics(width, width, width / 2, height / 2, width, height)
+    rgb = np.zeros((height, width, 3), dtype=np.uint8)
+    return RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera)
 
 
 def _memory_mib(entry: str) -> float:

@@ -19,18 +19,16 @@ How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.graph_engine import GraphEngine, check_graph
 from rgbd_fusion_seg.errors import BundleError, EngineError
-from rgbd_fusion_seg.hardware import usable_cores
+from rgbd_fusion_seg.hardware import release_freed_memory, usable_cores
 
 CPU = ('CPUExecutionProvider',)
 SPIN_US = 10
@@ -173,8 +171,7 @@ def open_session(
         for name, size in sizes.items():
             options.add_free_dimension_override_by_name(name, size)
         session = _session(bundle, options, providers)
-    with suppress(OSError, AttributeError):  # other C libraries than glibc have no such function
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
     return session
 
 
