@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
+from rgbd_fusion_seg.card import Card, read_card
 from rgbd_fusion_seg.errors import BundleError
 from rgbd_fusion_seg.frame import SENSORS
+from rgbd_fusion_seg.locations import CARD_NAME, find_bundle
 
-CARD_NAME = 'model.yaml'
 CARD_FORMAT = 1
 DEFAULT_BUNDLE = 'rfbnet_erfnet_nyu40'
 MODALITIES = ('rgb', 'hha', 'depth')
@@ -245,47 +243,6 @@ def sensor_of(modality: str) -> str:
     return 'rgb' if modality == 'rgb' else 'depth'
 
 
-def bundle_folders() -> list[Path]:
-    """Return the folders searched for bundles by name, in order.
-
-    ``$RGBD_FUSION_SEG_MODELS`` (path list), the source tree, the ament share folder of every
-    prefix on ``AMENT_PREFIX_PATH``, the share folder of this Python installation, and the user's
-    cache, where fused forms of bundles in read-only folders lie.
-    """
-    folders = [
-        Path(p) for p in os.environ.get('RGBD_FUSION_SEG_MODELS', '').split(os.pathsep) if p
-    ]
-    folders.append(Path(__file__).resolve().parent.parent / 'models')
-    prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
-    folders += [Path(p) / 'share' / 'rgbd_fusion_seg' / 'models' for p in [*prefixes, sys.prefix]]
-    with suppress(RuntimeError):  # of a user without a home
-        folders.append(user_cache() / 'bundles')
-    return [f for f in dict.fromkeys(folders) if f.is_dir()]
-
-
-def user_cache() -> Path:
-    """Return the user's folder for what is made here and cannot lie beside its bundle."""
-    base = os.environ.get('XDG_CACHE_HOME', '')
-    root = Path(base) if os.path.isabs(base) else _home() / '.cache'
-    return root / 'rgbd_fusion_seg'
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # a user whom the system does not know, as containers are given
-        return Path('/nonexistent')  # what Debian calls the home of those who have none
-
-
-def list_bundles() -> list[Path]:
-    """Return the folder of every bundle that can be opened by name."""
-    found: dict[str, Path] = {}
-    for folder in bundle_folders():
-        for card in sorted(folder.glob(f'*/{CARD_NAME}')):
-            found.setdefault(card.parent.name, card.parent)
-    return list(found.values())
-
-
 def load_bundle(path_or_name: str | os.PathLike[str] = DEFAULT_BUNDLE) -> ModelBundle:
     """Load and validate a bundle.
 
@@ -298,16 +255,8 @@ def load_bundle(path_or_name: str | os.PathLike[str] = DEFAULT_BUNDLE) -> ModelB
             weights, weights whose hash is not the card's, or a bundle inside it of which this
             holds, or that does not belong to it.
     """
-    folder = _find(path_or_name)
-    card_path = folder / CARD_NAME
-    try:
-        card = yaml.safe_load(card_path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = ' '.join(str(error).split())
-        raise BundleError(f'the card {card_path} cannot be read: {reason}') from error
-    if not isinstance(card, dict):
-        raise BundleError(f'the card {card_path} is not a YAML mapping; export the bundle again')
-    return _validated(_Card(card, card_path), folder)
+    folder = find_bundle(path_or_name)
+    return _validated(read_card(folder / CARD_NAME), folder)
 
 
 def file_sha256(path: Path) -> str:
@@ -319,71 +268,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _find(path_or_name: str | os.PathLike[str]) -> Path:
-    path = Path(path_or_name).expanduser()
-    if path.name == CARD_NAME and path.is_file():
-        return path.parent
-    if (path / CARD_NAME).is_file():
-        return path
-    if path.is_dir():
-        raise BundleError(f'{path} is no bundle: it has no {CARD_NAME}; name a bundle folder')
-    known = {folder.name: folder for folder in list_bundles()}
-    name, *inside = path.parts or ('',)
-    if name in known and (known[name].joinpath(*inside) / CARD_NAME).is_file():
-        return known[name].joinpath(*inside)
-    raise BundleError(
-        f'there is no bundle at or called {str(path_or_name)!r}; give a folder with a '
-        f'{CARD_NAME} or one of these names: {", ".join(sorted(known)) or "(none installed)"}'
-    )
-
-
-class _Card:
-    """Typed access to the entries of a card, with errors that name the entry and the file."""
-
-    def __init__(self, card: dict[str, Any], path: Path) -> None:
-        self.card, self.path = card, path
-
-    def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
-        value: Any = self.card
-        for part in key.split('.'):
-            if not isinstance(value, dict) or part not in value:
-                raise BundleError(
-                    f'the card {self.path} lacks the entry {key!r}; export the bundle again'
-                )
-            value = value[part]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.wrong(key, value)
-        return value
-
-    def wrong(self, key: str, value: Any) -> BundleError:
-        return BundleError(
-            f'the card {self.path} has an unusable entry {key!r}: {value!r:.80}; export the '
-            'bundle again'
-        )
-
-    def flag(self, key: str) -> bool:
-        *parents, last = key.split('.')
-        value = self.get('.'.join(parents), dict).get(last, False)
-        if not isinstance(value, bool):
-            raise self.wrong(key, value)
-        return value
-
-    def numbers(self, key: str, count: int) -> np.ndarray:
-        value = self.get(key, list)
-        numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(value) != count or numbers != value or not np.isfinite(value).all():
-            raise self.wrong(key, value)
-        return np.asarray(value, dtype=np.float32)
-
-    def tensor(self, key: str) -> TensorInput:
-        height, width = self.get(f'{key}.height', int), self.get(f'{key}.width', int)
-        mean, std = self.numbers(f'{key}.mean', 3), self.numbers(f'{key}.std', 3)
-        if height <= 0 or width <= 0 or not (std > 0).all():
-            raise self.wrong(key, self.get(key, dict))
-        return TensorInput(height, width, mean, std)
-
-
-def _validated(card: _Card, folder: Path) -> ModelBundle:
+def _validated(card: Card, folder: Path) -> ModelBundle:
     if card.get('format', int) != CARD_FORMAT:
         raise BundleError(
             f'the card {card.path} has format {card.card["format"]}, this version reads format '
@@ -416,12 +301,12 @@ def _validated(card: _Card, folder: Path) -> ModelBundle:
     )
 
 
-def _inputs(card: _Card) -> dict[str, TensorInput]:
+def _inputs(card: Card) -> dict[str, TensorInput]:
     """Return the inputs by name, the leading one first."""
     listed = card.get('inputs', dict)
     if not listed or set(listed) - set(MODALITIES):
         raise card.wrong('inputs', sorted(listed))
-    inputs = {name: card.tensor(f'inputs.{name}') for name in MODALITIES if name in listed}
+    inputs = {name: _tensor(card, f'inputs.{name}') for name in MODALITIES if name in listed}
     if len({(inputs[name].width, inputs[name].height) for name in inputs if name != 'rgb'}) > 1:
         raise BundleError(
             f'the card {card.path} gives the inputs hha and depth different sizes, but both are '
@@ -430,7 +315,15 @@ def _inputs(card: _Card) -> dict[str, TensorInput]:
     return inputs
 
 
-def _stride_and_dynamic(card: _Card, leading: TensorInput) -> tuple[int, DynamicAxes]:
+def _tensor(card: Card, key: str) -> TensorInput:
+    height, width = card.get(f'{key}.height', int), card.get(f'{key}.width', int)
+    mean, std = card.numbers(f'{key}.mean', 3), card.numbers(f'{key}.std', 3)
+    if height <= 0 or width <= 0 or not (std > 0).all():
+        raise card.wrong(key, card.get(key, dict))
+    return TensorInput(height, width, mean, std)
+
+
+def _stride_and_dynamic(card: Card, leading: TensorInput) -> tuple[int, DynamicAxes]:
     stride = card.get('output.stride', int)
     if stride <= 0 or leading.height % stride or leading.width % stride:
         raise card.wrong('output.stride', stride)
@@ -445,7 +338,7 @@ def _stride_and_dynamic(card: _Card, leading: TensorInput) -> tuple[int, Dynamic
     return stride, axes
 
 
-def _fused(card: _Card, inputs: Mapping[str, TensorInput], dynamic: DynamicAxes) -> FusedForm:
+def _fused(card: Card, inputs: Mapping[str, TensorInput], dynamic: DynamicAxes) -> FusedForm:
     width, height = card.get('fused.width', int), card.get('fused.height', int)
     hha, sha256 = card.flag('fused.hha'), card.get('fused.base.sha256', str)
     impossible = dynamic.batch or dynamic.size or 'depth' in inputs
@@ -460,7 +353,7 @@ def _test_mean_iou(bundle: ModelBundle) -> float:
 
 
 def _single_sensor(
-    card: _Card, folder: Path, inputs: Mapping[str, TensorInput], class_names: tuple[str, ...]
+    card: Card, folder: Path, inputs: Mapping[str, TensorInput], class_names: tuple[str, ...]
 ) -> dict[str, ModelBundle]:
     """Return the bundles inside a bundle by modality."""
     listed = card.get('single_sensor', dict) if 'single_sensor' in card.card else {}
@@ -501,7 +394,7 @@ def _check_part(
         )
 
 
-def _classes(card: _Card) -> tuple[tuple[str, ...], np.ndarray]:
+def _classes(card: Card) -> tuple[tuple[str, ...], np.ndarray]:
     names: list[str] = []
     colors: list[list[int]] = []
     for index, entry in enumerate(card.get('classes', list)):
@@ -528,7 +421,7 @@ def _classes(card: _Card) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(names), np.asarray(colors, dtype=np.uint8)
 
 
-def _weights(card: _Card, folder: Path) -> tuple[Path, str]:
+def _weights(card: Card, folder: Path) -> tuple[Path, str]:
     name, expected = card.get('weights.file', str), card.get('weights.sha256', str).lower()
     if Path(name).name != name:
         raise card.wrong('weights.file', name)

@@ -16,16 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from rgbd_fusion_seg.bundle import (
-    DEFAULT_BUNDLE,
-    ModelBundle,
-    bundle_folders,
-    list_bundles,
-    load_bundle,
-)
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.errors import RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.hardware import cpu_model_and_flags, usable_cores
+from rgbd_fusion_seg.locations import bundle_folders, list_bundles
 from rgbd_fusion_seg.ros_environment import (
     PROFILE_VARIABLES,
     fastdds_profile,

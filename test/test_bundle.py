@@ -10,14 +10,9 @@ import pytest
 import yaml
 from bundles import CLASS_NAMES, MEAN, MEAN_M, STD, tiny_card, write_bundle
 
-from rgbd_fusion_seg.bundle import (
-    FusedForm,
-    bundle_folders,
-    file_sha256,
-    list_bundles,
-    load_bundle,
-)
+from rgbd_fusion_seg.bundle import FusedForm, file_sha256, load_bundle
 from rgbd_fusion_seg.errors import BundleError
+from rgbd_fusion_seg.locations import bundle_folders, list_bundles
 
 MISSING = object()
 

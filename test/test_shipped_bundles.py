@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from rgbd_fusion_seg.bundle import CARD_NAME, DEFAULT_BUNDLE, load_bundle
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, load_bundle
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
 from rgbd_fusion_seg.replay.folders import read_frames

@@ -12,11 +12,12 @@ from bundles import tiny_card, tiny_network, write_bundle
 from single_sensor_bundles import MEAN_IOU, change_card, write_with_parts
 
 from rgbd_fusion_seg import doctor, engine
-from rgbd_fusion_seg.bundle import list_bundles, load_bundle
+from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.depth import grey_picture, has_readings
 from rgbd_fusion_seg.engine_building.fused_graph import fuse
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.locations import list_bundles
 from rgbd_fusion_seg.segmenter import Segmenter
 
 SENSOR = {'rgb': 'rgb', 'hha': 'depth'}

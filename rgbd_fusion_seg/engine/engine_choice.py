@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rgbd_fusion_seg.bundle import ModelBundle, list_bundles
+from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.engine_files import (
     EngineCard,
@@ -21,6 +21,7 @@ from rgbd_fusion_seg.engine.engine_files import (
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS
 from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.locations import list_bundles
 
 PRECISIONS = ('fp16', 'bf16', 'fp32')
 """Best first."""

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from rgbd_fusion_seg.bundle import ModelBundle, user_cache
+from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.locations import user_cache
 
 CARD_FORMAT = 1
 SUFFIX = '.engine'

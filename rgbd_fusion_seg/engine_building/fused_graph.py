@@ -22,14 +22,7 @@ import yaml
 from onnx_ir import DataType
 
 from rgbd_fusion_seg import hha as hha_encoding
-from rgbd_fusion_seg.bundle import (
-    CARD_NAME,
-    ModelBundle,
-    TensorInput,
-    file_sha256,
-    load_bundle,
-    user_cache,
-)
+from rgbd_fusion_seg.bundle import ModelBundle, TensorInput, file_sha256, load_bundle
 from rgbd_fusion_seg.engine_building import fused_hha
 from rgbd_fusion_seg.engine_building.graph_building import (
     OpBuilder,
@@ -41,6 +34,7 @@ from rgbd_fusion_seg.engine_building.graph_building import (
 )
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED
+from rgbd_fusion_seg.locations import CARD_NAME, user_cache
 
 SCOPE = 'fused'
 """Names of the nodes around the network begin with this and a slash; they are to stay float32."""

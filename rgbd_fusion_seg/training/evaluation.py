@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.bundle import CARD_NAME, load_bundle
+from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix

@@ -18,11 +18,12 @@ import torch
 import yaml
 
 from rgbd_fusion_seg import hha
-from rgbd_fusion_seg.bundle import CARD_FORMAT, CARD_NAME, ModelBundle, file_sha256, load_bundle
+from rgbd_fusion_seg.bundle import CARD_FORMAT, ModelBundle, file_sha256, load_bundle
 from rgbd_fusion_seg.engine import Engine, open_engine
 from rgbd_fusion_seg.engine_building.fused_graph import check_frame_size, fused_beside
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
+from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import network_inputs
 from rgbd_fusion_seg.replay.report import table_text

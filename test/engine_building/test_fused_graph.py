@@ -22,13 +22,14 @@ from onnxruntime import InferenceSession  # noqa: E402
 
 from rgbd_fusion_seg import doctor  # noqa: E402
 from rgbd_fusion_seg import hha as hha_encoding  # noqa: E402
-from rgbd_fusion_seg.bundle import ModelBundle, list_bundles, load_bundle  # noqa: E402
+from rgbd_fusion_seg.bundle import ModelBundle, load_bundle  # noqa: E402
 from rgbd_fusion_seg.cli import main  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.engine.engine_files import belongs_to, list_engines  # noqa: E402
 from rgbd_fusion_seg.engine_building.fused_graph import fuse, fused_beside, fused_name  # noqa: E402
 from rgbd_fusion_seg.errors import BundleError, EngineError, FrameError, InputError  # noqa: E402
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame  # noqa: E402
+from rgbd_fusion_seg.locations import list_bundles  # noqa: E402
 from rgbd_fusion_seg.postprocess import labels_and_confidence  # noqa: E402
 from rgbd_fusion_seg.preprocess import hha_image, rgb_image  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402

@@ -11,10 +11,11 @@ import pytest
 from bundles import tiny_network, with_open_sizes, write_bundle
 from onnx import TensorProto, helper, numpy_helper
 
-from rgbd_fusion_seg.bundle import CARD_NAME, load_bundle
+from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.engine_building import fused_graph, precision
 from rgbd_fusion_seg.engine_building.precision import typed_network
 from rgbd_fusion_seg.errors import BundleError
+from rgbd_fusion_seg.locations import CARD_NAME
 
 MODELS = Path(__file__).resolve().parents[2] / 'models'
 SHIPPED = sorted(card.parent for card in MODELS.glob(f'*/{CARD_NAME}'))

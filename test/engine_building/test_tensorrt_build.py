@@ -17,7 +17,7 @@ import pytest
 from bundles import tiny_card, tiny_network, with_open_sizes, write_bundle
 from onnx import helper
 
-from rgbd_fusion_seg.bundle import CARD_NAME, ModelBundle, load_bundle
+from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.cli import main
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.engine_files import list_engines, read_card, read_plan
@@ -27,6 +27,7 @@ from rgbd_fusion_seg.engine_building.build_options import BuildOptions
 from rgbd_fusion_seg.engine_building.build_progress import Progress
 from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
+from rgbd_fusion_seg.locations import CARD_NAME
 
 REASON = 'needs TensorRT-RTX (pip install .[tensorrt-rtx])'
 pytest.importorskip('tensorrt_rtx_libs', reason=REASON)

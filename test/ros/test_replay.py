@@ -15,7 +15,8 @@ from ros_harness import Client, NodeProcess, mask_stamps
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, list_bundles
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+from rgbd_fusion_seg.locations import list_bundles
 from rgbd_fusion_seg.replay.bags import folder_to_bag, read_frames
 from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array, stamp_to_ns
 

@@ -1,0 +1,78 @@
+"""The entries of a bundle's card (``model.yaml``), each checked when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rgbd_fusion_seg.errors import BundleError
+
+
+def read_card(path: Path) -> Card:
+    """Read a card.
+
+    Raises:
+        BundleError: it cannot be read, or is no YAML mapping.
+    """
+    try:
+        card = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = ' '.join(str(error).split())
+        raise BundleError(f'the card {path} cannot be read: {reason}') from error
+    if not isinstance(card, dict):
+        raise BundleError(f'the card {path} is not a YAML mapping; export the bundle again')
+    return Card(card, path)
+
+
+class Card:
+    """Typed access to the entries of a card.
+
+    Args:
+        card: the card, as parsed.
+        path: of its file, for errors.
+
+    Raises:
+        BundleError: by the methods, for an entry that is absent or wrong; it names entry and file.
+    """
+
+    def __init__(self, card: dict[str, Any], path: Path) -> None:
+        self.card, self.path = card, path
+
+    def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        """Return the entry at a path of keys joined by dots; of one of the types, no flag."""
+        value: Any = self.card
+        for part in key.split('.'):
+            if not isinstance(value, dict) or part not in value:
+                raise BundleError(
+                    f'the card {self.path} lacks the entry {key!r}; export the bundle again'
+                )
+            value = value[part]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.wrong(key, value)
+        return value
+
+    def wrong(self, key: str, value: Any) -> BundleError:
+        """Return the error that an entry cannot be used."""
+        return BundleError(
+            f'the card {self.path} has an unusable entry {key!r}: {value!r:.80}; export the '
+            'bundle again'
+        )
+
+    def flag(self, key: str) -> bool:
+        """Return whether an entry is there and true."""
+        *parents, last = key.split('.')
+        value = self.get('.'.join(parents), dict).get(last, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value)
+        return value
+
+    def numbers(self, key: str, count: int) -> np.ndarray:
+        """Return a list of so many finite numbers as float32 (count,)."""
+        value = self.get(key, list)
+        numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(value) != count or numbers != value or not np.isfinite(value).all():
+            raise self.wrong(key, value)
+        return np.asarray(value, dtype=np.float32)

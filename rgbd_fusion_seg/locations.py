@@ -1,0 +1,75 @@
+"""Where bundles lie, and where what is made at run time is kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from rgbd_fusion_seg.errors import BundleError
+
+CARD_NAME = 'model.yaml'
+"""The file that makes a folder a bundle."""
+
+
+def bundle_folders() -> list[Path]:
+    """Return the folders searched for bundles by name, in order.
+
+    ``$RGBD_FUSION_SEG_MODELS`` (path list), the source tree, the ament share folder of every
+    prefix on ``AMENT_PREFIX_PATH``, the share folder of this Python installation, and the user's
+    cache, where fused forms of bundles in read-only folders lie.
+    """
+    folders = [
+        Path(p) for p in os.environ.get('RGBD_FUSION_SEG_MODELS', '').split(os.pathsep) if p
+    ]
+    folders.append(Path(__file__).resolve().parent.parent / 'models')
+    prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+    folders += [Path(p) / 'share' / 'rgbd_fusion_seg' / 'models' for p in [*prefixes, sys.prefix]]
+    folders.append(user_cache() / 'bundles')
+    return [f for f in dict.fromkeys(folders) if f.is_dir()]
+
+
+def user_cache() -> Path:
+    """Return the user's folder for what is made here and cannot lie beside its bundle."""
+    base = os.environ.get('XDG_CACHE_HOME', '')
+    root = Path(base) if os.path.isabs(base) else _home() / '.cache'
+    return root / 'rgbd_fusion_seg'
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user whom the system does not know, as containers are given
+        return Path('/nonexistent')  # what Debian calls the home of those who have none
+
+
+def list_bundles() -> list[Path]:
+    """Return the folder of every bundle that can be opened by name."""
+    found: dict[str, Path] = {}
+    for folder in bundle_folders():
+        for card in sorted(folder.glob(f'*/{CARD_NAME}')):
+            found.setdefault(card.parent.name, card.parent)
+    return list(found.values())
+
+
+def find_bundle(path_or_name: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle, given as that folder, its card, or its name.
+
+    Raises:
+        BundleError: there is none.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.name == CARD_NAME and path.is_file():
+        return path.parent
+    if (path / CARD_NAME).is_file():
+        return path
+    if path.is_dir():
+        raise BundleError(f'{path} is no bundle: it has no {CARD_NAME}; name a bundle folder')
+    known = {folder.name: folder for folder in list_bundles()}
+    name, *inside = path.parts or ('',)
+    if name in known and (known[name].joinpath(*inside) / CARD_NAME).is_file():
+        return known[name].joinpath(*inside)
+    raise BundleError(
+        f'there is no bundle at or called {str(path_or_name)!r}; give a folder with a '
+        f'{CARD_NAME} or one of these names: {", ".join(sorted(known)) or "(none installed)"}'
+    )
