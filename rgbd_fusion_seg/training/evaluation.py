@@ -30,6 +30,7 @@ from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, read_frame
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
+from rgbd_fusion_seg.training.inputs import Normaliser, whole_frames
 from rgbd_fusion_seg.training.metrics import (
     SetScores,
     boundary_f,
@@ -46,7 +47,6 @@ from rgbd_fusion_seg.training.predictors import (
 )
 from rgbd_fusion_seg.training.report import headline, write_frame, write_report
 from rgbd_fusion_seg.training.single_sensor import card_with_parts
-from rgbd_fusion_seg.training.views import Normaliser, whole_frames
 
 if TYPE_CHECKING:  # export need not wait for it, which loads for seconds
     from lightning_fabric import Fabric

@@ -18,7 +18,7 @@ from rgbd_fusion_seg.preprocess import depth_image, hha_image, rgb_image
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.training.checkpoints import Checkpoint, load_checkpoint
 from rgbd_fusion_seg.training.datasets.base import ClassSet
-from rgbd_fusion_seg.training.views import Normaliser
+from rgbd_fusion_seg.training.inputs import Normaliser
 
 CHECKPOINT_SUFFIX = '.safetensors'
 

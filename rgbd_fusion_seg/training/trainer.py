@@ -39,6 +39,7 @@ from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
 from rgbd_fusion_seg.training.initialisation import make_network, origins
+from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
 from rgbd_fusion_seg.training.monitor import Monitor
 from rgbd_fusion_seg.training.networks.branches import synchronise_norms
@@ -47,7 +48,7 @@ from rgbd_fusion_seg.training.optimiser import (
     build_optimiser,
     set_learning_rates,
 )
-from rgbd_fusion_seg.training.views import Normaliser, TrainingViews, channel_statistics
+from rgbd_fusion_seg.training.views import TrainingViews
 
 LOG_EVERY = 10
 """Steps between looks at the loss and the clock, which make a GPU wait."""

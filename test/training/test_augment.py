@@ -24,7 +24,9 @@ from rgbd_fusion_seg.frame import Intrinsics  # noqa: E402
 from rgbd_fusion_seg.training import augment  # noqa: E402
 from rgbd_fusion_seg.training.augment import AugmentConfig, draw_view  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, TrainConfig  # noqa: E402
-from rgbd_fusion_seg.training.views import TrainingViews, channel_statistics, window  # noqa: E402
+from rgbd_fusion_seg.training.inputs import channel_statistics  # noqa: E402
+from rgbd_fusion_seg.training.view_reader import window  # noqa: E402
+from rgbd_fusion_seg.training.views import TrainingViews  # noqa: E402
 
 STILL = {
     'brightness': 0, 'contrast': 0, 'saturation': 0, 'hue': 0, 'noise': 0, 'hha_shift': 0,

@@ -16,7 +16,7 @@ from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets.prepare import prepare_frames  # noqa: E402
 from rgbd_fusion_seg.training.evaluation import evaluate_network  # noqa: E402
-from rgbd_fusion_seg.training.views import Normaliser  # noqa: E402
+from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 
 SCRIPT = """
 import sys

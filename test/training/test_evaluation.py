@@ -31,8 +31,8 @@ from rgbd_fusion_seg.training.evaluation import (  # noqa: E402
     predicted_labels,
     score_source,
 )
+from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
-from rgbd_fusion_seg.training.views import Normaliser  # noqa: E402
 
 CLASSES = ClassSet('six', tuple('abcdef'), np.arange(18, dtype=np.uint8).reshape(6, 3))
 NORMALISE = Normaliser({'rgb': ([0.0] * 3, [1.0] * 3)})
@@ -121,7 +121,7 @@ from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.evaluation import evaluate_network
 from rgbd_fusion_seg.training.networks import build_network
-from rgbd_fusion_seg.training.views import Normaliser
+from rgbd_fusion_seg.training.inputs import Normaliser
 
 torch.set_num_threads(1)
 processes = int(sys.argv[1])

@@ -16,6 +16,7 @@ from rgbd_fusion_seg.training.checkpoints import (  # noqa: E402
     save_checkpoint,
 )
 from rgbd_fusion_seg.training.datasets.base import ClassSet  # noqa: E402
+from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
 from rgbd_fusion_seg.training.predictors import (  # noqa: E402
     NetworkPredictor,
@@ -25,7 +26,6 @@ from rgbd_fusion_seg.training.predictors import (  # noqa: E402
     open_predictor,
     usable_device,
 )
-from rgbd_fusion_seg.training.views import Normaliser  # noqa: E402
 
 STATISTICS = {
     'rgb': ([120.0, 110.0, 100.0], [60.0, 70.0, 80.0]),

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip('torch')
+
+from rgbd_fusion_seg.training import augment
+from rgbd_fusion_seg.training.augment import AugmentConfig
+from rgbd_fusion_seg.training.view_reader import window
+
+
+@pytest.mark.parametrize('zoom', [1.0, 1.2, 2.0, 4.0])
+def test_a_window_is_no_larger_than_what_is_shown(zoom):
+    config = AugmentConfig(min_zoom=zoom, max_zoom=zoom, whole=0, aspect=1)
+    pyramid = [np.zeros((1, s * 60, s * 80, 3), np.uint8) for s in (1, 2, 4)]
+    size = (120, 160)
+    for seed in range(20):
+        view = augment.draw_view(config, (240, 320), np.random.default_rng(seed))
+        level, rows, columns, pixel_map = window(pyramid, view, size)
+        image = pyramid[level][0, rows, columns]
+        width = {1.0: 160, 1.2: 160, 2.0: 320, 4.0: 320}[zoom]
+        assert abs(pixel_map[0, 0]) == pytest.approx(width / zoom / 160)
+        np.testing.assert_array_less(image.shape[:2], np.array([60, 80]) * width / 80 / zoom + 4)
