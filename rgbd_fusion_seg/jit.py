@@ -42,7 +42,7 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 @functools.cache
 def _warn_of_missing_cache() -> None:
     _log.warning(
-        'kernels are compiled again at every start, which takes some seconds, for neither the '
+        'kernels are compiled again at every start, for about ten seconds, as neither the '
         "folder of rgbd_fusion_seg nor the user's cache folder can be written to; set "
         'NUMBA_CACHE_DIR to a folder that can'
     )
