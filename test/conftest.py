@@ -9,6 +9,8 @@ from pathlib import Path
 import nyu_packs
 import pytest
 
+import rgbd_fusion_seg  # noqa: F401  Before ONNX Runtime, whose reports it switches off.
+
 # Before torch is loaded, here or in a process that a test starts: on tensors as small as those of
 # tests, more threads only wait for each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
