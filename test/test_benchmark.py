@@ -32,6 +32,7 @@ USABLE = {backend.name for backend in available_backends() if backend.usable}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     return tmp_path / 'cache'
 
@@ -129,7 +130,9 @@ def test_the_command_compares_all_engines_on_a_recording(folder, tiny_bundle, tm
         assert f'not compared: {name}: {result["not_compared"][name]}' in printed
     if 'openvino bf16' in engines:
         bundle = load_bundle(tiny_bundle)
-        kept = json.loads(record_path(bundle, 'openvino', 'bf16').read_text())
+        path = record_path(bundle, 'openvino', 'bf16')
+        assert result['kept'] == [f'~/{path.relative_to(tmp_path)}']
+        kept = json.loads(path.read_text())
         agreement = engines['openvino bf16']['label_agreement']
         assert kept['label_agreement'] == agreement == counted_agreement(tiny_bundle, folder)
         if agreement >= 0.995:

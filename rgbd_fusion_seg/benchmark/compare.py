@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -355,10 +356,16 @@ def _keep_agreements(
             measured_at=now,
         )
         try:
-            kept[row['label']] = str(write_agreement(bundle, agreement))
+            kept[row['label']] = _from_home(write_agreement(bundle, agreement))
         except EngineError as error:
             _log.warning('%s', error)
     return kept
+
+
+def _from_home(path: Path) -> str:
+    """Return a path as ``~/…`` where it lies there, so that results tell nothing of a user."""
+    home = Path(os.path.expanduser('~'))
+    return f'~/{path.relative_to(home)}' if path.is_relative_to(home) else str(path)
 
 
 def _gpu() -> str | None:
