@@ -30,17 +30,20 @@ def bundle_folders() -> list[Path]:
 
 
 def user_cache() -> Path:
-    """Return the user's folder for what is made here and cannot lie beside its bundle."""
+    """Return the user's folder for what is made here and cannot lie beside its bundle.
+
+    A user without a home, or with that of another as containers often give him, gets a folder
+    that does not exist and cannot be made.
+    """
     base = os.environ.get('XDG_CACHE_HOME', '')
-    root = Path(base) if os.path.isabs(base) else _home() / '.cache'
-    return root / 'rgbd_fusion_seg'
-
-
-def _home() -> Path:
     try:
-        return Path.home()
-    except RuntimeError:  # a user whom the system does not know, as containers are given
-        return Path('/nonexistent')  # what Debian calls the home of those who have none
+        root = Path(base) if os.path.isabs(base) else Path.home() / '.cache'
+        os.stat(root / 'rgbd_fusion_seg' / 'any')
+    except (RuntimeError, PermissionError):
+        root = Path('/nonexistent')  # what Debian calls the home of those who have none
+    except OSError:  # not made yet
+        pass
+    return root / 'rgbd_fusion_seg'
 
 
 def list_bundles() -> list[Path]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -337,3 +340,18 @@ def test_the_hash_may_be_written_in_capitals(tmp_path: Path):
     loud['weights']['sha256'] = card['weights']['sha256'].upper()
     (folder / 'model.yaml').write_text(yaml.safe_dump(loud))
     assert load_bundle(folder).weights_sha256 == card['weights']['sha256']
+
+
+def test_a_home_of_another_user_is_no_obstacle(tmp_path: Path):
+    (tmp_path / 'home').mkdir(mode=0)
+    code = (
+        'import os\n'
+        'from rgbd_fusion_seg.locations import list_bundles, user_cache\n'
+        'os.geteuid() or os.setuid(12345)\n'
+        'print(len(list_bundles()) > 0, user_cache())\n'
+    )
+    environment = {key: value for key, value in os.environ.items() if key != 'XDG_CACHE_HOME'}
+    environment['HOME'] = str(tmp_path / 'home')
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == 'True /nonexistent/rgbd_fusion_seg\n', done.stderr
