@@ -26,7 +26,8 @@ def bundle_folders() -> list[Path]:
     prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
     folders += [Path(p) / 'share' / 'rgbd_fusion_seg' / 'models' for p in [*prefixes, sys.prefix]]
     folders.append(user_cache() / 'bundles')
-    return [f for f in dict.fromkeys(folders) if f.is_dir()]
+    # Unlike Path.is_dir, this takes a folder that may not be looked into for none.
+    return [f for f in dict.fromkeys(folders) if os.path.isdir(f)]
 
 
 def user_cache() -> Path:

@@ -346,12 +346,13 @@ def test_a_home_of_another_user_is_no_obstacle(tmp_path: Path):
     (tmp_path / 'home').mkdir(mode=0)
     code = (
         'import os\n'
-        'from rgbd_fusion_seg.locations import list_bundles, user_cache\n'
+        'from rgbd_fusion_seg.locations import bundle_folders, user_cache\n'
         'os.geteuid() or os.setuid(12345)\n'
-        'print(len(list_bundles()) > 0, user_cache())\n'
+        'bundle_folders()\n'
+        'print(user_cache())\n'
     )
     environment = {key: value for key, value in os.environ.items() if key != 'XDG_CACHE_HOME'}
     environment['HOME'] = str(tmp_path / 'home')
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.stdout == 'True /nonexistent/rgbd_fusion_seg\n', done.stderr
+    assert done.stdout == '/nonexistent/rgbd_fusion_seg\n', done.stderr
