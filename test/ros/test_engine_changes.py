@@ -265,7 +265,7 @@ def test_no_build_outlives_its_node(rig, tmp_path, builder, number, moment):
     rig.start(**{'engine.build': 'background'})
     child = wait_for_child(rig)
     if moment == 'under way':
-        rig.client.wait_for(lambda: rig.value('engine build').endswith(' %'), 'progress')
+        run_until_progress(rig, child)
     rig.node.signal(number)
     assert rig.node.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     wait_for_end_of(child)
