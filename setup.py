@@ -17,7 +17,7 @@ BUILDING = ['onnx>=1.18', 'onnx-ir>=0.1.14', 'onnxscript>=0.7']
 
 EXTRAS = {
     'ros-wheels': ['ros-rclpy[fastrtps]', 'ros-sensor-msgs', 'ros-diagnostic-msgs'],
-    'tensorrt': ['tensorrt>=10.3', 'cuda-bindings>=12.8', *BUILDING],
+    'tensorrt': ['tensorrt>=10.3', 'cuda-bindings>=12.9.1', *BUILDING],
     'tensorrt-rtx': [*RTX, *BUILDING],
     'openvino': OPENVINO,
     'train': [

@@ -31,7 +31,7 @@ from rgbd_fusion_seg.cli.arguments import size as parse_size
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph
 
-RESULT = Path(__file__).resolve().parent / 'results' / 'exchange.json'
+RESULTS = Path(__file__).resolve().parent / 'results'
 NUM_CLASSES = 40
 SHARES = (0.04, 0.3)
 """Exchanged channels: in the authors' log 8 % of the penalised half; CEN's fixed portion."""
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=15)
     parser.add_argument('--part', choices=LIMITS, help='one part alone, without a result file')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--out', type=Path, default=RESULT)
+    parser.add_argument('--out', type=Path)
     options = parser.parse_args()
     parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         'training': training,
@@ -79,8 +79,11 @@ def main() -> None:
     if not options.part:
         size = list(options.size)
         shape = {'backbone': options.backbone, 'size': size, 'batch': options.batch}
-        measure.write(options.out, {**shape, 'device': options.device, **result})
-        print(f'wrote {options.out}')
+        on_gpu = options.device.startswith('cuda')
+        device = torch.cuda.get_device_name(options.device) if on_gpu else 'cpu'
+        out = options.out or RESULTS / ('exchange_cuda.json' if on_gpu else 'exchange.json')
+        measure.write(out, {**shape, 'device': device, **result})
+        print(f'wrote {out}')
 
 
 def training(options: argparse.Namespace) -> dict[str, Any]:

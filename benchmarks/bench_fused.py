@@ -45,8 +45,11 @@ def main() -> None:
     parser.add_argument('--frames', type=Path, help='folder or bag (default: synthetic rooms)')
     parser.add_argument('--count', type=int, default=8, help='of frames')
     parser.add_argument('--repeats', type=int, default=40)
-    parser.add_argument('--out', type=Path, default=RESULTS / 'fused.json')
+    parser.add_argument('--out', type=Path)
     arguments = parser.parse_args()
+    by_default = arguments.backend == 'onnxruntime'
+    name = 'fused.json' if by_default else f'fused_{arguments.backend}.json'
+    out = arguments.out or RESULTS / name
     kernels.warm_up()
     frames, source = frames_from(arguments.frames, arguments.count)
     height, width = frames[0].depth.shape
@@ -73,9 +76,9 @@ def main() -> None:
                 if name != 'split'
             },
         }
-    measure.write(arguments.out, result)
+    measure.write(out, result)
     show(result)
-    sys.stdout.write(f'wrote {arguments.out}\n')
+    sys.stdout.write(f'wrote {out}\n')
 
 
 def frames_from(path: Path | None, count: int) -> tuple[list[RgbdFrame], str]:

@@ -1,9 +1,9 @@
 """Frames per second of every network of the package in torch, on a GPU or a CPU.
 
 Networks have random weights, which cost what trained ones cost. Each network's forms are timed in
-turn in one run: eager float32, eager in the device's half precision (fp16 on GPUs, bf16 on CPUs),
-on GPUs that as a CUDA graph, and by choice compiled. Only the network is timed, its inputs lying
-on the device. Engines of bundles are compared by ``rgbd-fusion-seg benchmark``.
+turn in one run: eager float32 (on GPUs TF32), eager in the device's half precision (fp16 on GPUs,
+bf16 on CPUs), on GPUs that as a CUDA graph, and by choice compiled. Only the network is timed, its
+inputs lying on the device. Engines of bundles are compared by ``rgbd-fusion-seg benchmark``.
 
     python benchmarks/bench_networks.py [--size 640x480] [--networks NAME ...] [--compile]
 """
@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # on which graphs are recorded
     rows = {}
     for name in tqdm(options.networks, unit='network'):
         rows[name] = row = measured(name, options.size, device, options.compile, options.repeats)
@@ -84,6 +86,7 @@ def forms(
     """Return the forms of a network by name, each ready to run on inputs of its own."""
     half = torch.float16 if device.type == 'cuda' else torch.bfloat16
     half_name = 'fp16' if device.type == 'cuda' else 'bf16'
+    full_name = 'TF32' if device.type == 'cuda' else 'fp32'  # torch's default
     width, height = size
     depth = network.hha_size(height, width)
     sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
@@ -94,7 +97,7 @@ def forms(
     low = {name: image.to(half) for name, image in images.items()}
     other = in_precision(network, half)
     found = {
-        'eager fp32': waiting(network, images, device),
+        f'eager {full_name}': waiting(network, images, device),
         f'eager {half_name}': waiting(other, low, device),
     }
     if device.type == 'cuda':

@@ -42,7 +42,7 @@ TARGET = 0.7
 def main() -> None:
     """Measure each network, print tables, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='benchmarks/results/training.json', help='result file')
+    parser.add_argument('--out', help='result file; default: one for CPUs, one for GPUs')
     parser.add_argument('--networks', nargs='+', default=['rfbnet_erfnet', 'erfnet_encoder'])
     parser.add_argument('--repeats', type=int, default=15, help='rounds')
     parser.add_argument('--batch-size', type=int, default=8)
@@ -65,8 +65,9 @@ def main() -> None:
             share = 1 / stats['full step']['ratio']
             results[name] = {'throughput_against_bare': round(share, 3), **stats}
             sys.stdout.write(f'{name}: {share:.0%} of the bare pass\n{measure.table(stats)}\n\n')
+    kind = '_cuda' if trainer.fabric.device.type == 'cuda' else ''
     measure.write(
-        options.out,
+        options.out or f'benchmarks/results/training{kind}.json',
         {
             'what': 'one training step; ratio = median over rounds of time / time of the bare '
             'forward and backward pass of the same round',

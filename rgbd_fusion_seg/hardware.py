@@ -18,6 +18,7 @@ _PACKAGES = (
     'onnxruntime',
     'onnxruntime-gpu',
     'openvino',
+    'cuda-bindings',
     'tensorrt',
     'tensorrt-rtx-cu13-libs',
     'torch',
@@ -28,6 +29,7 @@ def hardware() -> dict[str, Any]:
     """Return the processor, its load now, and the versions of Python and the libraries."""
     return {
         'cpu': cpu_model_and_flags()[0],
+        'gpus': nvidia_gpus(),
         'machine': platform.machine(),
         'cores': os.cpu_count(),
         'cores_usable': usable_cores(),
@@ -37,6 +39,18 @@ def hardware() -> dict[str, Any]:
         'python': platform.python_version(),
         'packages': {name: v for name in _PACKAGES if (v := _version(name)) is not None},
     }
+
+
+def nvidia_gpus() -> list[str]:
+    """Return the models of the GPUs that NVIDIA's driver tells of; on a Jetson it tells none."""
+    models = []
+    for file in sorted(Path('/proc/driver/nvidia/gpus').glob('*/information')):
+        with suppress(OSError):
+            lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
+            models += [
+                line.partition(':')[2].strip() for line in lines if line.startswith('Model')
+            ]
+    return models
 
 
 def usable_cores() -> int:

@@ -86,6 +86,9 @@ class HostCuda:
     def cudaDriverGetVersion(self) -> Result:
         return Error.cudaSuccess, 12060
 
+    def cudaRuntimeGetVersion(self) -> Result:
+        return Error.cudaSuccess, 13050
+
     def cudaGetDeviceCount(self) -> Result:
         return self._result('cudaGetDeviceCount', self.num_devices)
 

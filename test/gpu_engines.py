@@ -9,6 +9,7 @@ import pytest
 
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.cuda import Device
+from rgbd_fusion_seg.engine.engine_choice import runs_engine
 from rgbd_fusion_seg.engine.engine_files import read_card
 from rgbd_fusion_seg.engine.flavours import import_flavour
 from rgbd_fusion_seg.engine_building.tensorrt_build import BuildOptions, build_engine
@@ -27,7 +28,10 @@ def build_for(
     compatible = flavour == 'tensorrt_lean'
     wanted = BuildOptions(builder, precision, version_compatible=compatible, **options)
     path = build_engine(bundle, wanted)
-    listed = read_card(path).compute_capabilities
+    card, installed = read_card(path), import_flavour(flavour)
+    if not runs_engine(flavour, installed.version, card):
+        pytest.skip(f'{installed} does not run engines of {builder} {card.version}')
+    listed = card.compute_capabilities
     if gpu.compute_capability not in listed:
         pytest.skip(f'{builder} builds for {", ".join(listed)}, and this is {gpu}')
     return path

@@ -15,7 +15,8 @@ import numpy as np
 from rgbd_fusion_seg.errors import EngineError
 
 _BINDINGS = 'cuda.bindings.runtime'
-_REMEDY = "install it with: pip install 'cuda-python>=12.6'"
+_REMEDY = "install it with: pip install 'cuda-python>=12.9.1'"
+"""Older ones hold the interpreter while they wait for the device."""
 
 
 class Device(NamedTuple):
@@ -239,11 +240,11 @@ def _why_none(cuda: ModuleType, error: Any, driver: int) -> str:
         return f'{described}; see nvidia-smi'
     if not driver:
         return f'{described}; no NVIDIA driver is installed'
+    served = f'{described}; the driver serves CUDA up to {_cuda_version(driver)}: update it'
     major = driver // 1000
-    return (
-        f'{described}; the driver serves CUDA up to {_cuda_version(driver)}: update it, or '
-        f"pip install 'cuda-python<{major + 1}'"
-    )
+    if cuda.cudaRuntimeGetVersion()[1] // 1000 <= major:
+        return served
+    return f"{served}, or pip install 'cuda-python<{major + 1}'"
 
 
 def _describe(cuda: ModuleType, error: Any) -> str:

@@ -66,7 +66,7 @@ class GraphEngine:
         shapes: list[Shape] = [output.shape for output in outputs]
         if not all(isinstance(size, int) for shape in shapes for size in shape):
             # The graph leaves sizes open: only a run tells them.
-            shapes = [array.shape for array in self.run(_zeros(bundle)).values()]
+            shapes = [array.shape for array in self.run(zero_inputs(bundle)).values()]
         _check_output_shapes(dict(zip(self._outputs, shapes, strict=True)), bundle)
 
     def infer(
@@ -202,5 +202,6 @@ def _contradiction(
     )
 
 
-def _zeros(bundle: ModelBundle) -> dict[str, np.ndarray]:
+def zero_inputs(bundle: ModelBundle) -> dict[str, np.ndarray]:
+    """Return what a bundle's graph takes, all zeros."""
     return {name: np.zeros(form.shape, form.dtype) for name, form in bundle.graph_inputs.items()}

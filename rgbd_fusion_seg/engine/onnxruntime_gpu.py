@@ -12,9 +12,10 @@ from typing import Any
 
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.cuda import find_device
-from rgbd_fusion_seg.engine.engine_files import writable_folder
+from rgbd_fusion_seg.engine.graph_engine import zero_inputs
 from rgbd_fusion_seg.engine.onnxruntime import OnnxRuntimeEngine, cpu_options, open_session
 from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.locations import user_cache
 
 PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 """Our names, the default first, and ONNX Runtime's."""
@@ -42,7 +43,7 @@ def open_engine(
         bundle: the network and its card.
         device: index of the GPU.
         provider: ``cuda``, or ``tensorrt``, which builds an engine on first use (minutes) and
-            keeps it beside the bundle's other engines; default: the first that is installed.
+            keeps it in the user's cache folder; default: the first that is installed.
         allow_tf32: let float32 be multiplied with 10 bits of mantissa, which is faster.
 
     Raises:
@@ -64,10 +65,29 @@ def open_engine(
     if chosen == 'cuda':
         settings['use_tf32'] = '1' if allow_tf32 else '0'
     else:
-        folder = str(writable_folder(bundle))
-        settings |= {'trt_engine_cache_enable': True, 'trt_engine_cache_path': folder}
+        settings |= _engine_cache(bundle)
     name = f'onnxruntime ({chosen}, {gpu.name})'
-    return OnnxRuntimeEngine(name, bundle, open_gpu_session(bundle, PROVIDERS[chosen], settings))
+    session = open_gpu_session(bundle, PROVIDERS[chosen], settings)
+    engine = OnnxRuntimeEngine(name, bundle, session)
+    # Memory is taken and kernels are chosen by the first frame; what fails then shows here.
+    engine.run(zero_inputs(bundle))
+    return engine
+
+
+def _engine_cache(bundle: ModelBundle) -> dict[str, Any]:
+    """Return the settings that keep TensorRT's engine of a network at its size.
+
+    Each has a folder of its own, for ONNX Runtime names engines by the names in the graph: it
+    would take one with the weights of yesterday's training for today's.
+    """
+    width, height = bundle.input_size
+    name = f'{bundle.name}-{bundle.weights_sha256[:12]}-{width}x{height}'
+    folder = user_cache() / 'onnxruntime_tensorrt' / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # it is built at every start then
+        return {}
+    return {'trt_engine_cache_enable': True, 'trt_engine_cache_path': str(folder)}
 
 
 def open_gpu_session(bundle: ModelBundle, provider: str, settings: dict[str, Any]) -> Any:

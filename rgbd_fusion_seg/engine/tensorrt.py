@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -25,6 +26,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     read_plan,
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
+from rgbd_fusion_seg.engine.graph_engine import zero_inputs
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
 from rgbd_fusion_seg.engine.tensorrt_rtx import KernelFile, check_validity, create_rtx_context
@@ -115,14 +117,14 @@ class TensorRtEngine:
             engine = _deserialise(flavour, plan, card)
             tensors = _checked_tensors(engine, flavour, card)
             self._outputs = _checked_outputs(tensors, bundle, card)
-            context = _create_context(flavour, engine, kernels, stream, card)
+            context = _create_context(flavour, engine, kernels, stream, card, cuda_graph)
             made.callback(context.close)
             self._execution = Execution(
                 context, tensors, stream, cuda_graph, card.engine_file, logger_of(flavour)
             )
             made.callback(self._execution.close)
             # So that the first frame is not slow, and a failure shows while opening.
-            self._execution.run(_zeros(bundle))
+            self._execution.run(zero_inputs(bundle))
             if context.cache is not None:
                 kernels.save(context.cache)
             # Also where nobody closes the engine, and then before TensorRT is unloaded.
@@ -202,11 +204,12 @@ def _runtimes(
 
 
 def _kernel_path(candidate: Candidate, bundle: ModelBundle, device: Device) -> Path:
-    """Return where TensorRT-RTX's kernels for a GPU are kept."""
+    """Return where TensorRT-RTX's kernels are kept; those for another model of GPU do not fit."""
     folder = candidate.path.parent
     if not os.access(folder, os.W_OK):
         folder = engine_folders(bundle)[-1]
-    return folder / f'{candidate.path.stem}-{device.compute_capability}.kernels'
+    gpu = re.sub(r'[^a-z0-9]+', '-', device.name.lower()).strip('-')
+    return folder / f'{candidate.path.stem}-{gpu}.kernels'
 
 
 def _deserialise(flavour: Flavour, plan: bytes, card: EngineCard) -> Any:
@@ -229,12 +232,17 @@ def _deserialise(flavour: Flavour, plan: bytes, card: EngineCard) -> Any:
 
 
 def _create_context(
-    flavour: Flavour, engine: Any, kernels: KernelFile, stream: Stream, card: EngineCard
+    flavour: Flavour,
+    engine: Any,
+    kernels: KernelFile,
+    stream: Stream,
+    card: EngineCard,
+    cuda_graph: bool,
 ) -> Context:
     logger = logger_of(flavour)
     try:
         if flavour.name == 'tensorrt_rtx':
-            made = create_rtx_context(flavour, engine, kernels, int(stream))
+            made = create_rtx_context(flavour, engine, kernels, int(stream), cuda_graph)
         else:
             made = Context(engine.create_execution_context())
     except (RuntimeError, TypeError) as error:
@@ -314,7 +322,3 @@ def _same_sides(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     if len(shape) != len(expected):
         return False
     return all(a == b or -1 in (a, b) for a, b in zip(shape, expected, strict=True))
-
-
-def _zeros(bundle: ModelBundle) -> dict[str, np.ndarray]:
-    return {name: np.zeros(form.shape, form.dtype) for name, form in bundle.graph_inputs.items()}

@@ -66,7 +66,8 @@ class KernelFile(NamedTuple):
 
     def save(self, cache: Any) -> None:
         """Keep a runtime cache; a folder that cannot be written to only costs time."""
-        kernels = bytes(memoryview(cache.serialize()))
+        serialised = cache.serialize()
+        kernels = b'' if serialised is None else bytes(memoryview(serialised))
         if kernels == self.read():
             return
         try:
@@ -76,11 +77,20 @@ class KernelFile(NamedTuple):
             _log.info('compiled kernels cannot be kept in %s (%s)', self.path, error.strerror)
 
 
-def create_rtx_context(flavour: Flavour, engine: Any, kernels: KernelFile, stream: int) -> Context:
-    """Create an execution context, with the kernels that an earlier start compiled."""
+def create_rtx_context(
+    flavour: Flavour, engine: Any, kernels: KernelFile, stream: int, cuda_graph: bool
+) -> Context:
+    """Create an execution context, with the kernels that an earlier start compiled.
+
+    Args:
+        flavour, engine: RTX, and what it loaded.
+        kernels: the file of compiled kernels.
+        stream: handle of the stream it will run on.
+        cuda_graph: whether inferences are to be started as a CUDA graph.
+    """
     trt = flavour.trt
     made = _create(flavour, engine, kernels, trt.CudaGraphStrategy.DISABLED)
-    if made.context is None or made.context.is_stream_capturable(stream):
+    if made.context is None or not cuda_graph or made.context.is_stream_capturable(stream):
         return made
     # RTX then captures what it can on its own, which leaves the copies outside.
     made.close()

@@ -14,6 +14,7 @@ from rgbd_fusion_seg.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import Precision
 
 SETTINGS_NAME, STATE_NAME = 'run.json', 'resume.ckpt'
 FREE_TO_CHANGE = frozenset({
@@ -77,6 +78,28 @@ def load_state(fabric: Fabric, path: Path, state: dict[str, Any] | None = None) 
             f'{path} cannot be continued from ({reason}); move it '
             f'away and start from network.init_from {path.with_name("last.safetensors")}'
         ) from error
+
+
+class PrecisionState:
+    """What a precision keeps from step to step: the scale of losses in fp16, else nothing.
+
+    So a run may be continued in another precision, which a scaler would refuse.
+
+    Args:
+        precision: of the run.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        self._precision = precision
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept."""
+        return self._precision.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what was kept; nothing from a precision that keeps nothing."""
+        if state:
+            self._precision.load_state_dict(state)
 
 
 def saved_run(folder: Path, config: TrainConfig, fabric: Fabric) -> dict[str, Any] | None:

@@ -42,6 +42,7 @@ from rgbd_fusion_seg.training.metrics import (
 from rgbd_fusion_seg.training.predictors import (
     CHECKPOINT_SUFFIX,
     Predictor,
+    full_float32,
     labels_of,
     open_predictor,
 )
@@ -134,7 +135,7 @@ def _label(
     rgb = size if 'rgb' in sees else None
     hha, depth = (network.hha_size(*size) if name in sees else None for name in ('hha', 'depth'))
     batch_size = 1 if device.type == 'cpu' else GPU_BATCH
-    with _evaluation_mode(network):
+    with _evaluation_mode(network), full_float32():
         for batch in whole_frames(frames, rgb, hha, device, indices, batch_size, depth):
             truth = batch['labels']
             yield labels_of(network(normalise(batch)).float(), *truth.shape[1:]), truth

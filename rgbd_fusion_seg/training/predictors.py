@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,6 +131,17 @@ class BundlePredictor:
         self.segmenter.close()
 
 
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolve float32 in float32: on GPUs since Ampere torch keeps 10 bits of mantissa (TF32)."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 class NetworkPredictor:
     """A torch network in float32 on raw frames, which it sees at one or several scales.
 
@@ -203,6 +216,7 @@ class NetworkPredictor:
         return cls(network, normalise, checkpoint.classes, size, model, scales, flip)
 
     @torch.inference_mode()
+    @full_float32()
     def predict(self, frame: RgbdFrame) -> np.ndarray:
         """Return uint8 (H, W) labels at the frame's size; 255 = unlabelled."""
         height, width = frame.depth.shape

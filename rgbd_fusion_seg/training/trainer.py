@@ -29,6 +29,7 @@ from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import (
     SETTINGS_NAME,
     STATE_NAME,
+    PrecisionState,
     check_same_data,
     described_run,
     load_state,
@@ -186,7 +187,7 @@ class Trainer:
             'network': self.network,
             'optimiser': self.optimiser,
             'average': self.average,
-            'precision': self.fabric.strategy.precision,
+            'precision': PrecisionState(self.fabric.strategy.precision),
             'step': 0,
             'seconds': 0.0,
             'best': 0.0,

@@ -58,7 +58,11 @@ def test_a_device_that_is_not_there_is_told_with_their_number(host, index):
 
 @pytest.mark.parametrize(
     ('driver', 'words'),
-    [(0, 'no NVIDIA driver is installed'), (12060, "up to 12.6: .*'cuda-python<13'")],
+    [
+        (0, 'no NVIDIA driver is installed'),
+        (12060, "up to 12.6: update it, or pip install 'cuda-python<13'"),
+        (13000, r'up to 13.0: update it\)'),  # an older cuda-python of this version is no help
+    ],
 )
 def test_an_old_driver_and_none_are_told_apart(host, monkeypatch, driver, words):
     host.failing['cudaGetDeviceCount'] = [Error.cudaErrorInsufficientDriver]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from bundles import write_bundle
+from bundles import tiny_card, tiny_network, with_open_sizes, write_bundle
 
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.engine import available_backends, onnxruntime_gpu, open_engine, probe_backend
@@ -99,3 +99,37 @@ def test_what_onnx_runtime_alone_refuses_runs_on_openvino(tiny_bundle: Path, ref
     assert opened.backend == 'openvino'
     reasons = {step.backend: step.reason for step in opened.step_downs}
     assert 'an operator that it does not have' in reasons['onnxruntime']
+
+
+def test_tensorrt_s_engines_are_kept_for_one_network_and_size(
+    tmp_path: Path, refusing, monkeypatch
+):
+    """ONNX Runtime names them by the names in a graph, which another training does not change."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    folders = []
+
+    def note(bundle, provider, settings):
+        if settings.get('trt_engine_cache_enable'):
+            folders.append(Path(settings['trt_engine_cache_path']))
+        return onnxruntime.InferenceSession(
+            str(bundle.weights_path), providers=['CPUExecutionProvider']
+        )
+
+    monkeypatch.setattr(onnxruntime_gpu, 'open_gpu_session', note)
+    refusing.clear()
+    card = tiny_card() | {'dynamic': {'batch': False, 'size': True, 'multiple': 16}}
+    for training in ('first', 'second'):
+        network = with_open_sizes(tiny_network())
+        network.doc_string = training  # other bytes of the same graph, as other weights are
+        bundle = load_bundle(write_bundle(tmp_path / training / 'tiny', card, network))
+        for size in ((64, 48), (128, 96), (64, 48)):
+            open_engine(bundle.resized(*size), 'onnxruntime_gpu', provider='tensorrt').close()
+    assert all(folder.is_dir() and tmp_path / 'cache' in folder.parents for folder in folders)
+    assert folders[0] == folders[2]
+    assert len(folders) == 6
+    assert len(set(folders)) == 4
+    assert not list(tmp_path.rglob('engines'))
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))  # no folder can be made there
+    open_engine(bundle, 'onnxruntime_gpu', provider='tensorrt').close()
+    assert len(folders) == 6

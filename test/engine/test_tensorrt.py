@@ -525,6 +525,7 @@ def test_rtx_keeps_compiled_kernels_for_the_next_start(bundle, cuda, monkeypatch
     assert trt.configs[0].dynamic_shapes_kernel_specialization_strategy.name == 'EAGER'
     # Those of another build are not used, and damaged ones do no harm.
     (kept,) = path.parent.glob('*.kernels')
+    assert kept.name == f'{path.stem}-stand-in-gpu.kernels'
     write(bundle, plan=plan_of(tiny_network()) + b' ', **RTX)
     monkeypatch.setattr(tensorrt_standin.CudaEngine, '__init__', _lenient_init)
     open_engine(bundle, 'tensorrt').close()
@@ -557,6 +558,27 @@ def test_rtx_captures_graphs_itself_where_none_can_be_recorded_around_it(
         engine.infer(**random_inputs()), expected(bundle, random_inputs()), atol=1e-5
     )
     engine.close()
+
+
+def test_rtx_captures_nothing_where_no_graph_is_wanted(bundle, cuda, monkeypatch):
+    trt = install(monkeypatch, cuda, 'tensorrt_rtx', version='1.7.1', capturable=False)
+    write(bundle, **RTX)
+    engine = open_engine(bundle, 'tensorrt', cuda_graph=False)
+    assert [config.cuda_graph_strategy.name for config in trt.configs] == ['DISABLED']
+    assert not engine.uses_cuda_graph
+    engine.close()
+
+
+def test_kernels_that_cannot_be_serialised_only_cost_time(bundle, cuda, monkeypatch):
+    install(monkeypatch, cuda, 'tensorrt_rtx', version='1.7.1')
+    path = write(bundle, **RTX)
+    monkeypatch.setattr(tensorrt_standin.RuntimeCache, 'serialize', lambda _: None)
+    engine = open_engine(bundle, 'tensorrt')
+    np.testing.assert_allclose(
+        engine.infer(**random_inputs()), expected(bundle, random_inputs()), atol=1e-5
+    )
+    engine.close()
+    assert not list(path.parent.glob('*.kernels'))
 
 
 def test_kernels_of_a_bundle_that_cannot_be_written_to_lie_in_the_cache(

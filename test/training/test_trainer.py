@@ -378,12 +378,28 @@ def test_a_penalty_stays_where_auxiliary_losses_are_left_out(run_config):
     assert float(run.loss(batch).detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
 
 
-def test_the_scale_of_half_precision_losses_is_continued(run_config, monkeypatch):
-    def scaled(config):
-        scaler = torch.amp.GradScaler('cpu', init_scale=512.0, growth_interval=2)
-        precision = MixedPrecision('16-mixed', 'cpu', scaler)
-        return Fabric(accelerator='cpu', devices=1, plugins=[precision])
+def scaled(config):
+    """Return what a GPU would run 16-mixed with, on the CPU."""
+    scaler = torch.amp.GradScaler('cpu', init_scale=512.0, growth_interval=2)
+    precision = MixedPrecision('16-mixed', 'cpu', scaler)
+    return Fabric(accelerator='cpu', devices=1, plugins=[precision])
 
+
+def test_a_run_goes_on_in_half_precision_and_back(run_config, monkeypatch):
+    plain = trainer.make_fabric
+    for make_fabric, scale in ((plain, None), (scaled, 512.0), (plain, None)):
+        monkeypatch.setattr(trainer, 'make_fabric', make_fabric)
+        run = Trainer(run_config())
+        first = run.state['step']
+        assert run.fabric.strategy.precision.state_dict().get('scale') == scale
+        for batch in run.views().batches(first, 1):
+            run.step(batch)
+        assert run.state['step'] == first + 1
+        run.save()
+    assert first == 2
+
+
+def test_the_scale_of_half_precision_losses_is_continued(run_config, monkeypatch):
     monkeypatch.setattr(trainer, 'make_fabric', scaled)
     run = Trainer(run_config())
     for batch in run.views().batches(0, 3):

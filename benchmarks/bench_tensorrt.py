@@ -1,0 +1,180 @@
+"""What a TensorRT engine adds to its kernels, and the pipeline to the engine, on a GPU.
+
+The same frames of 640x480 go through the whole pipeline with each precision's engine, in turn.
+Then one engine at a time runs inputs that are ready, in turn as a CUDA graph and without one; and
+CUPTI, through torch's profiler, adds up the kernels and the copies of such runs. Without a GPU or
+an engine (``rgbd-fusion-seg build-engine``) nothing is measured.
+
+    python benchmarks/bench_tensorrt.py [--bundle NAME] [--frames FOLDER_OR_BAG]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+
+from rgbd_fusion_seg.benchmark.compare import recorded_frames, synthetic_frames
+from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
+from rgbd_fusion_seg.engine.cuda import find_device
+from rgbd_fusion_seg.engine.engine_choice import PRECISIONS
+from rgbd_fusion_seg.engine.tensorrt import TensorRtEngine, open_engine
+from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.frame import RgbdFrame
+from rgbd_fusion_seg.replay.segment import open_source
+from rgbd_fusion_seg.segmenter import Segmenter
+
+RESULT = Path(__file__).resolve().parent / 'results' / 'tensorrt.json'
+LIMITS = {'outside the engine': 0.15, 'graph over kernels and copies': 1.05}
+
+
+def main() -> None:
+    """Measure the engines that can run here, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--bundle', default=DEFAULT_BUNDLE)
+    parser.add_argument('--frames', type=Path, help='folder or bag (default: synthetic rooms)')
+    parser.add_argument('--repeats', type=int, default=100)
+    parser.add_argument('--out', type=Path, default=RESULT)
+    options = parser.parse_args()
+    bundle = load_bundle(options.bundle)
+    try:
+        gpu = find_device()
+        found = precisions(bundle)
+    except EngineError as error:
+        sys.stdout.write(f'nothing is measured: {error}\n')
+        return
+    if options.frames is None:
+        frames, source = synthetic_frames(8).frames, 'synthetic rooms'
+    else:
+        frames = recorded_frames(open_source(options.frames), options.frames, 8).frames
+        source = str(options.frames)
+    result: dict[str, Any] = {
+        'what': 'graph over kernels and copies = time of one run of the engine as a CUDA graph / '
+        'sum of its kernels and copies; outside the engine = share of the frame',
+        'device': str(gpu),
+        'bundle': bundle.name,
+        'frames': source,
+        'limits': LIMITS,
+        'engines': {name: inside(bundle, name, options.repeats) for name in found},
+        'frame': whole_frames(bundle, found, frames, options.repeats),
+    }
+    measure.write(options.out, result)
+    for name, row in result['engines'].items():
+        sys.stdout.write(f'{name}: {row["name"]}\n{measure.table(row["timing"])}\n')
+        sys.stdout.write(
+            f'kernels {row["kernels_ms"]} ms, copies {row["copies_ms"]} ms, '
+            f'the graph takes {row["graph over kernels and copies"]} times their sum; outside '
+            f'the engine {result["frame"][name]["outside the engine"]:.1%} of the frame\n'
+        )
+    sys.stdout.write(f'wrote {options.out}\n')
+
+
+def precisions(bundle: ModelBundle) -> list[str]:
+    """Return the precisions of the engines that run here.
+
+    Raises:
+        EngineError: there is none.
+    """
+    found, reasons = [], []
+    for precision in PRECISIONS:
+        try:
+            open_engine(bundle, precision=precision).close()
+            found.append(precision)
+        except EngineError as error:
+            reasons.append(str(error))
+    if not found:
+        raise EngineError(reasons[0])
+    return found
+
+
+def inside(bundle: ModelBundle, precision: str, repeats: int) -> dict[str, Any]:
+    """Time an engine as a CUDA graph and without one, and add up what it runs on the GPU."""
+    rng = np.random.default_rng(0)
+    feeds = {
+        name: rng.standard_normal(form.shape).astype(form.dtype)
+        for name, form in bundle.graph_inputs.items()
+    }
+    with ExitStack() as stack:
+        engines = {
+            name: open_engine(bundle, precision=precision, cuda_graph=graph)
+            for name, graph in (('CUDA graph', True), ('no graph', False))
+        }
+        for engine in engines.values():
+            stack.callback(engine.close)
+        calls: dict[str, Callable[[], Any]] = {
+            name: lambda engine=engine: engine.run(feeds) for name, engine in engines.items()
+        }
+        timing = measure.interleaved(calls, repeats)
+        kernels_ms, copies_ms = on_the_gpu(engines['CUDA graph'], feeds, repeats)
+        ratio = timing['CUDA graph']['median_ms'] / (kernels_ms + copies_ms)
+        return {
+            'name': engines['CUDA graph'].name,
+            'uses_cuda_graph': engines['CUDA graph'].uses_cuda_graph,
+            'timing': timing,
+            'kernels_ms': round(kernels_ms, 4),
+            'copies_ms': round(copies_ms, 4),
+            'graph over kernels and copies': round(ratio, 4),
+        }
+
+
+def on_the_gpu(
+    engine: TensorRtEngine, feeds: dict[str, np.ndarray], repeats: int
+) -> tuple[float, float]:
+    """Return what the kernels and what the copies of one run take, in milliseconds."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.init()  # the profiler sees nothing before
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for _ in range(repeats):
+            engine.run(feeds)
+        torch.cuda.synchronize()
+    taken = {'kernels': 0.0, 'copies': 0.0}
+    for event in trace.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            copy = event.name.startswith(('Memcpy', 'Memset'))
+            taken['copies' if copy else 'kernels'] += event.self_device_time_total
+    kernels_ms, copies_ms = (us / repeats / 1e3 for us in taken.values())
+    if kernels_ms == 0:
+        raise SystemExit('the profiler saw no kernels; it needs a torch that is built for CUDA')
+    return kernels_ms, copies_ms
+
+
+def whole_frames(
+    bundle: ModelBundle, found: list[str], frames: list[RgbdFrame], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Time the whole pipeline with each precision, in turn, and tell the engine's share."""
+    inference: dict[str, list[float]] = {name: [] for name in found}
+
+    def labelling(name: str, segmenter: Segmenter) -> Callable[[], None]:
+        source = itertools.cycle(frames)
+
+        def label() -> None:
+            inference[name].append(segmenter.segment(next(source)).timings['inference'])
+
+        return label
+
+    with ExitStack() as stack:
+        calls = {
+            name: labelling(
+                name, stack.enter_context(Segmenter(bundle, 'tensorrt', precision=name))
+            )
+            for name in found
+        }
+        rows: dict[str, dict[str, Any]] = measure.interleaved(calls, repeats)
+    for name, row in rows.items():
+        inside_ms = float(np.median(inference[name][-repeats:]))
+        row['inference_ms'] = round(inside_ms, 4)
+        row['outside the engine'] = round(1 - inside_ms / row['median_ms'], 4)
+    return rows
+
+
+if __name__ == '__main__':
+    main()
