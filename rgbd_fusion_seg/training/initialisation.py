@@ -26,7 +26,7 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
         _check_options(config.name, config.options)
     try:
         network = build_network(config.name, num_classes, **config.options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own words of odd sizes
         raise InputError(f'the network cannot be built: {error}') from error
     for modality, path in (('rgb', config.init_rgb), ('hha', config.init_hha)):
         if not path:

@@ -31,6 +31,7 @@ from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import read_frame
 from rgbd_fusion_seg.training.networks.branches import OneEach, norm_scales
+from rgbd_fusion_seg.training.networks.cen import NO_SELECTION
 from rgbd_fusion_seg.training.predictors import (
     NetworkPredictor,
     open_predictor,
@@ -140,7 +141,10 @@ def scales_of(network: nn.Module) -> list[Scales]:
         if network.penalised == 'own':
             for mask, own in zip(penalised, exchange.own, strict=True):
                 mask[own] = True
-        found.append(Scales(name, gamma, penalised, array(exchange.kept(norm))))
+        selects = exchange.exchange not in NO_SELECTION
+        found.append(
+            Scales(name, gamma, penalised, array(exchange.kept(norm)) if selects else None)
+        )
     if found:
         return found
     modules = dict(network.named_modules())
@@ -344,10 +348,16 @@ def _noting_input(module: nn.Module, seen: dict[str, Any], key: str) -> Iterator
 def missing(summary: dict[str, Any], history: dict[str, Any]) -> list[str]:
     """Return a sentence for each thing that cannot be shown of this network."""
     network, sentences = summary['network'], []
-    if summary['threshold'] is None:
+    if not any('exchanged' in numbers for numbers in summary['whole'].values()):
+        way = summary['options'].get('exchange')
         sentences.append(
-            f'{network} does not choose channels by their scales, so there are no shares of '
-            'exchanged channels and no feature maps of them.'
+            f'{network}{f" with exchange: {way}" if way else ""} replaces no channels, so there '
+            'are no shares of exchanged channels and no feature maps of them.'
+        )
+    elif summary['options'].get('form') == 'paper':
+        sentences.append(
+            'In this form scales up to θ are small, so negative ones are too; here all figures '
+            'and pictures show |γ|.'
         )
     if not summary['ensemble']:
         sentences.append(f'{network} has no learnt ensemble here, so no weights of one.')
@@ -370,9 +380,9 @@ def markdown(summary: dict[str, Any], scales: Sequence[Scales], drawn: Sequence[
         lines += [f'Weights in the ensemble: {weights}.', '']
     rows = {
         'exchanged': 'channels exchanged, percent',
-        'penalised_below_threshold': f'penalised scales below θ = {threshold}, percent',
-        'penalised_low_quantile': f'{LOW_QUANTILE:.0%} quantile of the penalised scales',
-        'median': 'median scale',
+        'penalised_below_threshold': f'penalised scales with |γ| < θ = {threshold}, percent',
+        'penalised_low_quantile': f'{LOW_QUANTILE:.0%} quantile of the penalised |γ|',
+        'median': 'median |γ|',
     }
     stages = {b.stage: [x for x in scales if x.stage == b.stage] for b in scales}
     lines += [f'| | {" | ".join([*stages, "all"])} |', '|---' * (len(stages) + 2) + '|']

@@ -157,7 +157,8 @@ class NetworkPredictor:
         classes: of its K logits.
         size: width and height of its colour input at scale 1.
         model: what it is, for reports.
-        scales: factors on `size`; sizes are rounded to what the network can take.
+        scales: factors on `size`; sizes are rounded to what the network can take, each side apart,
+            so that small ones are not quite of the same shape.
         flip: see each view mirrored as well.
 
     Raises:
@@ -184,8 +185,10 @@ class NetworkPredictor:
         width, height = size
         self.model = {**model, 'input': f'{width}x{height}'}
         views = 'single scale' if len(scales) == 1 else f'scales {", ".join(map(str, scales))}'
-        if tuple(scales) != (1.0,) and len(scales) == 1:
-            views = f'scale {scales[0]}'
+        if tuple(scales) != (1.0,):
+            if len(scales) == 1:
+                views = f'scale {scales[0]}'
+            views += f' ({", ".join(f"{w}x{h}" for w, h in self.sizes)})'
         mirrored = ' and mirrored' if flip else ''
         mean = ', mean of probabilities' if flip or len(scales) > 1 else ''
         self.measured_with = (

@@ -67,6 +67,7 @@ class StudyConfig:
         run: what all rows share.
         rows: the networks.
         claims: what is to be tested.
+        noise: points of mIoU; smaller differences, on average over seeds, are told to be noise.
         document: Markdown file that gets table, claims and picture between the markers
             `<!-- study NAME -->` and `<!-- end of study NAME -->`.
     """
@@ -78,9 +79,11 @@ class StudyConfig:
     run: TrainConfig = field(default_factory=TrainConfig)
     rows: list[RowConfig] = field(default_factory=list)
     claims: list[ClaimConfig] = field(default_factory=list)
+    noise: float = 0.0
     document: str = ''
 
     def __post_init__(self) -> None:
         different = len(self.seeds) == len(set(self.seeds))
-        rules = {'minutes >= 0': self.minutes >= 0, 'one of seeds at least': bool(self.seeds)}
+        rules = {'minutes >= 0': self.minutes >= 0, 'noise >= 0': self.noise >= 0}
+        rules |= {'one of seeds at least': bool(self.seeds)}
         require(self, {**rules, 'seeds that differ': different})

@@ -75,7 +75,7 @@ def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] =
         lines.append('| ' + ' | '.join([*cells, row.paper_miou]) + ' |')
     if study.claims:
         lines += ['', '| claim | here | in the paper | verdict |', '|---|---|---|---|']
-        lines += [_claim(claim, entries) for claim in study.claims]
+        lines += [_claim(claim, entries, study.noise) for claim in study.claims]
     return '\n'.join(lines) + '\n'
 
 
@@ -101,7 +101,7 @@ def spread(numbers: list[float]) -> str:
     return f'{mean(numbers):.1f} ± {stdev(numbers):.1f}'
 
 
-def _claim(claim: Any, entries: list[Entry]) -> str:
+def _claim(claim: Any, entries: list[Entry], noise: float) -> str:
     runs = {
         name: {e['seed']: 100 * e['scores']['test']['mIoU'] for e in entries if e['row'] == name}
         for name in (claim.better, claim.worse)
@@ -111,7 +111,9 @@ def _claim(claim: Any, entries: list[Entry]) -> str:
         return f'| {claim.text} | not trained yet | {claim.paper} | open |'
     # As they are shown: what rounds to nothing is nothing.
     differences = [round(runs[claim.better][s] - runs[claim.worse][s], 1) for s in both]
-    if all(d > 0 for d in differences):
+    if abs(mean(differences)) < noise:
+        verdict = 'within noise'
+    elif all(d > 0 for d in differences):
         verdict = 'holds'
     elif mean(differences) > 0:
         verdict = 'holds on average, not for every seed'

@@ -192,13 +192,31 @@ def test_networks_without_exchange_are_told_as_far_as_it_goes(tmp_path, data):
         inspect(trained(name, folder), data, folder / 'out')
         page = (folder / 'out' / 'summary.md').read_text()
         assert_pictures(page, folder / 'out', *pages)
-        assert f'{name} does not choose channels by their scales' in page
+        assert f'{name} replaces no channels' in page
         summary = json.loads((folder / 'out' / 'summary.json').read_text())
         assert all('exchanged' not in numbers for numbers in summary['whole'].values())
         assert bool(summary['ensemble']) == (name == 'multimodal')
         assert summary['whole'].keys() == (
             {'rgb', 'hha'} if name == 'multimodal' else {'all norms'}
         )
+
+
+@pytest.mark.parametrize('exchange', ['sum', 'gated_sum', 'none'])
+def test_a_cen_that_replaces_no_channels_shows_no_exchange(tmp_path, data, exchange):
+    path = trained('cen', tmp_path, exchange=exchange)
+    inspect(path, data, tmp_path / 'out')
+    page = (tmp_path / 'out' / 'summary.md').read_text()
+    assert f'cen with exchange: {exchange} replaces no channels' in page
+    assert 'channels exchanged' not in page
+    assert 'penalised scales with |γ| < θ = 0.02, percent' in page
+    assert_pictures(page, tmp_path / 'out', 'gammas.png', 'proportions.png')
+    with pytest.raises(InputError, match=r'layer1\.0 is no block .* the network has none'):
+        inspect(path, data, blocks=('layer1.0',))
+
+
+def test_the_papers_form_is_told_to_look_at_the_sign(tmp_path, data):
+    inspect(trained('cen', tmp_path, form='paper'), data, tmp_path / 'out', frames=0)
+    assert 'so negative ones are too' in (tmp_path / 'out' / 'summary.md').read_text()
 
 
 def test_what_cannot_be_inspected_is_one_sentence(tmp_path, data):

@@ -341,6 +341,15 @@ def test_a_claim_is_judged_seed_by_seed(tiny_study, better, verdict):
     assert line.endswith(f'{verdict} |') or verdict == 'on average'
 
 
+@pytest.mark.parametrize('better', [[0.309], [0.291], [0.32, 0.291], [0.3, 0.3]])
+def test_a_small_difference_is_told_to_be_noise(tiny_study, better):
+    entries = [entry('fused', s, x) for s, x in enumerate(better)]
+    entries += [entry('rgb', s, 0.3) for s in range(3)]
+    study = dataclasses.replace(tiny_study, noise=1.0)
+    line = study_report.report(study, entries).splitlines()[-1]
+    assert line.endswith('within noise (one seed) |' if len(better) == 1 else 'within noise |')
+
+
 def test_bars_of_fused_networks_have_a_colour_of_their_own(tiny_study):
     figure = study_report.picture(
         tiny_study,

@@ -32,6 +32,7 @@ shifted maps is added, as CEN exchanges (its Eq. 6). For two modalities that is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -288,10 +289,10 @@ class AsymFusion(MultimodalNetwork):
         ):
             if given not in known:
                 raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
-        if not distillation >= 0:
-            raise ValueError(f'distillation must not be negative, got {distillation}')
-        if not temperature > 0:
-            raise ValueError(f'temperature must be greater than 0, got {temperature}')
+        if not 0 <= distillation < math.inf:
+            raise ValueError(f'distillation must be finite and not negative, got {distillation}')
+        if not 0 < temperature < math.inf:
+            raise ValueError(f'temperature must be finite and greater than 0, got {temperature}')
         if len(modalities) < 2:
             raise ValueError(
                 f'two or more modalities are fused, got {list(modalities)}; for one alone take '

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ from rgbd_fusion_seg.training.networks.resnet import Bottleneck
 FORMS = ('public', 'paper')
 SPARSITY = {'public': 2e-4, 'paper': 5e-3}
 EXCHANGES = ('threshold', 'fixed', 'random', 'discard', 'sum', 'gated_sum', 'none')
+NO_SELECTION = ('sum', 'gated_sum', 'none')
+"""Those that replace no channel."""
 PENALISED = ('own', 'all', 'none')
 PARTS = ('equal', 'nearly_equal')
 
@@ -204,8 +207,8 @@ class ChannelExchangingNetwork(MultimodalNetwork):
             if given not in known:
                 raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
         for what, value in (('threshold', threshold), ('sparsity', sparsity or 0.0)):
-            if not value >= 0:
-                raise ValueError(f'{what} must not be negative, got {value}')
+            if not 0 <= value < math.inf:
+                raise ValueError(f'{what} must be finite and not negative, got {value}')
         if len(modalities) < 2:
             raise ValueError(
                 f'channels are exchanged between two or more modalities, got {list(modalities)}; '
@@ -299,13 +302,12 @@ class ChannelExchangingNetwork(MultimodalNetwork):
         What is discarded needs no other modality, so those channels are zeros there too.
         """
         name, options, weights = super().unimodal_form(modality)
-        for block, (exchange, norm) in self.exchanges().items():
+        paths = {module: path for path, module in self.named_modules()}
+        for exchange, norm in self.exchanges().values():
             if exchange.exchange == 'discard':
                 kept = exchange.kept(norm)[self.modalities.index(modality)]
-                for part in ('weight', 'bias'):
-                    weights[f'encoder.{block}.bn2.{part}'] = (
-                        weights[f'encoder.{block}.bn2.{part}'] * kept
-                    )
+                for tensor in (f'{paths[norm]}.weight', f'{paths[norm]}.bias'):
+                    weights[tensor] = weights[tensor] * kept
         return name, options, weights
 
 

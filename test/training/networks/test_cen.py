@@ -330,8 +330,16 @@ def test_a_branch_alone_is_the_network_without_exchange():
             torch.testing.assert_close(alone({modality: x[modality]}), expected)
 
 
-def test_a_branch_alone_discards_what_it_discards_beside_the_other():
-    network = small_network(exchange='discard')
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'backbone': 'xception23_quarter', 'head': 'deeplabv3plus', 'head_options': {'width': 8}},
+    ],
+    ids=['ResNet', 'Xception'],
+)
+def test_a_branch_alone_discards_what_it_discards_beside_the_other(options):
+    network = small_network(exchange='discard', **options)
     x = images(network)
     with torch.no_grad():
         outputs = network(x, auxiliary=True)
@@ -378,9 +386,10 @@ def test_the_run_tells_how_much_is_exchanged():
     [
         ({'modalities': ['rgb']}, "take the network 'multimodal'"),
         ({'modalities': ['rgb', 'hha', 'depth']}, "64 channels.*3 equal parts.*'nearly_equal'"),
-        ({'threshold': -0.1}, 'threshold must not be negative, got -0.1'),
-        ({'sparsity': -1.0}, 'sparsity must not be negative'),
-        ({'threshold': float('nan')}, 'threshold must not be negative, got nan'),
+        ({'threshold': -0.1}, 'threshold must be finite and not negative, got -0.1'),
+        ({'sparsity': -1.0}, 'sparsity must be finite and not negative'),
+        ({'threshold': float('nan')}, 'threshold must be finite and not negative, got nan'),
+        ({'sparsity': float('inf')}, 'sparsity must be finite'),
         ({'exchange': 'fixed', 'portion': 0.6}, 'portion must be 0 to 1/2'),
         ({'exchange': 'random', 'portion': 1.2}, 'portion must be 0 to 1, got 1.2'),
         ({'exchange': 'random', 'portion': -0.1}, 'portion must be 0 to 1, got -0.1'),
