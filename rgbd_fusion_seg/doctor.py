@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.errors import RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.hardware import cpu_model_and_flags, usable_cores
-from rgbd_fusion_seg.locations import bundle_folders, list_bundles
+from rgbd_fusion_seg.locations import bundle_folders, find_bundle, list_bundles
 from rgbd_fusion_seg.ros_environment import (
     PROFILE_VARIABLES,
     fastdds_profile,
@@ -80,7 +81,7 @@ def examine(bundle: str = DEFAULT_BUNDLE) -> Report:
         'Python packages': _survived(_packages()),
         'ROS 2': _survived(_ros()),
         'Inference engines': _survived(_engines()),
-        'TensorRT': _survived(_tensorrt()),
+        'TensorRT': _survived(_tensorrt(bundle)),
         'Bundles': _survived(_bundles()),
         'Trial': trial,
     }
@@ -176,7 +177,8 @@ def _engines() -> Iterator[Finding]:
         )
 
 
-def _tensorrt() -> Iterator[Finding]:
+def _tensorrt(wanted: str) -> Iterator[Finding]:
+    """Tell of TensorRT, and of the engines of a bundle and of all that are found by name."""
     from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
 
     for name, found in installed_flavours().items():
@@ -185,13 +187,25 @@ def _tensorrt() -> Iterator[Finding]:
             yield Finding('ok', name, f'{found.version}, {can}')
         else:
             yield Finding('note', name, str(found))
-    for folder in list_bundles():
+    for bundle in _all_bundles(wanted):
+        yield from _engines_of(bundle)
+
+
+def _all_bundles(wanted: str) -> Iterator[ModelBundle]:
+    """Yield the bundles found by name and the wanted one, each with its parts, each once."""
+    folders, seen = list_bundles(), set()
+    with suppress(RgbdFusionSegError):  # the trial tells
+        folders.append(find_bundle(wanted))
+    for folder in folders:
         try:
             bundle = load_bundle(folder)
         except RgbdFusionSegError:
-            continue  # told among the bundles
+            continue  # told among the bundles, or by the trial
         for part in (bundle, *bundle.single_sensor.values()):
-            yield from _engines_of(part)
+            # The wanted one may be one of the others, or a part of one.
+            if (place := part.path.resolve()) not in seen:
+                seen.add(place)
+                yield part
 
 
 def _engines_of(bundle: ModelBundle) -> Iterator[Finding]:

@@ -52,7 +52,7 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
     trial = {finding.name: finding for finding in doctor._trial(str(folder))}
     assert [f.mark for f in trial.values()] == ['ok', 'ok', 'note', 'ok']
     assert 'has no engine for the stand-in' in trial['tensorrt'].text
-    told = {finding.name: finding for finding in doctor._tensorrt()}
+    told = {finding.name: finding for finding in doctor._tensorrt(str(folder))}
     for name, flavour in installed_flavours().items():
         if isinstance(flavour, Flavour):
             assert told[name].text.startswith(flavour.version)
@@ -73,7 +73,7 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
     next(engines.glob('cut-*.engine')).write_bytes(b'an eng')
     (engines / 'bare.engine').write_bytes(b'an engine')
     (engines / 'bad.json').write_text('{')
-    told = {finding.name: finding for finding in doctor._tensorrt()}
+    told = {finding.name: finding for finding in doctor._tensorrt(str(folder))}
     assert told['good'].text == 'of tiny, fp16, tensorrt 10.3.0, Orin'
     words = {
         'bad': ('bad', 'build the engine again'),
@@ -90,8 +90,33 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
     assert trial['engine'].text == 'tensorrt (stand-in)'
 
 
+def test_engines_of_the_wanted_bundle_and_of_parts_are_checked_each_once(tmp_path):
+    parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
+    outside = parts.write_with_parts(tmp_path / 'outside')
+    by_name = parts.write_with_parts(tmp_path / 'models/named')
+    for folder, prefix in ((outside, 'wanted'), (by_name, 'other')):
+        whole = load_bundle(folder)
+        for bundle in (whole, *whole.single_sensor.values()):
+            card = EngineCard(
+                bundle.name, bundle.weights_sha256, 'tensorrt', '10.3', 'fp16', ('8.7',), '', ()
+            )
+            write_engine(writable_folder(bundle), f'{prefix}-{bundle.path.name}', b'plan', card)
+    next((outside / 'engines').glob('*.engine')).write_bytes(b'pl')
+
+    told = doctor.examine(str(outside)).sections['TensorRT']
+    engines = {f.name: f for f in told if f.name.startswith(('wanted', 'other'))}
+    assert engines['wanted-outside'].mark == 'bad'
+    assert 'cut short' in engines['wanted-outside'].text
+    sound = {'wanted-rgb_only', 'wanted-hha_only', 'other-named'}
+    sound |= {'other-rgb_only', 'other-hha_only'}
+    assert {name for name, f in engines.items() if f.mark == 'ok'} == sound
+    for wanted in (str(by_name), str(by_name / 'rgb_only')):
+        names = [f.name for f in doctor._tensorrt(wanted)]
+        assert names.count('other-rgb_only') == names.count('other-named') == 1
+
+
 def test_a_section_that_fails_ends_no_examination(tiny_bundle, monkeypatch):
-    def failing():
+    def failing(_):
         yield doctor.Finding('ok', 'first', 'fine')
         raise AttributeError('unheard of')
 
