@@ -188,12 +188,12 @@ class Client(Node):
 
 
 class Manager:
-    """Calls the services of a lifecycle node."""
+    """Calls the services of a node, by default the lifecycle node."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, node: str = 'segmentation_node') -> None:
         self._client = client
         self._services = {
-            kind: client.create_client(kind, f'segmentation_node/{name}')
+            kind: client.create_client(kind, f'{node}/{name}')
             for kind, name in (
                 (ChangeState, 'change_state'),
                 (GetState, 'get_state'),

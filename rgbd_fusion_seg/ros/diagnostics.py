@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.engine import StepDown
+from rgbd_fusion_seg.ros.parameters import name_unknown
 from rgbd_fusion_seg.ros.synchroniser import Synchroniser
 
 ACTIVE_S = 5.0
@@ -74,7 +75,13 @@ class Health:
             self._last_error = ''
 
     def complain(
-        self, kind: str, sentence: str, level: bytes = WARN, *, sticky: bool = False
+        self,
+        kind: str,
+        sentence: str,
+        level: bytes = WARN,
+        *,
+        sticky: bool = False,
+        log_period_s: float = LOG_PERIOD_S,
     ) -> None:
         """Note a problem, for the log (throttled) and for /diagnostics.
 
@@ -82,7 +89,8 @@ class Health:
             kind: complaints of one kind are throttled together.
             sentence: what is wrong, where, what to do.
             level: WARN or ERROR.
-            sticky: show it until :meth:`clear`, for events that happen once.
+            sticky: show it until :meth:`clear` or :meth:`show`, for events that happen once.
+            log_period_s: log it at most once in this time; ``inf`` for what does not change.
         """
         now = time.monotonic()
         with self._lock:
@@ -93,11 +101,18 @@ class Health:
             problem.sentence, problem.level, problem.made_s = sentence, level, now
             problem.count += 1
             self._last_error = sentence
-            loud = now - problem.logged_s >= LOG_PERIOD_S
+            loud = now - problem.logged_s >= log_period_s
             if loud:
                 problem.logged_s = now
         if loud:
             self._log(level, sentence)
+
+    def show(self, kind: str, shown: bool) -> None:
+        """Go on showing a sticky problem whose cause can be seen to last, or no longer."""
+        with self._lock:
+            if problem := self._problems.get(kind):
+                problem.sticky = shown
+                problem.made_s = problem.made_s if shown else float('-inf')
 
     def dropped(self, reason: str) -> None:
         """Count a pair that got no mask."""
@@ -107,7 +122,7 @@ class Health:
     def published(
         self,
         latency_ms: float,
-        age_ms: float,
+        age_ms: float | None,
         timings: Mapping[str, float],
         sensors: Sequence[str] = (),
     ) -> None:
@@ -115,7 +130,8 @@ class Health:
 
         Args:
             latency_ms: from the arrival of the pair to its mask being sent.
-            age_ms: from the colour stamp to its mask being sent, by the node's clock.
+            age_ms: from the colour stamp to its mask being sent, by the node's clock; None while
+                that does not tell the time.
             timings: of the segmentation, stage -> milliseconds.
             sensors: those of `frame.SENSORS` that the network saw.
         """
@@ -124,7 +140,8 @@ class Health:
             if len(sensors) == 1:
                 self._alone[sensors[0]] += 1
             self._latency_ms.append(latency_ms)
-            self._age_ms.append(age_ms)
+            if age_ms is not None:
+                self._age_ms.append(age_ms)
             for stage, taken_ms in {**timings, 'segmentation': sum(timings.values())}.items():
                 self._stages_ms.setdefault(stage, deque(maxlen=_WINDOW)).append(taken_ms)
 
@@ -162,13 +179,24 @@ class Health:
                 f'{trained_range_m[0]:.1f} to {trained_range_m[1]:.1f} m; expect poor labels',
             )
 
-    def saw_age(self, age_s: float) -> None:
-        """Complain when image stamps and the node's clock cannot be the same clock."""
-        if abs(age_s) > _CLOCK_TOLERANCE_S:
+    def saw_age(self, age_s: float | None) -> None:
+        """Complain when image stamps and the node's clock cannot be the same clock.
+
+        Args:
+            age_s: of a colour image by the node's clock; None while that does not tell the time.
+        """
+        if age_s is None:
             self.complain(
                 'clock',
-                f'colour stamps are {age_s:.0f} s older than the clock of this node; for a '
-                'replayed bag publish /clock and set use_sim_time, else synchronise the clocks',
+                'use_sim_time is set but nothing comes on /clock, so the age of images is '
+                'unknown; publish it (ros2 bag play --clock) or set use_sim_time to false',
+            )
+        elif abs(age_s) > _CLOCK_TOLERANCE_S:
+            self.complain(
+                'clock',
+                f'colour stamps are {abs(age_s):.0f} s {"older" if age_s > 0 else "newer"} than '
+                'the clock of this node; for a replayed bag publish /clock and set use_sim_time, '
+                'else synchronise the clocks',
             )
 
     def problems(self) -> list[Problem]:
@@ -247,6 +275,19 @@ def step_down_values(step_downs: Sequence[StepDown]) -> dict[str, str]:
 def step_down_problems(step_downs: Sequence[StepDown]) -> list[Problem]:
     """Return those of them that somebody should look into."""
     return [Problem(str(s), WARN, sticky=True) for s in step_downs if s.unexpected]
+
+
+def unknown_parameter_values(unknown: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters that were given but do not exist (`unknown_parameters`)."""
+    return {'unknown parameters': name_unknown(unknown)} if unknown else {}
+
+
+def unknown_parameter_problems(unknown: Mapping[str, str]) -> list[Problem]:
+    """Return those of them as a problem that look mistyped rather than meant for other nodes."""
+    mistyped = {name: near for name, near in unknown.items() if near}
+    if not mistyped:
+        return []
+    return [Problem(f'ignored parameters: {name_unknown(mistyped)}', WARN, sticky=True)]
 
 
 def make_status(

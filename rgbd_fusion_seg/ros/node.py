@@ -12,24 +12,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, JumpHandle, JumpThreshold
+from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image
+from rclpy.qos import QoSProfile
 
 from rgbd_fusion_seg import kernels
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
-from rgbd_fusion_seg.frame import SENSORS
 from rgbd_fusion_seg.ros import diagnostics, single_sensor
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Rates
 from rgbd_fusion_seg.ros.engine_builder import EngineBuilder, build_is_due
@@ -38,25 +34,20 @@ from rgbd_fusion_seg.ros.parameters import (
     declare_parameters,
     parameter_names,
     read_parameters,
+    unknown_parameters,
 )
-from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor, Topics
+from rgbd_fusion_seg.ros.pipeline import Topics
 from rgbd_fusion_seg.ros.process import run_node
 from rgbd_fusion_seg.ros.publishers import (
     SegmentationPublishers,
+    qos_fits,
     qos_overrides,
-    subscription_events,
 )
-from rgbd_fusion_seg.ros.synchroniser import Synchroniser
-from rgbd_fusion_seg.ros.worker import LatestOnlyWorker
+from rgbd_fusion_seg.ros.stream import COLOR_TOPIC, DEPTH_TOPIC, INFO_TOPIC, Stream
 from rgbd_fusion_seg.segmenter import Segmenter
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
-
-
-COLOR_TOPIC = 'rgb/image_rect_color'
-DEPTH_TOPIC = 'depth_registered/image_rect'
-INFO_TOPIC = 'rgb/camera_info'
 
 
 class SegmentationNode(LifecycleNode):
@@ -64,7 +55,9 @@ class SegmentationNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('segmentation_node')
-        declare_parameters(self, SegmentationConfig)
+        # It is read once, at start.
+        declare_parameters(self, SegmentationConfig, read_only={'autostart'})
+        self._unknown_parameters = unknown_parameters(self)
         self.config = read_parameters(self, SegmentationConfig)
         self.topics = Topics(
             color=self.resolve_topic_name(COLOR_TOPIC),
@@ -76,7 +69,8 @@ class SegmentationNode(LifecycleNode):
         self._segmenter: Segmenter | None = None
         self._builder: EngineBuilder | None = None
         self._outputs: SegmentationPublishers | None = None
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
+        self._topics_of_misfits: set[str] = set()
         self._diagnostics = self.create_publisher(
             DiagnosticArray,
             '/diagnostics',
@@ -85,7 +79,7 @@ class SegmentationNode(LifecycleNode):
         )
         self.add_on_set_parameters_callback(self._allow_parameters)
         # A steady clock: with use_sim_time and no /clock, silence must still be reported.
-        self.create_timer(
+        self._report_timer = self.create_timer(
             self.config.output.diagnostics_period_s,
             self._report,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
@@ -160,6 +154,8 @@ class SegmentationNode(LifecycleNode):
     def _configure(self) -> None:
         self.health.clear()
         self.config = config = read_parameters(self, SegmentationConfig)
+        self._report_timer.timer_period_ns = round(config.output.diagnostics_period_s * 1e9)
+        self._report_timer.reset()
         bundle = load_bundle(config.engine.bundle)
         began_s = time.monotonic()
         self.get_logger().info('preparing kernels (the first time ever they are compiled)')
@@ -210,7 +206,7 @@ class SegmentationNode(LifecycleNode):
     def _activate(self) -> None:
         self.health.clear()
         self._rates = Rates()
-        self._stream = _Stream(self, self._segmenter, self._outputs)
+        self._stream = Stream(self, self._segmenter, self._outputs)
         self._outputs.publish_label_info()
         if self._builder is not None:
             self._builder.start()
@@ -249,7 +245,10 @@ class SegmentationNode(LifecycleNode):
 
     def _report(self) -> None:
         """Publish a DiagnosticArray; complain first when no pair comes."""
-        values, ok_message, step_downs, losses = {}, 'inactive', (), []
+        values = diagnostics.unknown_parameter_values(self._unknown_parameters)
+        ok_message, step_downs, losses = 'inactive', (), []
+        for topic in self._topics_of_misfits:
+            self.health.show(f'qos {topic}', not qos_fits(self, topic))
         if self._segmenter is not None:
             values['engine'] = self._segmenter.engine_name
             values['bundle'] = self._segmenter.bundle.name
@@ -270,7 +269,10 @@ class SegmentationNode(LifecycleNode):
         status = diagnostics.make_status(
             f'{self.get_fully_qualified_name()[1:]}: segmentation',
             values.get('engine', ''),
-            self.health.problems() + losses + diagnostics.step_down_problems(step_downs),
+            self.health.problems()
+            + losses
+            + diagnostics.step_down_problems(step_downs)
+            + diagnostics.unknown_parameter_problems(self._unknown_parameters),
             ok_message,
             values | self.health.snapshot(),
         )
@@ -278,10 +280,11 @@ class SegmentationNode(LifecycleNode):
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
-    def complain_about_qos(self, kind: str, sentence: str) -> None:
+    def complain_about_qos(self, topic: str, sentence: str) -> None:
         """Note that a partner's QoS does not fit."""
-        # The event comes once for each partner, so the complaint stays.
-        self.health.complain(kind, sentence, sticky=True)
+        # The event comes once for each partner, so the complaint stays until the partner goes.
+        self.health.complain(f'qos {topic}', sentence, sticky=True)
+        self._topics_of_misfits.add(topic)
 
     def log(self, level: bytes, sentence: str) -> None:
         """Say something at the level of a diagnostic status."""
@@ -293,147 +296,6 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().warning(sentence)
         else:
             self.get_logger().info(sentence)
-
-
-class _Stream:
-    """What lives while the node is active: subscriptions, synchroniser, inference thread."""
-
-    def __init__(
-        self,
-        node: SegmentationNode,
-        segmenter: Segmenter,
-        publishers: SegmentationPublishers,
-    ) -> None:
-        self._node, self._health, self._bundle = node, node.health, segmenter.bundle
-        self._config, self._topics = node.config, node.topics
-        self._info: CameraInfo | None = None
-        self._info_count = 0
-        self._epoch = 0
-        self._began_s = time.monotonic()
-        processor = PairProcessor(
-            segmenter,
-            publishers,
-            node.health,
-            node.config,
-            node.topics,
-            now_ns=lambda: node.get_clock().now().nanoseconds,
-            epoch=lambda: self._epoch,
-        )
-        sync = node.config.sync
-        self.sync = Synchroniser(
-            self._hand_over,
-            self._start_epoch,
-            topics=(node.topics.color, node.topics.depth),
-            slop_s=sync.slop_s,
-            queue_size=sync.queue_size,
-            matcher=sync.matcher,
-            on_alone={
-                stream: partial(self._hand_over_alone, stream)
-                for stream, sensor in enumerate(SENSORS)
-                if self._bundle.alone(sensor) is not None
-            },
-            lost_after_s=node.config.single_sensor.after_s,
-        )
-        self._told_lost: int | None = None
-        self._worker: LatestOnlyWorker[Pair] = LatestOnlyWorker(
-            processor.process,
-            on_error=processor.failed,
-            on_replaced=lambda: node.health.dropped('a newer pair came'),
-            name='inference',
-        )
-        self._subscriptions = [
-            self._subscribe(Image, COLOR_TOPIC, self.sync.add_color),
-            self._subscribe(Image, DEPTH_TOPIC, self.sync.add_depth),
-            self._subscribe(CameraInfo, INFO_TOPIC, self._take_info),
-        ]
-        self._jump_handle = self._watch_clock()
-
-    def close(self) -> None:
-        """Unsubscribe, then wait for the inference under way."""
-        self._jump_handle.unregister()
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        if not self._worker.stop():
-            self._health.complain('stop', 'inference hangs; its thread is left behind', ERROR)
-
-    def counters(self) -> dict[str, int]:
-        """Return counters that only grow, for rates."""
-        color, depth = self.sync.streams
-        return {
-            'colour': color.messages,
-            'depth': depth.messages,
-            'camera info': self._info_count,
-            'pairs': self.sync.pairs,
-            'masks': self._health.masks,
-        }
-
-    def complain_about_silence(self) -> None:
-        """Say which topic is missing when no pair or no calibration has come for long."""
-        after_s = self._config.sync.warn_after_s
-        if self.sync.goes_on_alone:
-            return
-        if sentence := self.sync.complaint(after_s):
-            lost = single_sensor.loss_sentence(self._bundle, self.sync)
-            self._health.complain('no pair', lost or sentence, ERROR)
-        elif (
-            not self._info_count
-            and not self._config.camera.fx
-            and time.monotonic() - self._began_s > after_s
-        ):
-            self._health.complain(
-                'no camera info',
-                f'images arrive, but nothing on {self._topics.info}; publish the CameraInfo of '
-                'the colour camera or set camera.fx and the others',
-                ERROR,
-            )
-
-    def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> Any:
-        name = self._node.resolve_topic_name(topic)
-        return self._node.create_subscription(
-            msg_type,
-            topic,
-            callback,
-            # As the SensorData profile, but one of its own: overrides are written into it.
-            QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT),
-            event_callbacks=subscription_events(name, self._node.complain_about_qos),
-            qos_overriding_options=qos_overrides(),
-        )
-
-    def _watch_clock(self) -> JumpHandle:
-        """Reset when simulated time jumps back, as when a bag starts over."""
-        threshold = JumpThreshold(
-            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False
-        )
-        return self._node.get_clock().create_jump_callback(
-            threshold,
-            post_callback=lambda jump: self.sync.reset(
-                f'the ROS clock jumped back by {-jump.delta.nanoseconds * 1e-9:.3f} s; waiting '
-                'images were dropped'
-            ),
-        )
-
-    def _take_info(self, info: CameraInfo) -> None:
-        self._info = info
-        self._info_count += 1
-
-    def _hand_over_alone(self, stream: int, msg: Image) -> None:
-        if self._told_lost != self.sync.lost:
-            self._told_lost = self.sync.lost
-            self._node.log(WARN, single_sensor.loss_sentence(self._bundle, self.sync))
-        color, depth = (msg, None) if stream == 0 else (None, msg)
-        self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
-
-    def _hand_over(self, color: Image, depth: Image) -> None:
-        if self._told_lost is not None:
-            topic = self.sync.streams[self._told_lost].topic
-            self._told_lost = None
-            self._node.log(OK, f'images arrive on {topic} again, labels rest on both')
-        self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
-
-    def _start_epoch(self, reason: str) -> None:
-        self._epoch += 1
-        self._worker.clear()
-        self._health.complain('reset', reason)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -6,11 +6,14 @@ A nested dataclass is a section: the field ``sync: SyncConfig`` becomes the para
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar, get_type_hints
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
 from rgbd_fusion_seg.engine.engine_choice import PRECISIONS
@@ -19,6 +22,8 @@ from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.ros.synchroniser import MATCHERS
 
 Config = TypeVar('Config')
+_OF_ROS = ('qos_overrides.', 'start_type_description_service')
+"""Parameters of every node, which rclpy declares later or, in some distributions, not at all."""
 
 
 def setting(
@@ -84,6 +89,12 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
+        if bool(self.input_width) != bool(self.input_height):
+            given, missing = ('width', 'height') if self.input_width else ('height', 'width')
+            raise InputError(
+                f'the parameter engine.input_{given} is given but engine.input_{missing} is not; '
+                "give both, or neither for the size on the bundle's card"
+            )
         if self.build == 'background' and self.backend != 'auto':
             raise InputError(
                 f'the parameter engine.build is background but engine.backend is {self.backend}; '
@@ -220,7 +231,7 @@ class OutputConfig:
         choices=('image', 'class'),
     )
     diagnostics_period_s: float = setting(
-        1.0, 'Seconds between messages on /diagnostics, read at start.', minimum=0.1, maximum=60.0
+        1.0, 'Seconds between messages on /diagnostics.', minimum=0.1, maximum=60.0
     )
 
 
@@ -261,15 +272,57 @@ class SyntheticCameraConfig:
     frame_id: str = setting('camera_color_optical_frame', 'Frame of all images.')
 
 
-def declare_parameters(node: Node, config: type) -> None:
+def declare_parameters(node: Node, config: type, read_only: Collection[str] = ()) -> None:
     """Declare every setting of a config dataclass on a node.
+
+    A number with a fraction may be given as an integer, as in ``-p sync.slop_s:=1``.
+
+    Args:
+        node: where they are declared.
+        config: the dataclass.
+        read_only: names of those that have no effect after the node's start, so that rclpy
+            refuses to set them then.
 
     Raises:
         rclpy.exceptions.ParameterException: a value from the command line or a YAML file has the
             wrong type or is out of range.
     """
     for name, entry, default in _settings(config):
-        node.declare_parameter(name, default, _descriptor(entry))
+        descriptor = _descriptor(entry)
+        descriptor.read_only = name in read_only
+        given = node._parameter_overrides.get(name)  # rclpy has no public way to them
+        if isinstance(default, float) and given and given.type_ == Parameter.Type.INTEGER:
+            node.declare_parameter(name, float(given.value), descriptor, ignore_override=True)
+        else:
+            node.declare_parameter(name, default, descriptor)
+
+
+def unknown_parameters(node: Node) -> dict[str, str]:
+    """Find the parameters that were given to a node and that it does not have; warn of them.
+
+    They are no error, because a file's section ``/**`` may be shared by nodes of all kinds.
+
+    Returns:
+        The most similar name among those the node has declared, or '', by name.
+    """
+    known = node.get_parameters_by_prefix('')
+    unknown = {
+        name: next(iter(get_close_matches(name, known, 1)), '')
+        for name in node._parameter_overrides
+        if name not in known and not name.startswith(_OF_ROS)
+    }
+    if unknown:
+        node.get_logger().warning(
+            f'ignored parameters, for this node has none of that name: {name_unknown(unknown)}'
+        )
+    return unknown
+
+
+def name_unknown(unknown: Mapping[str, str]) -> str:
+    """Name what :func:`unknown_parameters` found, and what may have been meant."""
+    return ', '.join(
+        f'{name} (did you mean {near}?)' if near else name for name, near in unknown.items()
+    )
 
 
 def parameter_names(config: type) -> set[str]:

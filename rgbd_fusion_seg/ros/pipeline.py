@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -106,10 +107,9 @@ class PairProcessor:
         """
         if self._config.output.lazy and not self._publishers.wanted():
             return self._health.dropped('nobody subscribes')
-        stamp_ns = stamp_to_ns(pair.leading.header.stamp)
-        age_s = (self._now_ns() - stamp_ns) * 1e-9
+        age_s = self._age_s(pair)
         self._health.saw_age(age_s)
-        if 0 < self._config.sync.max_age_s < age_s:
+        if age_s is not None and 0 < self._config.sync.max_age_s < age_s:
             return self._drop_old(age_s)
         calibration = self._calibration(pair)
         if calibration is None:
@@ -127,9 +127,10 @@ class PairProcessor:
         if pair.color is None:  # which may name the frame of the depth sensor
             header = Header(stamp=header.stamp, frame_id=frame.frame_id)
         self._publishers.publish(frame, result, header, info)
+        age_s = self._age_s(pair)
         self._health.published(
             latency_ms=(time.monotonic() - pair.arrived_s) * 1e3,
-            age_ms=(self._now_ns() - stamp_ns) * 1e-6,
+            age_ms=None if age_s is None else age_s * 1e3,
             timings=result.timings,
             sensors=result.sensors,
         )
@@ -164,6 +165,11 @@ class PairProcessor:
             require_same_frame=self._config.camera.require_same_frame,
         )
 
+    def _age_s(self, pair: Pair) -> float | None:
+        """Return the age of a pair's stamp; None while simulated time has not begun."""
+        now_ns = self._now_ns()
+        return (now_ns - stamp_to_ns(pair.leading.header.stamp)) * 1e-9 if now_ns else None
+
     def _drop_old(self, age_s: float) -> None:
         limit_s = self._config.sync.max_age_s
         self._health.dropped('older than sync.max_age_s')
@@ -177,13 +183,27 @@ class PairProcessor:
         """Return the intrinsics of a pair and the CameraInfo to send on; None without any."""
         if pair.info is not None:
             try:
-                return intrinsics_from_info(pair.info, self._topics.info), pair.info
+                intrinsics = intrinsics_from_info(pair.info, self._topics.info)
             except FrameError as error:
                 if not self._config.camera.fx:
                     raise
                 self._health.complain('camera info', f'{error}; using camera.fx and the others')
+            else:
+                self._check_rectified(pair.info)
+                return intrinsics, pair.info
         image = pair.leading
         given = self._config.camera.intrinsics(image.width, image.height)
         if given is None:
             return None
         return given, info_from_intrinsics(given, image.header)
+
+    def _check_rectified(self, info: CameraInfo) -> None:
+        # Rectified topics often keep the D of the raw image beside a P, so D alone says nothing.
+        if any(info.d) and not (info.p[0] and info.p[5]):
+            self._health.complain(
+                'unrectified',
+                f'{self._topics.info} has a lens distortion D but no P, so {self._topics.color} '
+                'looks unrectified, which costs accuracy; give this node rectified images '
+                '(image_proc) and depth registered to them',
+                log_period_s=inf,
+            )

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from rclpy.qos import (
+    QoSCompatibility,
     QoSDurabilityPolicy,
     QoSPolicyKind,
     QoSProfile,
     QoSReliabilityPolicy,
+    qos_check_compatible,
     qos_policy_name_from_kind,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -60,7 +63,7 @@ def subscription_events(topic: str, complain: Complain) -> SubscriptionEventCall
     def incompatible(event: Any) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
         complain(
-            f'qos {topic}',
+            topic,
             f'a publisher of {topic} offers an incompatible QoS ({policy}), so none of its '
             f'messages arrive; change it, or qos_overrides.{topic}.subscription.* of this node',
         )
@@ -74,12 +77,24 @@ def publisher_events(topic: str, complain: Complain) -> PublisherEventCallbacks:
     def incompatible(event: Any) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
         complain(
-            f'qos {topic}',
+            topic,
             f'a subscriber of {topic} asks for an incompatible QoS ({policy}), so it gets no '
             f'messages; change it, or qos_overrides.{topic}.publisher.* of this node',
         )
 
     return PublisherEventCallbacks(incompatible_qos=incompatible)
+
+
+def qos_fits(node: Node, topic: str) -> bool:
+    """Tell whether a node has no partner of incompatible QoS on a topic, by its full name."""
+    own = node.get_name(), node.get_namespace()
+    return not any(
+        qos_check_compatible(publisher.qos_profile, subscription.qos_profile)[0]
+        == QoSCompatibility.ERROR
+        for publisher in node.get_publishers_info_by_topic(topic)
+        for subscription in node.get_subscriptions_info_by_topic(topic)
+        if own in [(end.node_name, end.node_namespace) for end in (publisher, subscription)]
+    )
 
 
 class SegmentationPublishers:
@@ -89,7 +104,7 @@ class SegmentationPublishers:
         node: created publishers become active and inactive with it.
         bundle: gives class names and colours.
         output: the node's parameters about outputs.
-        complain: called with (kind, sentence) about incompatible subscribers.
+        complain: called with (topic, sentence) about incompatible subscribers.
     """
 
     def __init__(

@@ -35,6 +35,7 @@ from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.pictures import write_image
 from rgbd_fusion_seg.ros.images import color_from_msg, stamp_to_ns
+from rgbd_fusion_seg.ros.parameters import unknown_parameters
 
 THUMBNAIL_WIDTH = 320
 _WAITING = 90  # images kept for a mask that may still come: three seconds at 30 Hz
@@ -80,6 +81,7 @@ class Recorder(Node):
 
     def __init__(self, folder: Path, num_classes: int) -> None:
         super().__init__('rgbd_fusion_seg_recorder')
+        unknown_parameters(self)
         self.recording = Recording()
         self._folder, self._num_classes = folder, num_classes
         self._matrix = np.zeros((num_classes, num_classes + 1), np.int64)

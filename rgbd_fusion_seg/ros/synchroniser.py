@@ -142,6 +142,7 @@ class StreamStatistics:
     arrived_s: float | None = None
     """Monotonic time of the newest message."""
     stamps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STAMPS))
+    """Of the newest messages since the last pair."""
 
     def count(self, stamp_ns: int) -> None:
         """Note the arrival of a message."""
@@ -312,6 +313,8 @@ class Synchroniser:
         self._handed_ns = color_ns
         self._last_pair_s = time.monotonic()
         self.pairs += 1
+        for stream in self.streams:
+            stream.stamps_ns.clear()
         self.differences_ms.append((depth_ns - color_ns) * 1e-6)
         self._on_pair(color, depth)
 

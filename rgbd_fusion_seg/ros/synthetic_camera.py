@@ -23,7 +23,9 @@ from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array
 from rgbd_fusion_seg.ros.parameters import (
     SyntheticCameraConfig,
     declare_parameters,
+    parameter_names,
     read_parameters,
+    unknown_parameters,
 )
 from rgbd_fusion_seg.ros.process import run_node
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room
@@ -46,7 +48,10 @@ class SyntheticCamera(Node):
 
     def __init__(self) -> None:
         super().__init__('synthetic_camera')
-        declare_parameters(self, SyntheticCameraConfig)
+        # All are read once, here.
+        names = parameter_names(SyntheticCameraConfig)
+        declare_parameters(self, SyntheticCameraConfig, read_only=names)
+        unknown_parameters(self)
         self.config = read_parameters(self, SyntheticCameraConfig)
         self.intrinsics = camera_intrinsics(self.config.width, self.config.height)
         self._shots: list[Shot] = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,7 +121,44 @@ def test_another_clock_is_noticed(health, log):
     health.saw_age(0.1)
     assert log == []
     health.saw_age(3.2e8)
-    assert 'use_sim_time' in log[0][1]
+    assert 'are 320000000 s older than the clock of this node' in log[0][1]
+    assert 'set use_sim_time' in log[0][1]
+
+
+def test_stamps_of_the_future_are_newer(health, log):
+    health.saw_age(-60.0)
+    assert 'are 60 s newer than the clock of this node' in log[0][1]
+
+
+def test_a_problem_is_shown_as_long_as_its_cause_lasts(health, clock, log):
+    health.show('qos', True)
+    assert health.problems() == []
+    health.complain('qos', 'incompatible', sticky=True)
+    for shown in (True, False, True):
+        clock.now += 60
+        health.show('qos', shown)
+        assert [p.sentence for p in health.problems()] == ['incompatible'] * shown
+    assert len(log) == 1
+
+
+def test_what_does_not_change_is_logged_once(health, clock, log):
+    for _ in range(20):
+        clock.now += 1
+        health.complain('unrectified', 'no P', log_period_s=inf)
+    assert len(log) == 1
+    assert [p.sentence for p in health.problems()] == ['no P']
+    clock.now += 60
+    assert health.problems() == []
+
+
+def test_only_what_looks_mistyped_is_a_problem():
+    unknown = {'publish_tf': '', 'engine.bundel': 'engine.bundle'}
+    assert diagnostics.unknown_parameter_values(unknown) == {
+        'unknown parameters': 'publish_tf, engine.bundel (did you mean engine.bundle?)'
+    }
+    (problem,) = diagnostics.unknown_parameter_problems(unknown)
+    assert problem.sentence.endswith(': engine.bundel (did you mean engine.bundle?)')
+    assert diagnostics.unknown_parameter_problems({'publish_tf': ''}) == []
 
 
 def test_rates(clock):

@@ -30,6 +30,7 @@ def test_a_managed_life(managed, tiny_bundle):
     node, client, manager = managed
     camera = Camera(client)
     assert manager.state() == State.PRIMARY_STATE_UNCONFIGURED
+    assert 'autostart' in manager.set('autostart', True).reason
 
     # A configuration that fails can be mended and tried again.
     assert not manager.change(Transition.TRANSITION_CONFIGURE)
@@ -70,3 +71,21 @@ def test_a_managed_life(managed, tiny_bundle):
     assert manager.state() == State.PRIMARY_STATE_FINALIZED
     assert node.alive
     assert 'Traceback' not in node.output()
+
+
+def test_diagnostics_come_as_often_as_was_set_before_configuring(ros_context):
+    parameters = {
+        'autostart': False,
+        'engine.bundle': 'no_such_model',
+        'output.diagnostics_period_s': 60.0,
+    }
+    node = NodeProcess('rgbd_fusion_seg.ros.node', parameters, '/seldom')
+    client = Client(ros_context, '/seldom')
+    manager = Manager(client)
+    try:
+        assert manager.set('output.diagnostics_period_s', 0.1).successful
+        assert not manager.change(Transition.TRANSITION_CONFIGURE)
+        client.wait_for(lambda: len(client.statuses) >= 3, 'diagnostics', timeout_s=20.0)
+    finally:
+        client.close()
+        node.stop()

@@ -311,9 +311,15 @@ def test_late_joiner_learns_the_labels(running, ros_context, tiny_bundle):
 
 def test_incompatible_qos_is_reported(running):
     _, client, _ = running
-    client.create_subscription(Image, 'segmentation/mask', lambda _: None, LATCHED)
-    status = client.wait_for_complaint('/running/segmentation/mask asks for an incompatible QoS')
+    words = '/running/segmentation/mask asks for an incompatible QoS'
+    misfit = client.create_subscription(Image, 'segmentation/mask', lambda _: None, LATCHED)
+    status = client.wait_for_complaint(words)
     assert 'DURABILITY' in str(status.values)
+    client.statuses.clear()
+    client.wait_for(lambda: len(client.statuses) > 3, 'further diagnostics')
+    assert client.complains(words)
+    client.destroy_subscription(misfit)
+    client.wait_for(lambda: not client.complains(words), 'the end of the complaint')
 
 
 def test_diagnostics_hold_the_numbers(running):
@@ -447,6 +453,27 @@ def test_intrinsics_by_parameter_and_reliable_by_override(ros_context, tiny_bund
         (best_effort,) = [client.create_publisher(Image, topic, qos_profile_sensor_data)]
         client.wait_for_complaint(f'a publisher of {topic} offers an incompatible QoS')
         assert best_effort.get_subscription_count() == 0
+        client.destroy_publisher(best_effort)
+        client.wait_for(lambda: not client.complains('incompatible'), 'its end')
+    finally:
+        client.close()
+        node.stop()
+
+
+def test_mistyped_parameters_are_told(ros_context, tmp_path):
+    file = tmp_path / 'shared.yaml'
+    file.write_text(
+        '/**:\n  ros__parameters:\n    publish_tf: true\n    engine:\n      bundel: mine\n'
+    )
+    parameters = {'autostart': False, 'output.diagnostics_period_s': 0.1}
+    node = NodeProcess(NODE, parameters, '/mistyped', ('--params-file', str(file)))
+    client = Client(ros_context, '/mistyped')
+    words = 'engine.bundel (did you mean engine.bundle?)'
+    try:
+        client.wait_for_complaint(words)
+        assert words in client.values()['unknown parameters']
+        assert 'publish_tf' in client.values()['unknown parameters']
+        assert node.output().count(words) == 1
     finally:
         client.close()
         node.stop()
@@ -478,7 +505,8 @@ def test_signals_end_a_busy_node_cleanly(ros_context, tiny_bundle, signals):
     ('parameters', 'words'),
     [
         ({'engine.bundle': 'no_such_model'}, "no bundle at or called 'no_such_model'; give"),
-        ({'sync.slop_s': 1}, "'sync.slop_s'"),
+        ({'sync.slop_s': 'far'}, "'sync.slop_s'"),
+        ({'engine.input_width': 160}, 'engine.input_height is not'),
         ({'sync.matcher': 'exact'}, 'sync.matcher is '),
         ({'output.overlay_alpha': 2.0}, 'output.overlay_alpha'),
     ],

@@ -23,6 +23,7 @@ from rgbd_fusion_seg.ros.parameters import (
     declare_parameters,
     read_parameters,
     setting,
+    unknown_parameters,
 )
 
 CONFIG = Path(__file__).parents[2] / 'config'
@@ -62,8 +63,59 @@ def test_every_parameter_is_described(make_node):
         assert node.describe_parameter(name).description.endswith('.')
 
 
+def test_integers_do_for_numbers_with_a_fraction(make_node):
+    node = make_node(sync__slop_s=1, camera__cx=-1)
+    declare_parameters(node, SegmentationConfig)
+    config = read_parameters(node, SegmentationConfig)
+    assert (config.sync.slop_s, config.camera.cx) == (1.0, -1.0)
+    assert type(config.sync.slop_s) is float
+    assert node.get_parameter('sync.slop_s').type_ == Parameter.Type.DOUBLE
+
+
+def test_what_the_node_does_not_have_is_told(make_node, capfd):
+    overrides = {
+        'engine__bundel': 'mine',
+        'syncc__slop_s': 0.5,
+        'publish_tf': True,
+        'engine__backend': 'onnxruntime',
+        'use_sim_time': False,
+        'start_type_description_service': True,
+        'qos_overrides__/some_topic__publisher__depth': 3,
+    }
+    node = make_node(**overrides)
+    declare_parameters(node, SegmentationConfig)
+    found = {
+        'engine.bundel': 'engine.bundle',
+        'syncc.slop_s': 'sync.slop_s',
+        'publish_tf': '',
+    }
+    capfd.readouterr()
+    assert unknown_parameters(node) == found
+    log = capfd.readouterr().err
+    assert log.count('WARN') == 1
+    assert 'engine.bundel (did you mean engine.bundle?)' in log
+    assert 'publish_tf' in log
+
+
+def test_what_is_read_at_start_alone_cannot_be_set_later(make_node):
+    node = make_node(autostart=False)
+    declare_parameters(node, SegmentationConfig, read_only={'autostart'})
+    assert node.get_parameter('autostart').value is False
+    late = [Parameter('autostart', value=True), Parameter('sync.slop_s', value=0.5)]
+    refused, accepted = node.set_parameters(late)
+    assert not refused.successful
+    assert 'autostart' in refused.reason
+    assert accepted.successful
+
+
 @pytest.mark.parametrize(
-    ('name', 'value'), [('sync__slop_s', -1.0), ('sync__queue_size', 0), ('sync__slop_s', 1)]
+    ('name', 'value'),
+    [
+        ('sync__slop_s', -1.0),
+        ('sync__queue_size', 0),
+        ('sync__slop_s', 11),
+        ('sync__slop_s', 'far'),
+    ],
 )
 def test_out_of_range_or_of_wrong_type_is_refused(make_node, name, value):
     with pytest.raises(ParameterException, match=name.replace('__', '.')):
@@ -106,7 +158,11 @@ def test_yaml_files_hold_the_defaults(file, config):
 def test_input_size_from_parameters():
     assert EngineConfig().input_size is None
     assert EngineConfig(input_width=640, input_height=480).input_size == (640, 480)
-    assert EngineConfig(input_width=640).input_size == (640, 0)  # refused by the bundle
+    for given, missing in (('input_width', 'input_height'), ('input_height', 'input_width')):
+        with pytest.raises(
+            InputError, match=rf'engine\.{given} is given .*engine\.{missing} is not'
+        ):
+            EngineConfig(**{given: 160})
 
 
 def test_intrinsics_from_parameters():

@@ -135,6 +135,41 @@ def test_given_intrinsics_serve_for_a_camera_without_calibration(tiny_bundle):
     assert 'focal lengths must be positive' in bench.log[0]
 
 
+@pytest.mark.parametrize('stamp_s', [4.9, 1.8e9])
+def test_simulated_time_that_never_begins_makes_no_age(tiny_bundle, stamp_s):
+    config = SegmentationConfig()
+    bench = Bench(tiny_bundle, replace(config, sync=replace(config.sync, max_age_s=0.5)))
+    bench.now_ns = 0
+    bench.processor.process(bench.pair(stamp_ns=round(stamp_s * 1e9)))
+    assert len(bench.outputs.published) == 1
+    assert 'use_sim_time is set but nothing comes on /clock' in bench.log[0]
+    assert 'age p50 ms' not in bench.health.snapshot()
+
+
+UNDISTORTED, DISTORTED = [0.0] * 5, [0.1, -0.2, 1e-4, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ('distortion', 'has_p', 'warned'),
+    [
+        (DISTORTED, False, True),
+        (DISTORTED, True, False),  # a rectified topic often keeps the D of the raw image
+        (UNDISTORTED, False, False),
+        ([], False, False),
+        (UNDISTORTED, True, False),
+    ],
+)
+def test_images_that_look_unrectified_are_told_once(bench, distortion, has_p, warned):
+    for _ in range(2):
+        info = bench.camera.info()
+        info.d = distortion
+        info.p = info.p if has_p else np.zeros(12)
+        bench.processor.process(bench.pair(info=info))
+    assert len(bench.outputs.published) == 2
+    told = ['/info has a lens distortion D but no P, so /color looks unrectified'] * warned
+    assert [sentence.partition(', which')[0] for sentence in bench.log] == told
+
+
 @pytest.mark.parametrize(
     ('error', 'reason', 'words'),
     [

@@ -123,7 +123,9 @@ def test_records_what_was_sent(pretender, tmp_path):
 
 
 def test_silence_is_told(ros_context, tmp_path):
-    done = run_recorder(f'--output={tmp_path}', '--wait=1')
+    mistyped = ('--ros-args', '-p', 'use_sim_tme:=true')
+    done = run_recorder(f'--output={tmp_path}', '--wait=1', *mistyped)
     assert done.returncode == 1
     assert 'no mask arrived within 1 s; 0 colour images were seen' in done.stderr
+    assert 'use_sim_tme (did you mean use_sim_time?)' in done.stderr
     assert not (tmp_path / 'recording.json').exists()

@@ -16,7 +16,7 @@ pytest.importorskip('onnx', reason='making bundles needs onnx')
 
 from onnx import ModelProto, helper, numpy_helper
 from rclpy.qos import QoSProfile
-from ros_harness import Camera, Client, NodeProcess, mask_stamps
+from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -160,7 +160,7 @@ def test_simulated_time_that_starts_over(ros_context, tiny_bundle):
 def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
     """Two processes: a rendered room, and the node that labels it."""
     size = {'width': 160, 'height': 120}
-    parameters = {**size, 'num_frames': 4, 'rate_hz': 15.0, 'depth_encoding': '32FC1'}
+    parameters = {**size, 'num_frames': 4, 'rate_hz': 15, 'depth_encoding': '32FC1', 'seeed': 3}
     camera = NodeProcess('rgbd_fusion_seg.ros.synthetic_camera', parameters, '/room')
     node = NodeProcess(NODE, {'engine.bundle': tiny_bundle}, '/room')
     client = Client(ros_context, '/room')
@@ -186,6 +186,8 @@ def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
         client.wait_for(lambda: len(complete()) >= 5, 'five masks with all their inputs')
         stamps = sorted(complete())
         received = {t: by_stamp(t) for t in (*images, 'rgb/camera_info')}
+        assert 'seeed (did you mean seed?)' in camera.output()
+        assert not Manager(client, 'synthetic_camera').set('rate_hz', 5.0).successful
     finally:
         client.close()
         camera.stop()

@@ -219,6 +219,18 @@ class TestComplaint:
         assert len(pairs) == 1
         assert 'do not increase' in sync.complaint(3.0)
 
+    def test_pairs_that_were_good_before_do_not_count(self, monkeypatch):
+        sync, pairs, _ = make(slop_s=0.02)
+        for i in range(10):
+            sync.add_color(message(i * 100 * MS))
+            sync.add_depth(message(i * 100 * MS))
+        self.after(monkeypatch, 4)
+        for i in range(10, 14):
+            sync.add_color(message(i * 100 * MS))
+            sync.add_depth(message(i * 100 * MS + 35 * MS))
+        assert len(pairs) == 10
+        assert 'at least 35.0 ms apart and sync.slop_s allows 20.0 ms' in sync.complaint(3.0)
+
 
 class Clocked:
     """A synchroniser with a clock that the test sets, and what it hands on."""

@@ -1,0 +1,174 @@
+"""What lives while the segmentation node is active: subscriptions, synchroniser, inference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rclpy.clock import JumpHandle, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+
+from rgbd_fusion_seg.frame import SENSORS
+from rgbd_fusion_seg.ros import single_sensor
+from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN
+from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor
+from rgbd_fusion_seg.ros.publishers import (
+    SegmentationPublishers,
+    qos_overrides,
+    subscription_events,
+)
+from rgbd_fusion_seg.ros.synchroniser import Synchroniser
+from rgbd_fusion_seg.ros.worker import LatestOnlyWorker
+from rgbd_fusion_seg.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from rgbd_fusion_seg.ros.node import SegmentationNode
+
+COLOR_TOPIC = 'rgb/image_rect_color'
+DEPTH_TOPIC = 'depth_registered/image_rect'
+INFO_TOPIC = 'rgb/camera_info'
+
+
+class Stream:
+    """Hands pairs of messages to the inference thread from its making until :meth:`close`."""
+
+    def __init__(
+        self,
+        node: SegmentationNode,
+        segmenter: Segmenter,
+        publishers: SegmentationPublishers,
+    ) -> None:
+        self._node, self._health, self._bundle = node, node.health, segmenter.bundle
+        self._config, self._topics = node.config, node.topics
+        self._info: CameraInfo | None = None
+        self._info_count = 0
+        self._epoch = 0
+        self._began_s = time.monotonic()
+        processor = PairProcessor(
+            segmenter,
+            publishers,
+            node.health,
+            node.config,
+            node.topics,
+            now_ns=lambda: node.get_clock().now().nanoseconds,
+            epoch=lambda: self._epoch,
+        )
+        sync = node.config.sync
+        self.sync = Synchroniser(
+            self._hand_over,
+            self._start_epoch,
+            topics=(node.topics.color, node.topics.depth),
+            slop_s=sync.slop_s,
+            queue_size=sync.queue_size,
+            matcher=sync.matcher,
+            on_alone={
+                stream: partial(self._hand_over_alone, stream)
+                for stream, sensor in enumerate(SENSORS)
+                if self._bundle.alone(sensor) is not None
+            },
+            lost_after_s=node.config.single_sensor.after_s,
+        )
+        self._told_lost: int | None = None
+        self._worker: LatestOnlyWorker[Pair] = LatestOnlyWorker(
+            processor.process,
+            on_error=processor.failed,
+            on_replaced=lambda: node.health.dropped('a newer pair came'),
+            name='inference',
+        )
+        self._subscriptions = [
+            self._subscribe(Image, COLOR_TOPIC, self.sync.add_color),
+            self._subscribe(Image, DEPTH_TOPIC, self.sync.add_depth),
+            self._subscribe(CameraInfo, INFO_TOPIC, self._take_info),
+        ]
+        self._jump_handle = self._watch_clock()
+
+    def close(self) -> None:
+        """Unsubscribe, then wait for the inference under way."""
+        self._jump_handle.unregister()
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        if not self._worker.stop():
+            self._health.complain('stop', 'inference hangs; its thread is left behind', ERROR)
+
+    def counters(self) -> dict[str, int]:
+        """Return counters that only grow, for rates."""
+        color, depth = self.sync.streams
+        return {
+            'colour': color.messages,
+            'depth': depth.messages,
+            'camera info': self._info_count,
+            'pairs': self.sync.pairs,
+            'masks': self._health.masks,
+        }
+
+    def complain_about_silence(self) -> None:
+        """Say which topic is missing when no pair or no calibration has come for long."""
+        after_s = self._config.sync.warn_after_s
+        if self.sync.goes_on_alone:
+            return
+        if sentence := self.sync.complaint(after_s):
+            lost = single_sensor.loss_sentence(self._bundle, self.sync)
+            self._health.complain('no pair', lost or sentence, ERROR)
+        elif (
+            not self._info_count
+            and not self._config.camera.fx
+            and time.monotonic() - self._began_s > after_s
+        ):
+            self._health.complain(
+                'no camera info',
+                f'images arrive, but nothing on {self._topics.info}; publish the CameraInfo of '
+                'the colour camera or set camera.fx and the others',
+                ERROR,
+            )
+
+    def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> Any:
+        name = self._node.resolve_topic_name(topic)
+        return self._node.create_subscription(
+            msg_type,
+            topic,
+            callback,
+            # As the SensorData profile, but one of its own: overrides are written into it.
+            QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT),
+            event_callbacks=subscription_events(name, self._node.complain_about_qos),
+            qos_overriding_options=qos_overrides(),
+        )
+
+    def _watch_clock(self) -> JumpHandle:
+        """Reset when simulated time jumps back, as when a bag starts over."""
+        threshold = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False
+        )
+        return self._node.get_clock().create_jump_callback(
+            threshold,
+            post_callback=lambda jump: self.sync.reset(
+                f'the ROS clock jumped back by {-jump.delta.nanoseconds * 1e-9:.3f} s; waiting '
+                'images were dropped'
+            ),
+        )
+
+    def _take_info(self, info: CameraInfo) -> None:
+        self._info = info
+        self._info_count += 1
+
+    def _hand_over_alone(self, stream: int, msg: Image) -> None:
+        if self._told_lost != self.sync.lost:
+            self._told_lost = self.sync.lost
+            self._node.log(WARN, single_sensor.loss_sentence(self._bundle, self.sync))
+        color, depth = (msg, None) if stream == 0 else (None, msg)
+        self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
+
+    def _hand_over(self, color: Image, depth: Image) -> None:
+        if self._told_lost is not None:
+            topic = self.sync.streams[self._told_lost].topic
+            self._told_lost = None
+            self._node.log(OK, f'images arrive on {topic} again, labels rest on both')
+        self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
+
+    def _start_epoch(self, reason: str) -> None:
+        self._epoch += 1
+        self._worker.clear()
+        self._health.complain('reset', reason)
