@@ -81,6 +81,60 @@ def test_segment_labels_from_one_sensor_alone(folder, tiny_bundle, tmp_path, cap
     assert 'tiny cannot answer from rgb alone' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('only', ['rgb', 'depth'])
+def test_segment_a_recording_of_one_sensor(folder, tmp_path, only, capsys):
+    parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
+    bundle = parts.write_with_parts(tmp_path / 'parts')
+    part = bundle / {'rgb': 'rgb_only', 'depth': 'hha_only'}[only]
+    with Segmenter(part) as segmenter:
+        expected = [segmenter.segment(frame).labels for frame in FolderFrames(folder)]
+    for path in folder.glob({'rgb': '*.depth.png', 'depth': '*.color.png'}[only]):
+        path.unlink()
+    for chosen in (('--bundle', bundle, '--only', only), ('--bundle', part)):
+        output = tmp_path / f'out{len(chosen)}'
+        assert run('segment', folder, '--output', output, *chosen) == 0
+        for index, labels in enumerate(expected):
+            written = cv2.imread(str(output / f'labels/f{index}.png'), cv2.IMREAD_UNCHANGED)
+            np.testing.assert_array_equal(written, labels)
+        video = cv2.VideoCapture(str(output / 'overlay.mp4'))
+        assert video.get(cv2.CAP_PROP_FRAME_COUNT) == COUNT
+        assert cv2.imread(str(output / 'contact_sheet.png')) is not None
+    capsys.readouterr()
+    assert run('segment', folder, '--output', tmp_path / 'out', '--bundle', bundle) == 1
+    assert f'--only {only}' in capsys.readouterr().err
+
+
+def test_segment_tells_of_images_without_a_partner(folder, tiny_bundle, tmp_path, capsys):
+    bag = tmp_path / 'bag'
+    arguments = ('--bundle', tiny_bundle, '--no-video', '--output')
+    (folder / 'f3.color.png').unlink()
+    assert run('bag', folder, bag) == 0
+    (folder / 'f2.depth.png').unlink()
+    for path, lone in ((folder, 2), (bag, 0)):
+        output = tmp_path / f'out{lone}'
+        assert run('segment', path, *arguments, output) == 0
+        assert json.loads((output / 'result.json').read_text())['images without a partner'] == lone
+        printed = capsys.readouterr().out.splitlines()
+        (row,) = (line for line in printed if line.startswith('images without a partner'))
+        assert row.split()[-1] == str(lone)
+
+
+def test_a_second_run_replaces_the_results_of_the_first(folder, tiny_bundle, tmp_path, capsys):
+    bag, output = tmp_path / 'bag', tmp_path / 'out'
+    assert run('bag', folder, bag) == 0
+    arguments = ('--bundle', tiny_bundle, '--output', output)
+    assert run('segment', folder, *arguments) == 0
+    assert run('segment', bag, *arguments, '--no-video', '--max-frames', 2) == 0
+    names = ['frame-000000', 'frame-000001']
+    assert sorted(path.stem for path in (output / 'labels').iterdir()) == names
+    assert sorted(path.stem for path in (output / 'overlay').iterdir()) == names
+    assert not (output / 'overlay.mp4').exists()
+    (output / 'labels/truth.png').write_bytes(b'of a user')
+    assert run('segment', folder, *arguments) == 1
+    assert 'labels/truth.png' in capsys.readouterr().err
+    assert (output / 'labels/truth.png').read_bytes() == b'of a user'
+
+
 def test_bag_gives_the_same_labels_as_its_folder(folder, tiny_bundle, tmp_path):
     bag = tmp_path / 'a_bag'
     assert run('bag', folder, bag, '--rate', 15) == 0
@@ -101,14 +155,19 @@ def test_max_frames_and_no_video(folder, tiny_bundle, tmp_path):
     assert not (output / 'overlay.mp4').exists()
 
 
-def test_options_of_the_camera(folder, tiny_bundle, tmp_path):
+def test_options_of_the_camera(folder, tiny_bundle, tmp_path, capsys):
     (folder / 'camera-intrinsics.txt').unlink()
     arguments = ('--bundle', tiny_bundle, '--output', tmp_path / 'out')
     assert run('segment', folder, *arguments) == 1
     given = ('--intrinsics', '110,110,63.5,47.5', '--depth-scale', '0.002')
+    bag = tmp_path / 'bag'
     assert run('segment', folder, *arguments, *given) == 0
-    assert run('bag', folder, tmp_path / 'bag', *given) == 0
-    frame = next(iter(BagFrames(tmp_path / 'bag')))
+    assert run('bag', folder, bag, *given) == 0
+    capsys.readouterr()
+    assert run('segment', bag, *arguments, '--depth-scale', '0.001') == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert 'bag is a bag, whose depth messages tell their unit' in told
+    frame = next(iter(BagFrames(bag)))
     assert frame.depth.max() == pytest.approx(5.0)
     assert frame.intrinsics.fx == 110
 

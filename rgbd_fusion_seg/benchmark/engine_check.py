@@ -16,7 +16,7 @@ from rgbd_fusion_seg.engine.engine_files import EngineCard, build_lock, read_car
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.preprocess import network_inputs
-from rgbd_fusion_seg.replay.segment import open_source
+from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.timing import percentiles_ms
 
@@ -54,7 +54,8 @@ def check_engine(
     if source is None:
         frames, which, _ = synthetic_frames(num_frames, bundle)
     else:
-        frames, which, _ = recorded_frames(open_source(source), source, num_frames)
+        recording = open_source(source, only=sole_sensor(bundle))
+        frames, which, _ = recorded_frames(recording, source, num_frames)
     measured = read_card(path)
     with (
         Segmenter(bundle, 'tensorrt', engine_file=str(path)) as engine,

@@ -58,9 +58,8 @@ def add_camera(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--depth-scale',
         type=positive,
-        default=0.001,
         metavar='METRES',
-        help='one unit of the depth images of a folder (default: %(default)g, a millimetre)',
+        help='one unit of the depth images of a folder (default: 0.001, a millimetre)',
     )
 
 

@@ -40,11 +40,11 @@ def _build_engine(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.engine.engine_files import read_card
     from rgbd_fusion_seg.engine_building.build_options import BuildOptions
     from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
-    from rgbd_fusion_seg.replay.segment import open_source
+    from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
 
-    if options.frames is not None:
-        open_source(options.frames)  # what cannot be is told before the work
     bundle, sizes = load_bundle(options.bundle), tuple(options.sizes or ())
+    if options.frames is not None:  # what cannot be is told before the work
+        open_source(options.frames, only=sole_sensor(bundle))
     fuses = options.fuse_postprocess or options.fuse_hha
     if options.frame_size and not fuses:
         raise InputError('--frame-size belongs to --fuse-postprocess and --fuse-hha; add one')
@@ -138,7 +138,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.benchmark import compare, report
     from rgbd_fusion_seg.bundle import load_bundle
     from rgbd_fusion_seg.replay.calibration import parse_calibration
-    from rgbd_fusion_seg.replay.segment import open_source
+    from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
 
     bundle = load_bundle(options.bundle)
     if options.input_size is not None:
@@ -150,7 +150,10 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.frames is not None:
         calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
         source = open_source(
-            options.frames, calibration=calibration, depth_scale_m=options.depth_scale
+            options.frames,
+            calibration=calibration,
+            depth_scale_m=options.depth_scale,
+            only=sole_sensor(bundle),
         )
         frames = compare.recorded_frames(source, options.frames, options.max_frames)
     else:

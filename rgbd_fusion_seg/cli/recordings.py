@@ -33,10 +33,11 @@ def _segment(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.bundle import load_bundle
     from rgbd_fusion_seg.replay.calibration import parse_calibration
     from rgbd_fusion_seg.replay.report import table_text
-    from rgbd_fusion_seg.replay.segment import open_source, segment_recording
+    from rgbd_fusion_seg.replay.segment import open_source, segment_recording, sole_sensor
     from rgbd_fusion_seg.replay.topics import BagTopics
     from rgbd_fusion_seg.segmenter import Segmenter
 
+    bundle = load_bundle(options.bundle)
     calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
     topics = BagTopics(options.color_topic, options.depth_topic, options.camera_info_topic)
     source = open_source(
@@ -44,8 +45,8 @@ def _segment(options: argparse.Namespace) -> int:
         calibration=calibration,
         depth_scale_m=options.depth_scale,
         topics=topics,
+        only=sole_sensor(bundle, options.only),
     )
-    bundle = load_bundle(options.bundle)
     tell('preparing kernels (the first time ever they are compiled)')
     kernels.warm_up()
     segmenter = Segmenter(bundle, backend=options.backend, input_size=options.input_size)
@@ -70,13 +71,14 @@ def _segment(options: argparse.Namespace) -> int:
 def _bag(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.replay.bags import folder_to_bag
     from rgbd_fusion_seg.replay.calibration import parse_calibration
+    from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M
 
     count = folder_to_bag(
         options.folder,
         options.bag,
         options.rate,
         calibration=parse_calibration(options.intrinsics) if options.intrinsics else None,
-        depth_scale_m=options.depth_scale,
+        depth_scale_m=options.depth_scale or DEPTH_SCALE_M,
         progress=True,
     )
     print(f'{count} frames in {options.bag}')
@@ -127,7 +129,8 @@ def _add_segment(commands: Commands) -> None:
         '--only',
         choices=('rgb', 'depth'),
         default='',
-        help='label from this sensor alone, with a bundle that can (default: from both)',
+        help='label from this sensor alone, with a bundle that can; a recording may lack the '
+        'other one then (default: from both)',
     )
     add_camera(parser)
     for role in ('color', 'depth', 'camera-info'):

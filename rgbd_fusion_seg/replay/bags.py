@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.calibration import Calibration
-from rgbd_fusion_seg.replay.folders import FolderFrames
+from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M, FolderFrames
 from rgbd_fusion_seg.replay.matching import StampMatcher
 from rgbd_fusion_seg.replay.messages import (
     CAMERA_INFO,
@@ -30,6 +31,7 @@ from rgbd_fusion_seg.replay.messages import (
     depth_from_message,
     stamp_ns,
 )
+from rgbd_fusion_seg.replay.single_sensor import intrinsics_of, read_images
 from rgbd_fusion_seg.replay.topics import BagTopics, find_topics
 
 _log = logging.getLogger(__name__)
@@ -64,6 +66,9 @@ class BagFrames:
         topics: topics to read, found by type and name where not given.
         calibration: used instead of the bag's camera info.
         tolerance_ns: greatest difference of the stamps of colour and depth.
+        only: the sensor that frames will be labelled from, 'rgb' or 'depth': there is a frame for
+            each of its images then, with a partner or without, and without a calibration if it
+            is 'rgb'. Default: both.
 
     Raises:
         InputError: not a bag, no fitting topics, or no camera info and no calibration.
@@ -76,25 +81,27 @@ class BagFrames:
         *,
         calibration: Calibration | None = None,
         tolerance_ns: int = MATCH_TOLERANCE_NS,
+        only: str = '',
     ) -> None:
         self.path = Path(path)
         self.skipped = self.unmatched = 0
         self._told = ('', '')
-        self._calibration, self._tolerance_ns = calibration, tolerance_ns
+        self._calibration, self._tolerance_ns, self._only = calibration, tolerance_ns, only
         with _open(self.path) as reader:
             types = {c.topic: c.msgtype for c in reader.connections}
-            self.topics = find_topics(types, topics or BagTopics(), self.path)
-            self._count = sum(
-                c.msgcount for c in reader.connections if c.topic == self.topics.color
-            )
-        if self.topics.camera_info is None and calibration is None:
+            self.topics = find_topics(types, topics or BagTopics(), self.path, only)
+            self._leading, self._partner = self.topics.color, self.topics.depth
+            if only == 'depth':
+                self._leading, self._partner = self._partner, self._leading
+            self._count = sum(c.msgcount for c in reader.connections if c.topic == self._leading)
+        if self.topics.camera_info is None and calibration is None and only != 'rgb':
             raise InputError(
-                f'{self.path} has no camera info for {self.topics.color}; '
+                f'{self.path} has no camera info for {self._leading}; '
                 'give the intrinsics fx,fy,cx,cy'
             )
 
     def __len__(self) -> int:
-        """Return the number of colour images, which is the most frames there can be."""
+        """Return the number of images that may become frames, of colour unless depth is alone."""
         return self._count
 
     def name(self, index: int) -> str:
@@ -110,9 +117,9 @@ class BagFrames:
         self.skipped = self.unmatched = 0
         frames = 0
         with _open(self.path) as reader:
-            for color, depth, info in self._triples(reader):
+            for leading, partner, info in self._triples(reader):
                 try:
-                    frame = self._frame(color, depth, info)
+                    frame = self._frame(leading, partner, info)
                 except FrameError as error:
                     self._skip(str(error))
                     continue
@@ -121,29 +128,39 @@ class BagFrames:
         self._conclude(frames)
 
     def _triples(self, reader: AnyReader) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield colour and depth messages that belong together, with the camera info in force."""
+        """Yield a leading message, its partner (or None), and the camera info in force."""
         info = self._first_info(reader)
-        matcher = StampMatcher(self._tolerance_ns)
+        matcher = StampMatcher(self._tolerance_ns, keep_unmatched=bool(self._only))
         for topic, message in self._messages(reader, self._connections(reader)):
             if topic == self.topics.camera_info:
                 info = message
                 continue
-            is_depth = topic == self.topics.depth
-            for pair in matcher.add(stamp_ns(message), message, is_depth=is_depth):
+            if self._partner is None:  # nothing to wait for
+                yield message, None, info
+                continue
+            is_partner = topic == self._partner
+            pairs = matcher.add(stamp_ns(message), message, is_partner=is_partner)
+            self.unmatched = matcher.unmatched
+            for pair in pairs:
                 yield (*pair, info)
         for pair in matcher.flush():
             yield (*pair, info)
         self.unmatched = matcher.unmatched
 
-    def _frame(self, color: Any, depth: Any, info: Any) -> RgbdFrame:
-        names = self.topics
-        rgb = color_from_message(color, str(names.color))
-        metres = depth_from_message(depth, str(names.depth))
-        stamp = stamp_ns(color)
-        self._compare_frames(color.header.frame_id, depth.header.frame_id)
+    def _frame(self, leading: Any, partner: Any, info: Any) -> RgbdFrame:
+        names, frame_id = self.topics, leading.header.frame_id
+        color, depth = (partner, leading) if self._only == 'depth' else (leading, partner)
+        rgb, metres = read_images(
+            color and partial(color_from_message, color, str(names.color)),
+            depth and partial(depth_from_message, depth, str(names.depth)),
+            self._only,
+        )
+        if not self._only:
+            self._compare_frames(frame_id, depth.header.frame_id)
+        stamp = stamp_ns(leading)
         try:
-            intrinsics = self._intrinsics(info, rgb)
-            return RgbdFrame(rgb, metres, intrinsics, stamp, color.header.frame_id)
+            intrinsics = intrinsics_of(rgb, partial(self._intrinsics, info), self._only)
+            return RgbdFrame(rgb, metres, intrinsics, stamp, frame_id)
         except FrameError as error:
             raise FrameError(f'the frame at {stamp / 1e9:.3f} s: {error}') from error
 
@@ -158,9 +175,9 @@ class BagFrames:
                 color,
             )
 
-    def _intrinsics(self, info: Any, rgb: np.ndarray) -> Intrinsics:
+    def _intrinsics(self, info: Any, width: int, height: int) -> Intrinsics:
         if self._calibration is not None:
-            return self._calibration.intrinsics(rgb.shape[1], rgb.shape[0])
+            return self._calibration.intrinsics(width, height)
         if info is None:
             raise FrameError(f'no camera info arrived on {self.topics.camera_info}')
         return intrinsics_from_info(info, str(self.topics.camera_info))
@@ -203,11 +220,14 @@ class BagFrames:
             _log.warning('skipped: %s', sentence)
 
     def _conclude(self, frames: int) -> None:
-        counts = (
-            f'{self._count} colour images on {self.topics.color}, {self.unmatched} without a '
-            f'depth image on {self.topics.depth} within {self._tolerance_ns / 1e6:g} ms, '
-            f'{self.skipped} skipped'
-        )
+        role = 'depth' if self._only == 'depth' else 'colour'
+        counts = f'{self._count} {role} images on {self._leading}, '
+        if not self._only:
+            counts += (
+                f'{self.unmatched} without a depth image on {self._partner} within '
+                f'{self._tolerance_ns / 1e6:g} ms, '
+            )
+        counts += f'{self.skipped} skipped'
         if frames == 0:
             raise InputError(f'{self.path} has no usable frame: {counts}')
         if self.skipped or self.unmatched:
@@ -227,7 +247,7 @@ def folder_to_bag(
     rate_hz: float = 30.0,
     *,
     calibration: Calibration | None = None,
-    depth_scale_m: float = 0.001,
+    depth_scale_m: float = DEPTH_SCALE_M,
     progress: bool = False,
 ) -> int:
     """Write an image folder as a rosbag2 folder with MCAP storage.

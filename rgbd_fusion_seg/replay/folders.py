@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from rgbd_fusion_seg.errors import FrameError, InputError
-from rgbd_fusion_seg.frame import RgbdFrame
+from rgbd_fusion_seg.frame import SENSORS, RgbdFrame
 from rgbd_fusion_seg.replay.calibration import Calibration, load_calibration
+from rgbd_fusion_seg.replay.single_sensor import alone_advice, intrinsics_of, read_images
+
+_log = logging.getLogger(__name__)
 
 FRAME_ID = 'camera_color_optical_frame'
+DEPTH_SCALE_M = 0.001
+"""Metres per unit of depth images, unless told: they are in millimetres."""
 FIRST_STAMP_NS = 1_000_000_000
 """Stamp of a folder's first frame: one second, for ROS takes 0 as "no time"."""
 
@@ -36,12 +43,20 @@ _SATURATED = 65535
 
 @dataclass(frozen=True, slots=True)
 class FrameFiles:
-    """Files of one frame: colour image, 16-bit depth PNG, and its own calibration if any."""
+    """Files of one frame: colour image, 16-bit depth PNG, and its own calibration if any.
+
+    Of frames that are labelled from one sensor alone the other one's image may be None.
+    """
 
     name: str
-    color: Path
-    depth: Path
+    color: Path | None
+    depth: Path | None
     calibration: Path | None = None
+
+    @property
+    def images(self) -> tuple[Path | None, Path | None]:
+        """Those of `frame.SENSORS`."""
+        return self.color, self.depth
 
 
 class FolderFrames:
@@ -50,16 +65,19 @@ class FolderFrames:
     Two layouts are known: ``NAME.color.jpg`` beside ``NAME.depth.png`` (7-Scenes and the like),
     and folders ``rgb/`` and ``depth/`` with files of equal stems. Calibration comes from the
     argument, or ``calib/NAME.yaml``, or one file for all (``camera-intrinsics.txt``,
-    ``intrinsics.yaml``, ``camera_info.yaml`` …).
+    ``intrinsics.yaml``, ``camera_info.yaml`` …). Images without a partner are left out, counted
+    in ``unmatched``, with one sentence in the log.
 
     Args:
         folder: where the images are.
         calibration: of the colour camera; the folder's own is used where it is None.
         depth_scale_m: metres per unit of the depth images; 0.001 for millimetres.
         rate_hz: frames per second, for the stamps.
+        only: the sensor that frames will be labelled from, 'rgb' or 'depth': its images need no
+            partner then, and no calibration if it is 'rgb'. Default: both.
 
     Raises:
-        InputError: no such folder, no pairs in it, or no calibration.
+        InputError: no such folder, no pairs in it (images of the one sensor), or no calibration.
     """
 
     def __init__(
@@ -67,19 +85,27 @@ class FolderFrames:
         folder: Path,
         *,
         calibration: Calibration | None = None,
-        depth_scale_m: float = 0.001,
+        depth_scale_m: float = DEPTH_SCALE_M,
         rate_hz: float = 30.0,
+        only: str = '',
     ) -> None:
         if not rate_hz > 0 or not depth_scale_m > 0:
             raise InputError(
                 f'rate and depth scale must be positive, got {rate_hz} and {depth_scale_m}'
             )
         self.folder = Path(folder)
-        self.files = list_frames(self.folder)
-        self.skipped = 0
-        self._depth_scale_m, self._rate_hz = depth_scale_m, rate_hz
+        self.files, unmatched = _list_frames(self.folder, only)
+        self.skipped, self.unmatched = 0, len(unmatched)
+        if unmatched:
+            _log.warning(
+                '%s: %d images without a partner are left out, such as %s',
+                folder,
+                len(unmatched),
+                unmatched[0],
+            )
+        self._depth_scale_m, self._rate_hz, self._only = depth_scale_m, rate_hz, only
         if calibration is None:
-            self._calibrations = _calibrations(self.folder, self.files)
+            self._calibrations = _calibrations(self.folder, self.files, only)
         else:
             self._calibrations = [calibration] * len(self.files)
 
@@ -101,22 +127,26 @@ class FolderFrames:
         Raises:
             InputError: an unreadable image, or colour, depth and calibration that do not match.
         """
-        files = self.files[index]
-        rgb = read_color(files.color)
-        depth = read_depth(files.depth, self._depth_scale_m)
+        files, calibration = self.files[index], self._calibrations[index]
+        rgb, depth = read_images(
+            files.color and partial(read_color, files.color),
+            files.depth and partial(read_depth, files.depth, self._depth_scale_m),
+            self._only,
+        )
         stamp_ns = FIRST_STAMP_NS + round(index * 1e9 / self._rate_hz)
         try:
-            intrinsics = self._calibrations[index].intrinsics(rgb.shape[1], rgb.shape[0])
+            intrinsics = intrinsics_of(rgb, calibration and calibration.intrinsics, self._only)
             return RgbdFrame(rgb, depth, intrinsics, stamp_ns, FRAME_ID)
         except FrameError as error:
-            raise InputError(f'{files.color} and {files.depth.name}: {error}') from error
+            names = ' and '.join(str(path) for path in files.images if path)
+            raise InputError(f'{names}: {error}') from error
 
 
 def read_frames(
     folder: Path,
     *,
     calibration: Calibration | None = None,
-    depth_scale_m: float = 0.001,
+    depth_scale_m: float = DEPTH_SCALE_M,
     rate_hz: float = 30.0,
 ) -> Iterator[RgbdFrame]:
     """Yield the frames of a folder; see :class:`FolderFrames`."""
@@ -125,18 +155,31 @@ def read_frames(
     )
 
 
-def list_frames(folder: Path) -> list[FrameFiles]:
-    """Find the colour and depth images that belong together.
+def _list_frames(folder: Path, only: str) -> tuple[list[FrameFiles], list[Path]]:
+    """Find the images that belong together, or all of one sensor.
+
+    Returns:
+        The frames in the natural order of their names, and the images without a partner.
 
     Raises:
-        InputError: no such folder, or no pair of images in it.
+        InputError: no such folder, or no frame in it.
     """
     if not folder.is_dir():
         raise InputError(f'there is no folder {folder}; give a folder of images or a bag')
-    pairs = _suffixed(folder) or _foldered(folder)
-    if not pairs:
-        raise InputError(f'{folder} has no pairs of colour and depth images: expected {_LAYOUTS}')
-    return sorted(pairs, key=lambda files: _natural(files.name))
+    images = []
+    for found in (_suffixed(folder), _foldered(folder)):
+        found.sort(key=lambda files: (_natural(files.name), files.name))
+        images += found
+        frames = [f for f in found if (f.color or only == 'depth') and (f.depth or only == 'rgb')]
+        if frames:
+            lone = [f for f in found if not (only or (f.color and f.depth))]
+            return frames, [f.color or f.depth for f in lone]
+    what = {'rgb': 'colour', 'depth': 'depth', '': 'pairs of colour and depth'}[only]
+    there = {
+        sensor for f in images for sensor, path in zip(SENSORS, f.images, strict=True) if path
+    }
+    advice = f'; {alone_advice(*there)}' if not only and len(there) == 1 else ''
+    raise InputError(f'{folder} has no {what} images: expected {_LAYOUTS}{advice}')
 
 
 def read_color(path: Path) -> np.ndarray:
@@ -151,7 +194,7 @@ def read_color(path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_depth(path: Path, depth_scale_m: float = 0.001) -> np.ndarray:
+def read_depth(path: Path, depth_scale_m: float = DEPTH_SCALE_M) -> np.ndarray:
     """Read a 16-bit depth image: float32 (H, W) in metres, 0 = no reading.
 
     Raises:
@@ -170,14 +213,17 @@ def read_depth(path: Path, depth_scale_m: float = 0.001) -> np.ndarray:
     return depth
 
 
-def _calibrations(folder: Path, files: list[FrameFiles]) -> list[Calibration]:
-    """Load the calibration of every frame: its own, else the one of the whole folder."""
+def _calibrations(folder: Path, files: list[FrameFiles], only: str) -> list[Calibration | None]:
+    """Load the calibration of every frame: its own, else the one of the whole folder.
+
+    Frames that are labelled from colour alone may have none.
+    """
     path = next((folder / n for n in _CALIBRATION_NAMES if (folder / n).is_file()), None)
     common = None if path is None else load_calibration(path)
     found = []
     for frame in files:
         calibration = load_calibration(frame.calibration) if frame.calibration else common
-        if calibration is None:
+        if calibration is None and only != 'rgb':
             raise InputError(
                 f'{folder} has no calibration for {frame.name}; add a camera-intrinsics.txt '
                 '(3x3 matrix) or a camera_info.yaml, or give the intrinsics fx,fy,cx,cy'
@@ -187,32 +233,38 @@ def _calibrations(folder: Path, files: list[FrameFiles]) -> list[Calibration]:
 
 
 def _suffixed(folder: Path) -> list[FrameFiles]:
-    """Find NAME.color.* beside NAME.depth.png."""
-    found = []
-    for depth in folder.glob('*.depth.png'):
-        name = depth.name[: -len('.depth.png')]
-        color = _with_suffix(folder, f'{name}.color')
-        if color is not None:
-            found.append(FrameFiles(name, color, depth))
-    return found
+    """Find NAME.color.* and NAME.depth.png."""
+    return _joined(_colors(folder, '.color'), _files(folder, '.depth.png'), {})
 
 
 def _foldered(folder: Path) -> list[FrameFiles]:
-    """Find rgb/NAME.* beside depth/NAME.png, with calib/NAME.yaml where it exists."""
-    found = []
+    """Find rgb/NAME.* and depth/NAME.png, with calib/NAME.yaml where it exists."""
     colors = next((folder / c for c in _COLOR_FOLDERS if (folder / c).is_dir()), folder / 'rgb')
-    for depth in (folder / 'depth').glob('*.png'):
-        color = _with_suffix(colors, depth.stem)
-        if color is not None:
-            calibration = folder / 'calib' / f'{depth.stem}.yaml'
-            own = calibration if calibration.is_file() else None
-            found.append(FrameFiles(depth.stem, color, depth, own))
+    calibrations = _files(folder / 'calib', '.yaml')
+    return _joined(_colors(colors), _files(folder / 'depth', '.png'), calibrations)
+
+
+def _joined(
+    colors: dict[str, Path], depths: dict[str, Path], calibrations: dict[str, Path]
+) -> list[FrameFiles]:
+    """Put the files of a name together; one of the images may be absent."""
+    return [
+        FrameFiles(name, colors.get(name), depths.get(name), calibrations.get(name))
+        for name in colors.keys() | depths.keys()
+    ]
+
+
+def _colors(folder: Path, role: str = '') -> dict[str, Path]:
+    """Return the colour images by name; of several formats the first one of _COLOR_SUFFIXES."""
+    found: dict[str, Path] = {}
+    for suffix in _COLOR_SUFFIXES:
+        found = _files(folder, f'{role}{suffix}') | found
     return found
 
 
-def _with_suffix(folder: Path, stem: str) -> Path | None:
-    paths = (folder / f'{stem}{suffix}' for suffix in _COLOR_SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    """Return the files of a folder by what stands before their ending."""
+    return {path.name[: -len(ending)]: path for path in folder.glob(f'*{ending}')}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Colour and depth messages of a recording, matched by stamp."""
+"""Images of two streams of a recording, matched by stamp."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ _JUMP_NS = 1_000_000_000  # a stamp this far back is a new recording, not a late
 
 
 class StampMatcher:
-    """Pairs every colour message with the nearest depth message, each used once.
+    """Pairs every message of the leading stream with the nearest of the other, each used once.
 
-    Unlike the live node, which must decide at once, a recording can wait for the depth messages
-    on both sides of a colour image. Memory is bounded: at most 60 messages of a stream wait.
+    Unlike the live node, which must decide at once, a recording can wait for the messages on both
+    sides of a leading one. Memory is bounded: at most 60 messages of a stream wait.
 
     Args:
         tolerance_ns: greatest difference of the stamps of a pair.
+        keep_unmatched: return leading messages without a partner with None in its place, instead
+            of counting them in `unmatched`.
     """
 
-    def __init__(self, tolerance_ns: int) -> None:
+    def __init__(self, tolerance_ns: int, *, keep_unmatched: bool = False) -> None:
         self.unmatched = 0
-        self._tolerance_ns = tolerance_ns
-        self._colors: deque[tuple[int, Any]] = deque()
-        self._depths: deque[tuple[int, Any]] = deque()
-        self._newest = {'color': -1, 'depth': -1}
+        self._tolerance_ns, self._keep_unmatched = tolerance_ns, keep_unmatched
+        self._leading: deque[tuple[int, Any]] = deque()
+        self._partners: deque[tuple[int, Any]] = deque()
+        self._newest = {'leading': -1, 'partner': -1}
 
-    def add(self, stamp_ns: int, message: Any, *, is_depth: bool) -> list[tuple[Any, Any]]:
-        """Take a message; return the (color, depth) pairs that it completes."""
-        stream = 'depth' if is_depth else 'color'
+    def add(self, stamp_ns: int, message: Any, *, is_partner: bool) -> list[tuple[Any, Any]]:
+        """Take a message; return the (leading, partner) pairs that it completes."""
+        stream = 'partner' if is_partner else 'leading'
         pairs = []
         if stamp_ns < self._newest[stream] - _JUMP_NS:
             pairs = self.flush()
         self._newest[stream] = max(stamp_ns, self._newest[stream])
-        (self._depths if is_depth else self._colors).append((stamp_ns, message))
-        if len(self._depths) > _MAX_WAITING and not self._colors:
-            self._depths.popleft()
-        while self._colors and (
-            self._newest['depth'] >= self._colors[0][0] + self._tolerance_ns
-            or len(self._colors) > _MAX_WAITING
+        (self._partners if is_partner else self._leading).append((stamp_ns, message))
+        if len(self._partners) > _MAX_WAITING and not self._leading:
+            self._partners.popleft()
+        while self._leading and (
+            self._newest['partner'] >= self._leading[0][0] + self._tolerance_ns
+            or len(self._leading) > _MAX_WAITING
         ):
             pairs += self._decide()
         return pairs
@@ -46,20 +48,22 @@ class StampMatcher:
     def flush(self) -> list[tuple[Any, Any]]:
         """Return the pairs among what still waits, and start afresh."""
         pairs = []
-        while self._colors:
+        while self._leading:
             pairs += self._decide()
-        self._depths.clear()
-        self._newest = {'color': -1, 'depth': -1}
+        self._partners.clear()
+        self._newest = {'leading': -1, 'partner': -1}
         return pairs
 
     def _decide(self) -> list[tuple[Any, Any]]:
-        """Match the oldest colour message, or count it as unmatched."""
-        stamp, color = self._colors.popleft()
-        near = [d for d in self._depths if abs(d[0] - stamp) <= self._tolerance_ns]
+        """Match the oldest leading message, or tell that it has no partner."""
+        stamp, leading = self._leading.popleft()
+        near = [d for d in self._partners if abs(d[0] - stamp) <= self._tolerance_ns]
         if not near:
+            if self._keep_unmatched:
+                return [(leading, None)]
             self.unmatched += 1
             return []
-        depth = min(near, key=lambda d: abs(d[0] - stamp))
-        while self._depths.popleft() is not depth:
+        partner = min(near, key=lambda d: abs(d[0] - stamp))
+        while self._partners.popleft() is not partner:
             pass
-        return [(color, depth[1])]
+        return [(leading, partner[1])]

@@ -13,12 +13,14 @@ from typing import Protocol
 import numpy as np
 
 from rgbd_fusion_seg import palette
+from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame, Segmentation
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.bags import BagFrames, is_bag
 from rgbd_fusion_seg.replay.calibration import Calibration
-from rgbd_fusion_seg.replay.folders import FolderFrames
+from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M, FolderFrames
+from rgbd_fusion_seg.replay.output_folder import FRAME_LIST, OutputFolder
 from rgbd_fusion_seg.replay.pictures import (
     VideoWriter,
     contact_sheet,
@@ -39,6 +41,9 @@ class FrameSource(Protocol):
     """A recording: :class:`FolderFrames` or :class:`BagFrames`."""
 
     skipped: int
+    """Messages that could not be used."""
+    unmatched: int
+    """Images that were left out because they have no partner."""
 
     def __len__(self) -> int:
         """Return the most frames there can be."""
@@ -62,19 +67,43 @@ def open_source(
     path: Path,
     *,
     calibration: Calibration | None = None,
-    depth_scale_m: float = 0.001,
+    depth_scale_m: float | None = None,
     topics: BagTopics | None = None,
+    only: str = '',
 ) -> FrameSource:
     """Open a bag or a folder of images, whichever the path is.
+
+    Args:
+        path: of the recording.
+        calibration: of the colour camera, instead of what was recorded.
+        depth_scale_m: metres per unit of the depth images of a folder; default: 0.001.
+        topics: of a bag, found by type and name where not given.
+        only: the sensor that frames will be labelled from, 'rgb' or 'depth', see `sole_sensor`;
+            the recording may lack the other one then. Default: both.
 
     Raises:
         InputError: neither, or one that cannot be used.
     """
     if is_bag(path):
-        return BagFrames(path, topics, calibration=calibration)
+        if depth_scale_m is not None:
+            raise InputError(
+                f'{path} is a bag, whose depth messages tell their unit; give no depth scale'
+            )
+        return BagFrames(path, topics, calibration=calibration, only=only)
     if topics is not None and topics != BagTopics():
         raise InputError(f'{path} is a folder of images, which has no topics')
-    return FolderFrames(path, calibration=calibration, depth_scale_m=depth_scale_m)
+    scale_m = DEPTH_SCALE_M if depth_scale_m is None else depth_scale_m
+    return FolderFrames(path, calibration=calibration, depth_scale_m=scale_m, only=only)
+
+
+def sole_sensor(bundle: ModelBundle, only: str = '') -> str:
+    """Return the one sensor that a bundle's labels come from, of `frame.SENSORS`, or empty: both.
+
+    Args:
+        bundle: one that sees one sensor is never given both.
+        only: the sensor that was asked for, empty where none was.
+    """
+    return only or (bundle.sensors[0] if len(bundle.sensors) == 1 else '')
 
 
 def segment_recording(
@@ -90,12 +119,13 @@ def segment_recording(
     """Segment every frame of a recording.
 
     Writes ``labels/NAME.png`` (8 bits, pixel = class id, 255 = unlabelled), ``overlay/NAME.jpg``,
-    ``overlay.mp4``, ``contact_sheet.png``, and the table as ``result.txt`` and ``result.json``.
+    ``overlay.mp4``, ``contact_sheet.png``, the names of the frames in ``frames.txt``, and the
+    table as ``result.txt`` and ``result.json``.
 
     Args:
         source: the frames.
         segmenter: warm, so that the first frame is not slower than the others.
-        output: folder to write; files of these names in it are replaced.
+        output: folder to write; what an earlier run wrote there is removed, see `OutputFolder`.
         video: write ``overlay.mp4`` too.
         max_frames: stop after so many.
         only: label from this sensor alone, 'rgb' or 'depth', see `Segmenter.segment`.
@@ -124,7 +154,7 @@ class _Writer:
     """Writes the results of one run and gathers its statistics."""
 
     def __init__(self, output: Path, segmenter: Segmenter, video: bool) -> None:
-        self._output, self._bundle = output, segmenter.bundle
+        self._folder, self._output, self._bundle = OutputFolder(output), output, segmenter.bundle
         self._engine = segmenter.engine_name
         self._video = VideoWriter(output / 'overlay.mp4', _VIDEO_RATE_HZ) if video else None
         self._rows: list[list[np.ndarray]] = []
@@ -132,11 +162,6 @@ class _Writer:
         self._busy_ms: list[float] = []
         self._pixels = np.zeros(256, np.int64)
         self._count = 0
-        try:
-            for folder in ('labels', 'overlay'):
-                (output / folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f'{output} cannot be used for the results: {error}') from error
 
     def __enter__(self) -> _Writer:
         return self
@@ -147,8 +172,9 @@ class _Writer:
 
     def write(self, name: str, frame: RgbdFrame, result: Segmentation, *, in_sheet: bool) -> None:
         picture = palette.overlay(frame.rgb, result.labels, self._bundle.colors)
-        write_image(self._output / 'labels' / f'{name}.png', result.labels)
-        write_image(self._output / 'overlay' / f'{name}.jpg', picture)
+        labels_path, overlay_path = self._folder.add(name)
+        write_image(labels_path, result.labels)
+        write_image(overlay_path, picture)
         if self._video is not None:
             self._video.write(picture)
         if in_sheet:
@@ -173,13 +199,15 @@ class _Writer:
         tables = write_table(self._output, 'result', title, rows)
         videos = [] if self._video is None else [self._video.path]
         folders = [self._output / 'labels', self._output / 'overlay']
-        return SegmentedRecording(rows, [*folders, *videos, sheet, *tables])
+        files = [*folders, *videos, sheet, self._output / FRAME_LIST, *tables]
+        return SegmentedRecording(rows, files)
 
     def _table(self, source: FrameSource, seconds: float) -> dict[str, Value]:
         stages = {stage: float(np.median(ms)) for stage, ms in self._timings.items()}
         return {
             'frames': self._count,
             'messages skipped': source.skipped,
+            'images without a partner': source.unmatched,
             'frames/s, segmentation alone': float(1000 / np.median(self._busy_ms)),
             'frames/s, with reading and writing': self._count / seconds,
             **{f'{stage}, median (ms)': ms for stage, ms in stages.items()},

@@ -14,7 +14,7 @@ def match(messages: list[tuple[str, int]]) -> tuple[list[tuple[int, int]], int]:
     matcher = StampMatcher(TOLERANCE_NS)
     pairs = []
     for stream, stamp in messages:
-        pairs += matcher.add(stamp, stamp, is_depth=stream == 'depth')
+        pairs += matcher.add(stamp, stamp, is_partner=stream == 'depth')
     return pairs + matcher.flush(), matcher.unmatched
 
 
@@ -49,6 +49,19 @@ def test_arrival_order_makes_no_difference(colors, depths, delay_ms):
         assert unmatched == len(colors) - len(expected)
 
 
+def test_messages_without_a_partner_can_be_kept():
+    matcher = StampMatcher(TOLERANCE_NS, keep_unmatched=True)
+    pairs = []
+    for leading in range(1, 200):
+        stamp = leading * SECOND
+        pairs += matcher.add(stamp, leading, is_partner=False)
+        if leading % 3 == 0:
+            pairs += matcher.add(stamp + 1, -leading, is_partner=True)
+    pairs += matcher.flush()
+    assert pairs == [(n, None if n % 3 else -n) for n in range(1, 200)]
+    assert matcher.unmatched == 0
+
+
 def test_nearest_wins_and_is_used_once():
     ms = 1_000_000
     messages = [('depth', 88), ('color', 100), ('depth', 103), ('color', 110), ('depth', 200)]
@@ -70,8 +83,8 @@ def test_new_recording_gets_nothing_of_the_old_one():
 def test_memory_is_bounded_when_depth_never_comes():
     matcher = StampMatcher(TOLERANCE_NS)
     for index in range(10_000):
-        assert matcher.add(index * 33_000_000, index, is_depth=False) == []
+        assert matcher.add(index * 33_000_000, index, is_partner=False) == []
     assert matcher.unmatched > 9_900
     for index in range(10_000, 20_000):
-        assert matcher.add(index * 33_000_000, index, is_depth=True) == []
-    assert len(matcher._depths) <= 100
+        assert matcher.add(index * 33_000_000, index, is_partner=True) == []
+    assert len(matcher._partners) <= 100

@@ -1,0 +1,77 @@
+"""The folder that a run writes: it holds the results of one run, and nobody's files are lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rgbd_fusion_seg.errors import InputError
+
+FRAME_LIST = 'frames.txt'
+"""Names the frames of a run, one a line; by it the next run knows what it may remove."""
+
+_MARK = '# frames that rgbd-fusion-seg labelled; its next run into this folder removes their files'
+_IMAGES = {'labels': '.png', 'overlay': '.jpg'}
+_FILES = ('overlay.mp4', 'contact_sheet.png', 'result.txt', 'result.json', FRAME_LIST)
+
+
+class OutputFolder:
+    """A folder for ``labels/NAME.png``, ``overlay/NAME.jpg`` and the files beside them.
+
+    What an earlier run left there is removed when the first frame is added, not before: a run
+    that labels nothing leaves it as it is.
+
+    Args:
+        path: made where it does not exist.
+
+    Raises:
+        InputError: it cannot be written, or has files in those places that no run wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begun = False
+        self._left = self._left_by_earlier_run()
+        try:
+            for folder in _IMAGES:
+                (path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def add(self, name: str) -> tuple[Path, Path]:
+        """Return where labels and overlay of a frame belong, and note its name."""
+        frame_list = self.path / FRAME_LIST
+        try:
+            if not self._begun:
+                for path in self._left:
+                    path.unlink(missing_ok=True)
+                frame_list.write_text(f'{_MARK}\n', encoding='utf-8')
+                self._begun = True
+            # Before the files are written, so that the list holds for runs that are broken off.
+            with frame_list.open('a', encoding='utf-8') as file:
+                file.write(f'{name}\n')
+        except OSError as error:
+            raise self._unusable(error) from error
+        labels, overlay = (self.path / f / f'{name}{suffix}' for f, suffix in _IMAGES.items())
+        return labels, overlay
+
+    def _left_by_earlier_run(self) -> list[Path]:
+        """Return the files of the run that wrote here before, the list of its frames last."""
+        try:
+            mark, *names = (self.path / FRAME_LIST).read_text(encoding='utf-8').splitlines()
+            written = {f'{f}/{n}{suffix}' for n in names for f, suffix in _IMAGES.items()}
+            known = written.union(_FILES) if mark == _MARK else set()
+        except (OSError, ValueError):
+            known = set()
+        images = [p for f, suffix in _IMAGES.items() for p in (self.path / f).glob(f'*{suffix}')]
+        found = [*images, *(self.path / name for name in _FILES if (self.path / name).exists())]
+        inside = [path.relative_to(self.path).as_posix() for path in found]
+        if foreign := sorted(set(inside) - known):
+            others = f' and {len(foreign) - 1} others' if len(foreign) > 1 else ''
+            raise InputError(
+                f'{self.path} holds {foreign[0]}{others}, not written by an earlier run into it; '
+                'choose another folder for the results, or move what is there away'
+            )
+        return found
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(f'{self.path} cannot be used for the results: {error}')
