@@ -66,7 +66,7 @@ class OutputFolder:
         found = [*images, *(self.path / name for name in _FILES if (self.path / name).exists())]
         inside = [path.relative_to(self.path).as_posix() for path in found]
         if foreign := sorted(set(inside) - known):
-            others = f' and {len(foreign) - 1} others' if len(foreign) > 1 else ''
+            others = f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''
             raise InputError(
                 f'{self.path} holds {foreign[0]}{others}, not written by an earlier run into it; '
                 'choose another folder for the results, or move what is there away'

@@ -61,7 +61,7 @@ def test_files_added_to_a_run_are_kept_and_refused(tmp_path):
     for name in ('b', 'c'):
         (tmp_path / f'labels/{name}.png').touch()
     before = files(tmp_path)
-    with pytest.raises(InputError, match=r'labels/b.png and 1 others'):
+    with pytest.raises(InputError, match=r'labels/b.png and 1 more'):
         OutputFolder(tmp_path)
     assert files(tmp_path) == before
 
