@@ -94,7 +94,8 @@ class ModelBundle:
         class_names: one name a class; the index is the label.
         colors: uint8 (K, 3), RGB.
         depth_range_m: smallest and largest depth in metres the training data holds (1st and
-            99th percentile); outside it the network is on unknown ground.
+            99th percentile); outside it the network is on unknown ground. None: the network
+            reads no depth.
         weights_path: the ONNX file.
         weights_sha256: its hash, in hexadecimal.
         metrics: as on the card.
@@ -112,7 +113,7 @@ class ModelBundle:
     dynamic: DynamicAxes
     class_names: tuple[str, ...]
     colors: np.ndarray = field(repr=False)
-    depth_range_m: tuple[float, float]
+    depth_range_m: tuple[float, float] | None
     weights_path: Path
     weights_sha256: str
     metrics: Mapping[str, Any] = field(repr=False)
@@ -275,9 +276,6 @@ def _validated(card: Card, folder: Path) -> ModelBundle:
             f'{CARD_FORMAT}; export the bundle again with this version'
         )
     names, colors = _classes(card)
-    near, far = (float(v) for v in card.numbers('depth.range_m', 2))
-    if not 0 <= near < far:
-        raise card.wrong('depth.range_m', [near, far])
     inputs = _inputs(card)
     stride, dynamic = _stride_and_dynamic(card, next(iter(inputs.values())))
     weights, sha256 = _weights(card, folder)
@@ -292,13 +290,20 @@ def _validated(card: Card, folder: Path) -> ModelBundle:
         dynamic=dynamic,
         class_names=names,
         colors=colors,
-        depth_range_m=(near, far),
+        depth_range_m=_depth_range(card) if {'hha', 'depth'} & {*inputs} else None,
         weights_path=weights,
         weights_sha256=sha256,
         metrics=card.get('metrics', dict),
         fused=_fused(card, inputs, dynamic) if 'fused' in card.card else None,
         single_sensor=_single_sensor(card, folder, inputs, names),
     )
+
+
+def _depth_range(card: Card) -> tuple[float, float]:
+    near, far = (float(v) for v in card.numbers('depth.range_m', 2))
+    if not 0 <= near < far:
+        raise card.wrong('depth.range_m', [near, far])
+    return near, far
 
 
 def _inputs(card: Card) -> dict[str, TensorInput]:

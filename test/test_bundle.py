@@ -229,6 +229,14 @@ def test_a_missing_entry_is_named(tmp_path: Path, entry):
     assert f"'{entry}" in sentence(caught)
 
 
+def test_a_network_that_reads_no_depth_has_no_range_of_it(tmp_path: Path):
+    card = tiny_card(modalities=('rgb',))
+    depth = card.pop('depth')
+    for name, entry in (('without', {}), ('with', {'depth': depth})):
+        bundle = load_bundle(write_bundle(tmp_path / name, card | entry))
+        assert bundle.depth_range_m is None
+
+
 @pytest.mark.parametrize(
     'also',
     [

@@ -34,8 +34,9 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and where help is, and exit with 2."""
-        program = getattr(ex, 'subcommand_parser', self).prog.replace(' [options]', '')
-        self.exit(2, f'error: {" ".join(message.split())} (see {program} --help)\n')
+        # Parsers of sections know neither the program nor the command.
+        command = [PROGRAM, *(name for name in sys.argv[1:2] if name in COMMANDS)]
+        self.exit(2, f'error: {" ".join(message.split())} (see {" ".join(command)} --help)\n')
 
 
 def functions() -> dict[str, Callable[..., None]]:

@@ -211,7 +211,7 @@ class TrainConfig:
         evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
         save_every: epochs between checkpoints; 0 = by time only.
         save_minutes: minutes between checkpoints, whichever comes first; 0 = by epochs only.
-        precision: of lightning-fabric: 'bf16-mixed', '16-mixed' (GPUs only), '32-true'.
+        precision: 'bf16-mixed', '16-mixed' (GPUs only) or '32-true'.
         accelerator: of lightning-fabric: 'auto', 'cpu', 'cuda'.
         seed: of weights, order and augmentation, 0 or more.
     """
@@ -237,6 +237,8 @@ class TrainConfig:
             'epochs >= 1': self.epochs >= 1,
             'batch_size >= 1': self.batch_size >= 1,
             '0 <= seed < 2**32': 0 <= self.seed < 2**32,
+            'a precision of bf16-mixed, 16-mixed or 32-true': self.precision
+            in ('bf16-mixed', '16-mixed', '32-true'),
         }
         for name in ('max_minutes', 'evaluate_every', 'save_every', 'save_minutes'):
             rules[f'{name} >= 0'] = getattr(self, name) >= 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def export(
     checkpoint: Path,
     bundle: Path,
     data: DataConfig,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | str | None = None,
     precision: Literal['fp32', 'fp16'] = 'fp32',
     storage: Literal['fp16', 'fp32'] = 'fp16',
     dynamic_batch: bool = False,
@@ -64,7 +65,7 @@ def export(
     opset: int = 18,
     frames: int = 8,
     score: bool = True,
-    fuse_postprocess: tuple[int, int] | None = None,
+    fuse_postprocess: tuple[int, int] | str | None = None,
     fuse_hha: bool = False,
     single_sensor: bool = True,
 ) -> None:
@@ -79,7 +80,7 @@ def export(
             folder, whose last.safetensors is taken.
         bundle: folder to write.
         data: its test split has the frames for checks and scores.
-        size: width and height of the colour input; default: as it was trained.
+        size: width and height of the colour input, or WIDTHxHEIGHT; default: as it was trained.
         precision: in which the graph computes; fp16 is for TensorRT's strongly typed networks.
         storage: of the weights where the graph computes in fp32.
         dynamic_batch: leave the number of images open.
@@ -87,7 +88,7 @@ def export(
         opset: version of ONNX's operators, 18 or higher.
         frames: how many frames, spread over the split, the graph is compared with torch on.
         score: also score the bundle, and write the scores into its card.
-        fuse_postprocess: width and height of frames.
+        fuse_postprocess: width and height of frames, or WIDTHxHEIGHT.
         fuse_hha: let the graph of the fused bundle make HHA from depth, too.
         single_sensor: where each branch of the network answers for itself, also write bundles
             that answer from one modality alone, into folders of the bundle; they are checked and
@@ -99,8 +100,9 @@ def export(
         BundleError: labels of torch and of the graph agree on less than 99.9 % of the pixels.
     """
     options = GraphOptions(precision, storage, dynamic_batch, dynamic_size, opset)
-    if fuse_postprocess is not None:
-        check_frame_size(fuse_postprocess)
+    size, fused_size = _parsed('size', size), _parsed('fuse_postprocess', fuse_postprocess)
+    if fused_size is not None:
+        check_frame_size(fused_size)
     elif fuse_hha:
         raise InputError('fuse_hha belongs to fuse_postprocess; give the size of frames with it')
     checkpoint = checkpoint_in(checkpoint)
@@ -112,11 +114,12 @@ def export(
             f'but {source.name} has the {len(source.classes)} of {source.classes.name}; '
             'give data.dataset the data set it was trained on'
         )
-    if 'depth_range_m' not in loaded.info:  # weights of others do not tell it
+    sees_depth = set(loaded.info['statistics']) != {'rgb'}
+    if sees_depth and 'depth_range_m' not in loaded.info:  # weights of others do not tell it
         train = cached_frames(open_dataset(data.dataset, 'train'), Path(data.cache))
         loaded.info['depth_range_m'] = train.depth_range_m
     parts = unimodal_checkpoints(loaded) if single_sensor else {}
-    with replacing(bundle) as draft:
+    with replacing(bundle) as draft, _blaming(checkpoint, draft):
         wanted = {'': loaded, **{part_folder(m): part for m, part in parts.items()}}
         for name, network in wanted.items():
             whole_name = f'{bundle.name}_{name}' if name else bundle.name
@@ -129,9 +132,37 @@ def export(
             sources = scored_sources(data)
             for name in wanted:
                 _score(draft / name, sources)
-    if fuse_postprocess is not None:
-        fused = fused_beside(load_bundle(bundle), fuse_postprocess, fuse_hha)
+    if fused_size is not None:
+        fused = fused_beside(load_bundle(bundle), fused_size, fuse_hha)
         print(f'{fused.path} has the graph that takes frames')
+
+
+def _parsed(option: str, size: tuple[int, int] | str | None) -> tuple[int, int] | None:
+    """Return a size that may be given as the runtime's command line takes it, as text."""
+    if not isinstance(size, str):
+        return size
+    if not (match := re.fullmatch(r'([0-9]+)x([0-9]+)', size)):
+        raise InputError(f'{option} {size!r} is no size; give width and height as 640x480')
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def _blaming(checkpoint: Path, draft: Path) -> Iterator[None]:
+    """Let errors of a bundle that is being written speak of what it is made of.
+
+    Raises:
+        BundleError: one of what the block raised; its folder will be gone when it is read.
+    """
+    try:
+        yield
+    except BundleError as error:
+        if str(draft) not in str(error):
+            raise
+        what = str(error).partition('; ')[0].replace(f'{draft}{os.sep}', '')
+        raise BundleError(
+            f'{checkpoint} makes no bundle that could be read, for {what}; it has this from its '
+            'training, so train it anew on data in which prepare --check true finds no fault'
+        ) from error
 
 
 def _score(folder: Path, sources: Mapping[str, FrameSource]) -> None:
@@ -246,8 +277,9 @@ def describe(
     }
     if 'hha' in sizes:
         card['hha'] = hha.constants()
+    if set(sizes) - {'rgb'}:
+        card['depth'] = {'range_m': _depth_range(info)}
     return card | {
-        'depth': {'range_m': [float(x) for x in info['depth_range_m']]},
         'classes': [
             {'name': name, 'color': [int(c) for c in color]}
             for name, color in zip(classes.names, classes.colors, strict=True)
@@ -271,6 +303,12 @@ def describe(
         },
         'metrics': {},
     }
+
+
+def _depth_range(info: dict[str, Any]) -> list[float]:
+    """Return nearest and farthest depth, wider by a centimetre where they are the same."""
+    near, far = (float(x) for x in info['depth_range_m'])
+    return [near, far] if near < far else [max(0.0, round(near - 0.01, 2)), round(near + 0.01, 2)]
 
 
 def _statistics(info: dict[str, Any], name: str) -> dict[str, list[float]]:

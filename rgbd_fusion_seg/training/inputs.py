@@ -101,7 +101,7 @@ class Normaliser(torch.nn.Module):
 def channel_statistics(frames: CachedFrames) -> dict[str, tuple[list[float], list[float]]]:
     """Return mean and standard deviation of each channel of the modalities that frames have.
 
-    On the 0..255 scale; of depth in metres, three times.
+    On the 0..255 scale; of depth in metres, three times. What never varies is divided by 1.
     """
     out = {}
     for name in MODALITIES:
@@ -112,5 +112,5 @@ def channel_statistics(frames: CachedFrames) -> dict[str, tuple[list[float], lis
         pixels = pixels.reshape(-1, *pixels.shape[3:] or (1,))
         mean = np.broadcast_to(pixels.mean(0, dtype=np.float64), 3)
         std = np.broadcast_to(pixels.std(0, dtype=np.float64), 3)
-        out[name] = ([round(float(v), 3) for v in mean], [round(float(v), 3) for v in std])
+        out[name] = ([round(float(v), 3) for v in mean], [round(float(v), 3) or 1.0 for v in std])
     return out

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
 from rgbd_fusion_seg.training.checkpoints import (
     check_writable,
@@ -38,10 +40,11 @@ from rgbd_fusion_seg.training.continuation import (
 )
 from rgbd_fusion_seg.training.cost import empty_network, gflops
 from rgbd_fusion_seg.training.evaluation import predicted_labels
+from rgbd_fusion_seg.training.initialisation import make_network
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
-from rgbd_fusion_seg.training.study_report import write_report
-from rgbd_fusion_seg.training.trainer import Trainer
+from rgbd_fusion_seg.training.study_report import around, write_report
+from rgbd_fusion_seg.training.trainer import NO_FILES, Trainer, check_norms, check_size
 
 MEASURED_STEPS, MEASURED_SECONDS = 4, 2.0
 """How many steps, and for how long at least, a row trains for its speed to be measured."""
@@ -62,8 +65,9 @@ def study(study: StudyConfig, report_only: bool = False) -> None:
         report_only: write the results of what is done so far, train nothing.
 
     Raises:
-        InputError: rows that name unknown rows or options, or that were trained otherwise than
-            the study asks for now.
+        InputError: rows that name unknown rows or options, that cannot be trained at this size,
+            or that were trained otherwise than the study asks for now; a document without a place
+            for the study.
         TrainingError: rows diverged; all others that do not start from them were trained.
     """
     _check(study)
@@ -101,6 +105,21 @@ def _check(study: StudyConfig) -> None:
     for claim in study.claims:
         if {claim.better, claim.worse} - known:
             raise InputError(f'the claim {claim.text!r} compares rows that the study lacks')
+    if study.document:
+        around(Path(study.document), study.name)
+    for row in study.rows:
+        try:
+            _check_network(row_config(study, row, study.seeds[0], 1))
+        except InputError as error:
+            raise InputError(f'the study row {row.name!r}: {error}') from error
+
+
+def _check_network(config: TrainConfig) -> None:
+    """Build a row's network without memory for its weights, for errors that it would end with."""
+    check_norms(config)
+    bare = dataclasses.replace(config.network, **NO_FILES)
+    with torch.device('meta'):
+        check_size(make_network(bare, num_classes=2), config)
 
 
 def _sources(row: RowConfig) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -147,15 +146,31 @@ def insert(document: Path, name: str, text: str) -> None:
     """Replace what stands between a study's markers in a Markdown file.
 
     Raises:
-        InputError: the markers are not there.
+        InputError: the file or the markers are not there.
+    """
+    before, after = around(document, name)
+    whole = f'{before}\n{text}{after}'
+    write_atomically(document, lambda part: part.write_text(whole, encoding='utf-8'))
+
+
+def around(document: Path, name: str) -> tuple[str, str]:
+    """Return a Markdown file up to a study's first marker and from the second one on.
+
+    Raises:
+        InputError: there is no such file, or the markers are not in it.
     """
     start, end = f'<!-- study {name} -->', f'<!-- end of study {name} -->'
-    before = document.read_text(encoding='utf-8') if document.is_file() else ''
-    pattern = re.compile(f'{re.escape(start)}.*?{re.escape(end)}', re.DOTALL)
-    if not pattern.search(before):
+    if not document.is_file():
+        raise InputError(
+            f'study.document {document} is not there; give a Markdown file with the lines '
+            f"{start} and {end}, or '' to have the results in the study's folder alone"
+        )
+    text = document.read_text(encoding='utf-8')
+    before, started, rest = text.partition(start)
+    _, ended, after = rest.partition(end)
+    if not (started and ended):
         raise InputError(
             f'{document} has no section for the study; write {start} and {end} on lines of '
             'their own where its table is to be'
         )
-    after = pattern.sub(lambda _: f'{start}\n{text}{end}', before)
-    write_atomically(document, lambda part: part.write_text(after, encoding='utf-8'))
+    return before + start, end + after

@@ -37,7 +37,7 @@ from rgbd_fusion_seg.training.continuation import (
 )
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
-from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
+from rgbd_fusion_seg.training.datasets.prepare import depth_fault, prepare_frames
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
 from rgbd_fusion_seg.training.initialisation import make_network, origins
 from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics
@@ -159,6 +159,8 @@ class Trainer:
         size = network.hha_size(config.data.height, config.data.width)
         self.hha_size = size if {'hha', 'depth'} & {*self.modalities} else None
         self.frames = self._prepare(source.size)
+        if self.hha_size and (fault := depth_fault(self.frames['train'])):
+            raise InputError(fault)
         sets = [(frames.name, len(frames)) for frames in self.frames.values()]
         self.described = described_run(config, self.classes.names, sets, self.origins)
         check_same_data(self.folder, before, self.described)

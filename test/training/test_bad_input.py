@@ -32,9 +32,9 @@ ALL = ['rgb', 'hha', 'depth']
         ('cen', {'modalities': ['rgb', 'thermal']}, 'rgb, hha, depth'),
         ('cen', {'modalities': ALL}, '64 channels .* 3 equal parts.*nearly_equal'),
         ('cen', {'modalities': ALL, 'form': 'paper'}, '64 channels .* 3 equal parts'),
-        ('cen', {'threshold': -0.02}, r'threshold must not be negative, got -0\.02'),
-        ('cen', {'sparsity': -1e-4}, r'sparsity must not be negative, got -0\.0001'),
-        ('cen', {'threshold': float('nan')}, 'threshold must not be negative, got nan'),
+        ('cen', {'threshold': -0.02}, r'threshold must be finite and not negative, got -0\.02'),
+        ('cen', {'sparsity': -1e-4}, r'sparsity must be finite and not negative, got -0\.0001'),
+        ('cen', {'threshold': float('nan')}, 'threshold must be finite and not negative, got nan'),
         ('cen', {'exchange': 'fixed', 'portion': 0.6}, 'portion must be 0 to 1/2'),
         ('cen', {'shrink_depth': True}, 'shrink_depth'),
         ('cen', {'backbone': 'vgg16'}, 'backbone must be one of .*resnet50'),
@@ -71,6 +71,11 @@ def depth_is_smaller(pack):
     cv2.imwrite(path, cv2.imread(path, cv2.IMREAD_UNCHANGED)[::2, ::2])
 
 
+def depth_is_empty(pack):
+    for path in (pack / 'depth8').iterdir():
+        cv2.imwrite(str(path), 0 * cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+
+
 def colour_is_absent(pack):
     (pack / 'rgb' / '0003.jpg').unlink()
 
@@ -80,6 +85,7 @@ def colour_is_absent(pack):
     [
         (depth_is_absent, 'depth8/0003.png'),
         (depth_is_smaller, '320x240'),
+        (depth_is_empty, 'no depth image of nyudv2-train has a reading'),
         (colour_is_absent, 'rgb/0003.jpg'),
     ],
 )

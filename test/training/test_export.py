@@ -23,7 +23,12 @@ from rgbd_fusion_seg.training import export as exporting  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
-from rgbd_fusion_seg.training.export import export, replacing, write_bundle  # noqa: E402
+from rgbd_fusion_seg.training.export import (  # noqa: E402
+    export,
+    replacing,
+    write_bundle,
+    write_card,
+)
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network  # noqa: E402
 from rgbd_fusion_seg.training.onnx_graph import (  # noqa: E402
     OPSETS,
@@ -259,7 +264,8 @@ def test_the_card_tells_where_the_bundle_comes_from(exported):
     np.testing.assert_array_equal(bundle.colors, NYU40.colors)
     np.testing.assert_allclose(bundle.rgb.mean, STATISTICS['rgb'][0])
     np.testing.assert_allclose(bundle.rgb.std, STATISTICS['rgb'][1])
-    assert bundle.depth_range_m == (0.5, 9.0)
+    assert bundle.depth_range_m is None  # of a network that reads colour
+    assert 'depth' not in card
     assert bundle.hha is None
     assert 'hha' not in card
     assert card['training'] == {
@@ -332,6 +338,37 @@ def test_a_graph_that_says_something_else_leaves_the_old_bundle(
     assert [p.name for p in (tmp_path / 'models').iterdir()] == ['mine']
 
 
+def test_a_card_that_cannot_be_read_is_told_of_the_checkpoint(
+    files, exported, tmp_path, monkeypatch
+):
+    """What is written first is gone when the error is read."""
+    model = onnx.load(exported / 'model.onnx')
+    monkeypatch.setattr(exporting, 'build_graph', lambda *_: model)
+    statistics = {'rgb': [[120.0] * 3, [70.0, 0.0, 70.0]]}
+    checkpoint = tiny_checkpoint(
+        'erfnet_encoder', {}, NYU40, width=128, height=96, statistics=statistics
+    )
+    path = tmp_path / 'last.safetensors'
+    save_checkpoint(path, checkpoint.build(), checkpoint.info)
+    words = rf"^{path} makes no bundle .* the card model\.yaml has .* 'inputs\.rgb': .* train it"
+    with pytest.raises(BundleError, match=words) as caught:
+        export(path, tmp_path / 'b', files[1])
+    assert '.b-' not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ['last.safetensors']
+
+
+def test_training_data_of_one_depth_have_a_range(tmp_path):
+    checkpoint = tiny_checkpoint('erfnet_encoder', {'modality': 'hha'}, depth_range_m=[2.0, 2.0])
+    options, folder = GraphOptions(storage='fp32'), tmp_path / 'b'
+    write_bundle(checkpoint, folder, ToyFrames(), options, frames=1)
+    near, far = load_bundle(folder).depth_range_m
+    assert near < 2 < far < near + 0.1
+    checkpoint.info['depth_range_m'] = [0.0, 0.0]  # as where nothing has been measured
+    card = exporting.describe(checkpoint, checkpoint.build(), folder, (96, 64), options)
+    write_card(folder, card)
+    assert load_bundle(folder).depth_range_m[0] == 0
+
+
 def test_logits_that_are_not_finite_are_refused(files, exported, tmp_path, monkeypatch):
     """Though both agree that no pixel has a label."""
     checkpoint, model = load_checkpoint(files[0]), onnx.load(exported / 'model.onnx')
@@ -376,6 +413,10 @@ def test_other_folders_are_never_replaced(tmp_path):
         ({'opset': 99}, 'opset must be 18 to'),
         ({'fuse_hha': True}, 'fuse_hha belongs to fuse_postprocess'),
         ({'fuse_postprocess': (160, 0)}, 'frames cannot be 160x0'),
+        ({'fuse_postprocess': '160x0'}, 'frames cannot be 160x0'),
+        ({'fuse_postprocess': '160'}, "fuse_postprocess '160' is no size; give .* as 640x480"),
+        ({'size': '100x96'}, 'cannot take 100x96 images'),
+        ({'size': '128x96x3'}, "size '128x96x3' is no size; give .* as 640x480"),
     ],
 )
 def test_wrong_options_are_one_sentence(files, tmp_path, changes, words):

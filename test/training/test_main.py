@@ -10,6 +10,7 @@ import yaml
 
 torch = pytest.importorskip('torch')
 
+from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
 from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
 from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets import cache  # noqa: E402
@@ -71,9 +72,11 @@ def test_a_first_training_goes_as_the_guide_says(training, nyu_pack, tmp_path):
     assert inspected.returncode == 0, inspected.stderr
     assert (tmp_path / 'inspected' / 'gammas.png').is_file()
     bundle = tmp_path / 'bundle'
-    exported = training('export', '--checkpoint', 'mine', '--bundle', bundle, *data)
+    arguments = ['--checkpoint', 'mine', '--bundle', bundle, '--size', '64x48']
+    exported = training('export', *arguments, *data)
     assert exported.returncode == 0, exported.stderr
     assert exported.stdout.startswith('exporting mine/last.safetensors\n')
+    assert load_bundle(bundle).input_size == (64, 48)
     card = (bundle / 'model.yaml').read_text()
     assert 'python -m rgbd_fusion_seg.training train --config' in ' '.join(card.split())
 
@@ -148,6 +151,31 @@ def test_unknown_keys_are_refused(training, tmp_path):
     wrong = training('train', '--config', file)
     assert wrong.returncode == 2
     assert 'learning_rate' in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    'row', ['{nam: a}', '{name: a, network: {optons: {modality: hha}}}', '{name: a, epochs: x}']
+)
+def test_a_typo_in_a_study_names_the_command(training, tmp_path, row):
+    file = tmp_path / 'study.yaml'
+    file.write_text(f'study:\n  rows:\n    - {row}\n')
+    wrong = training('study', '--config', file)
+    assert wrong.returncode == 2
+    assert wrong.stderr.endswith('(see python -m rgbd_fusion_seg.training study --help)\n')
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('size', 'form'), [('640x480', True), ('[640, 480]', True), ('640', False)]
+)
+@pytest.mark.parametrize('option', ['size', 'fuse_postprocess'])
+def test_sizes_are_given_as_the_runtimes_command_line_takes_them(training, option, size, form):
+    command = 'export', '--checkpoint', 'absent', '--bundle', 'bundle', f'--{option}', size
+    told = training(*command)
+    assert told.returncode == 1
+    wrong = f'error: {option} {size!r} is no size; give width and height as 640x480\n'
+    assert (told.stderr == wrong) != form
+    assert ('is no NYUDv2' in told.stderr) == form  # which is looked at next
 
 
 def test_data_that_is_not_there_is_one_sentence(tmp_path):

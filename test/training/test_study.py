@@ -34,6 +34,9 @@ from rgbd_fusion_seg.training.study_config import (  # noqa: E402
     StudyConfig,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted((ROOT / 'config' / 'training').glob('study_*.yaml'))
+
 
 def rows() -> list[RowConfig]:
     unimodal = {m: NetworkConfig('erfnet_encoder', {'modality': m}) for m in ('rgb', 'hha')}
@@ -314,6 +317,28 @@ def test_rows_and_claims_must_name_rows(tiny_study):
         study(tiny_study)
 
 
+@pytest.mark.parametrize(
+    ('network', 'words'),
+    [
+        (NetworkConfig('erfnet_encoder', {'modality': 'hah'}), 'modality must be .*hah'),
+        (NetworkConfig('erfnet_encoder', {'modalty': 'hha'}), "no option 'modalty'"),
+        (NetworkConfig('erfnet_encodr'), "unknown network 'erfnet_encodr'"),
+        (NetworkConfig('multimodal', {'freeze_norms': True}), 'freeze_norms keeps'),
+        (NetworkConfig('adapnetpp'), 'multiples of 16, not 64x40'),
+    ],
+)
+def test_a_row_that_cannot_be_trained_is_named_before_any_is(
+    tiny_study, tmp_path, monkeypatch, network, words
+):
+    monkeypatch.setattr(study_module, 'Trainer', None)
+    tiny_study.run.data.height = 40
+    tiny_study.rows[2:] = [RowConfig('last', network=network)]
+    tiny_study.claims = []
+    with pytest.raises(InputError, match=f"the study row 'last': .*{words}"):
+        study(tiny_study)
+    assert not (tmp_path / 'study').exists()
+
+
 def entry(row: str, seed: int, miou: float) -> dict:
     scores = {'mIoU': miou, 'pixel_accuracy': 0.5, 'mean_accuracy': 0.4}
     return {
@@ -381,9 +406,29 @@ def test_the_spread_is_the_sample_standard_deviation():
     assert study_report.spread([30.04]) == '30.0'
 
 
-def test_a_document_without_a_place_for_the_study_is_named(tiny_study, tmp_path):
-    (tmp_path / 'results.md').write_text('no markers')
-    with pytest.raises(InputError, match='<!-- study tiny -->'):
-        study(tiny_study, report_only=True)
-    assert (tmp_path / 'results.md').read_text() == 'no markers'
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        (None, r'results\.md is not there; .*<!-- study tiny -->'),
+        ('no markers', 'has no section for the study; write <!-- study tiny -->'),
+        ('<!-- end of study tiny --> <!-- study tiny -->', 'has no section'),
+    ],
+)
+def test_a_document_without_a_place_for_the_study_is_named_before_training(
+    tiny_study, tmp_path, monkeypatch, text, words
+):
+    monkeypatch.setattr(study_module, 'Trainer', None)
+    document = tmp_path / 'results.md'
+    document.unlink() if text is None else document.write_text(text)
+    for report_only in (False, True):
+        with pytest.raises(InputError, match=words):
+            study(tiny_study, report_only)
+    assert not (tmp_path / 'study').exists()
+    assert (document.read_text() if document.exists() else None) == text
     assert collect(tiny_study) == []
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_the_documents_of_the_shipped_studies_have_a_place_for_them(path):
+    described = yaml.safe_load(path.read_text())['study']
+    assert study_report.around(ROOT / described['document'], described['name'])

@@ -494,6 +494,12 @@ def test_the_log_of_a_killed_run_has_no_step_twice(run_config, monkeypatch):
         (LossConfig, {'auxiliary': -3.0}, 'auxiliary >= 0'),
         (TrainConfig, {'seed': -1}, 'seed <'),
         (
+            TrainConfig,
+            {'precision': 'fp16'},
+            "have a precision of bf16-mixed, 16-mixed or 32-true, but precision is 'fp16'$",
+        ),
+        (TrainConfig, {'precision': '64-true'}, 'a precision of'),
+        (
             AugmentConfig,
             {'hue': -1.0},
             '^the augment settings must have hue >= 0, but hue is -1.0$',
@@ -514,7 +520,6 @@ def test_settings_without_a_meaning_are_refused(section, settings, words):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'precision': '8-mixed'}, '-mixed'),
         ({'accelerator': 'abacus'}, 'abacus'),
         ({'precision': '16-mixed'}, '16-mixed needs a GPU'),
     ],

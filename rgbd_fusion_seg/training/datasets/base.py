@@ -21,7 +21,7 @@ class ClassSet:
         colors: uint8 (K, 3) RGB.
 
     Raises:
-        InputError: names and colours differ in number, or K is not 1..255.
+        InputError: names and colours differ in number, or K is not 2..255, as bundles need it.
     """
 
     name: str
@@ -29,10 +29,10 @@ class ClassSet:
     colors: np.ndarray
 
     def __post_init__(self) -> None:
-        if len(self.names) != len(self.colors) or not 1 <= len(self.names) <= 255:
+        if len(self.names) != len(self.colors) or not 2 <= len(self.names) <= 255:
             raise InputError(
                 f'the classes {self.name!r} have {len(self.names)} names and '
-                f'{len(self.colors)} colours; give 1 to 255 of both'
+                f'{len(self.colors)} colours; give 2 to 255 of both'
             )
 
     def __len__(self) -> int:

@@ -83,6 +83,7 @@ class OwnFolder:
         self.config = config = _read_config(self.file)
         if not re.fullmatch(r'[\w.-]+', config.name):
             raise self._error(f'name is {config.name!r}; use letters, digits, - and _')
+        self._check_patterns()
         self.name = f'{config.name}-{split}'
         self.terms = config.terms or f'{config.name}, own data'
         self.classes = self._class_set()
@@ -134,6 +135,20 @@ class OwnFolder:
     def _error(self, text: str) -> InputError:
         return InputError(f'{self.file}: {text}')
 
+    def _check_patterns(self) -> None:
+        for key in ('rgb', 'depth', 'labels'):
+            pattern = getattr(self.config, key)
+            if Path(pattern).is_absolute():
+                raise self._error(
+                    f'{key} is {pattern!r}, but patterns are relative to the folder of the YAML '
+                    'file; start it there, with ../ where the files lie beside that folder'
+                )
+            if '*' not in pattern:
+                raise self._error(
+                    f"{key} is {pattern!r}, but a pattern needs a * in the place of the frame's "
+                    'id, such as color/*.png'
+                )
+
     def _class_set(self) -> ClassSet:
         names, colors = self.config.classes, self.config.colors
         if not all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors):
@@ -141,7 +156,10 @@ class OwnFolder:
         if twice := _repeated(names):
             raise self._error(f'classes has {twice!r} twice; a class needs a name of its own')
         table = np.array(colors, np.uint8) if colors else distinct_colors(len(names))
-        return ClassSet(self.config.name, tuple(names), table)
+        try:
+            return ClassSet(self.config.name, tuple(names), table)
+        except InputError as error:
+            raise self._error(str(error)) from error
 
     def _label_table(self) -> np.ndarray:
         """Return int16 (65536,): the class of each value that a label image may hold."""
@@ -204,7 +222,13 @@ class OwnFolder:
             raise self._error('test_fraction is a share 0..1 and makes the splits train and test')
         # In order, not at random: neighbours in a sequence show the same place.
         first = round(len(ids) * (1 - config.test_fraction))
-        return ids[:first] if split == 'train' else ids[first:]
+        chosen = ids[:first] if split == 'train' else ids[first:]
+        if ids and not chosen:
+            raise self._error(
+                f'test_fraction {config.test_fraction:g} leaves the split {split!r} none of the '
+                f'{len(ids)} frames; give a share with which both splits have one'
+            )
+        return chosen
 
     def _found_ids(self) -> list[str]:
         pattern = self.config.rgb.replace('{split}', self.split)

@@ -72,10 +72,13 @@ def prepare_frames(
         where frames of them are wanted.
 
     Raises:
-        InputError: data that cannot be used, such as a split without a labelled pixel, or too
-            little space on the disk.
+        InputError: data that cannot be used, such as a split without a labelled pixel, synthetic
+            rooms that were asked for besides data of other classes, or too little space on the
+            disk.
     """
     sources = {split: open_dataset(config.dataset, split) for split in ('train', 'test')}
+    if fault := rooms_fault(config, sources['train'].classes):
+        raise InputError(fault)
     if sources['train'].classes.names == NYU40.names and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
     folder = Path(config.cache)
@@ -92,6 +95,23 @@ def _rooms(config: DataConfig) -> dict[str, FrameSource]:
         'synthetic_test': (config.synthetic_test_frames, HELD_OUT_SEED),
     }
     return {name: SyntheticRooms(n, seed) for name, (n, seed) in wanted.items() if n > 0}
+
+
+def rooms_fault(config: DataConfig, classes: ClassSet) -> str:
+    """Return why synthetic rooms cannot be had besides data of these classes; '' if they can.
+
+    Numbers of frames that are the default ones were not asked for; the rooms are left out then.
+    """
+    if classes.names == NYU40.names:
+        return ''
+    defaults = DataConfig()
+    for name in ('synthetic_frames', 'synthetic_test_frames'):
+        if (wanted := getattr(config, name)) not in (0, getattr(defaults, name)):
+            return (
+                f'data.{name} is {wanted}, but synthetic rooms have the classes of NYU40, other '
+                f'ones than {classes.name}; leave it out or give 0'
+            )
+    return ''
 
 
 @dataclass
@@ -120,6 +140,8 @@ def check_data(config: DataConfig) -> DataCheck:
             continue
         if not len(source):
             found.faults.append(f'{source.name} has no frames; check its split file or its folder')
+        if split == 'train' and (fault := rooms_fault(config, source.classes)):
+            found.faults.append(fault)
         readable = 0
         pixels = np.zeros(len(source.classes), np.int64)
         for i, frame in enumerate(_read_all(source)):
@@ -145,6 +167,16 @@ def label_fault(name: str, pixels: Sequence[int]) -> str:
     return (
         f'no pixel of {name} has a class, so nothing can be learnt from it or scored on it; '
         'check its labels, and which of their values are void'
+    )
+
+
+def depth_fault(frames: CachedFrames) -> str:
+    """Return why a network that reads depth learns nothing from frames; '' if it does."""
+    if frames.valid_depth or any(frames.depth_range_m):
+        return ''
+    return (
+        f'no depth image of {frames.name} has a reading, but the network reads depth; check the '
+        'depth images, or train a network on rgb alone'
     )
 
 

@@ -195,9 +195,13 @@ def test_the_number_of_threads_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_a_damaged_frame_stops_the_build_and_leaves_nothing(tmp_path):
-    source = Walls()
-    source.classes = ClassSet('one', ('left',), np.zeros((1, 3), np.uint8))
-    with pytest.raises(InputError, match=r'walls, frame \d+: .*labels must be 0\.\.0 or 255'):
+    class Damaged(Walls):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return LabelledFrame(item.frame, item.labels + 2 * (item.labels == 1))
+
+    source = Damaged()
+    with pytest.raises(InputError, match=r'walls, frame \d+: .*labels must be 0\.\.1 or 255'):
         cached_frames(source, tmp_path)
     assert visible(tmp_path) == leftovers(tmp_path) == []
 
@@ -255,7 +259,7 @@ folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
 
 class Plain:
     name, terms, size = 'plain', 'made by a test', (16, 16)
-    classes = ClassSet('one', ('all',), np.zeros((1, 3), np.uint8))
+    classes = ClassSet('two', ('all', 'none'), np.zeros((2, 3), np.uint8))
     def __len__(self): return 20
     def describe(self): return {}
     def __getitem__(self, index):

@@ -100,6 +100,19 @@ def test_the_last_frames_are_for_testing_where_a_share_is_given(lab):
     check(OwnFolder(file, 'test'), [3, 4])
 
 
+def test_a_share_that_leaves_no_frame_for_testing_is_named(lab):
+    file = describe(lab, splits=None, test_fraction=0.001)
+    with pytest.raises(InputError, match=r"test_fraction 0\.001 .* 'test' none of the 5 frames"):
+        OwnFolder(file, 'test')
+
+
+def test_files_may_lie_beside_the_folder_of_the_description(lab):
+    (lab / 'described').mkdir()
+    patterns = {'rgb': '../color/*.png', 'depth': '../depth/*.png', 'labels': '../labels/*.png'}
+    file = describe(lab / 'described', splits=None, test_fraction=0.4, **patterns)
+    check(OwnFolder(file, 'train'), [0, 1, 2])
+
+
 def test_splits_may_be_folders_and_frames_lie_in_folders_of_scenes(tmp_path):
     names = ['train/a/001', 'train/b/001', 'test/c/007']
     for number, name in enumerate(names):
@@ -194,6 +207,8 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'depth_unit': 'cm'}, "depth_unit is 'cm'; give mm, m or"),
         ({'classes': 'floor'}, 'classes'),
         ({'colors': [[1, 2, 3]]}, '3 names and 1 colours'),
+        ({'classes': ['floor']}, r'lab\.yaml: .* 1 names and 1 colours; give 2 to 255'),
+        ({'classes': [f'c{i}' for i in range(256)]}, '256 names .* 2 to 255'),
         ({'colors': [[1, 2, 300]] * 3}, '0..255'),
         ({'label_map': {1: 'ceiling'}}, "maps 1 to 'ceiling', which is no class"),
         ({'classes': ['floor', 'wall', 'floor']}, "classes has 'floor' twice"),
@@ -213,6 +228,14 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'test_fraction': 0.5}, 'give one of splits, test_fraction and'),
         ({'splits': None, 'test_fraction': 1.5}, 'share 0..1'),
         ({'splits': None, 'test_fraction': 0.2, 'rgb': 'color/*.jpg'}, 'no frames; check rgb'),
+        ({'splits': None, 'test_fraction': 0.999}, "0.999 leaves the split 'train' none of the 5"),
+        ({'rgb': '/data/color/*.png'}, "rgb is '/data/.*relative to the folder of the YAML file"),
+        ({'depth': '/data/*.png'}, 'depth is .*relative to the folder of the YAML file'),
+        ({'labels': '/data/*.png'}, 'labels is .*relative to the folder of the YAML file'),
+        ({'rgb': 'color/f0.png'}, r"rgb is 'color/f0\.png', but a pattern needs a \*"),
+        ({'rgb': 'color', 'splits': None, 'test_fraction': 0.4}, r'a pattern needs a \*'),
+        ({'depth': 'depth/'}, r"depth is 'depth/', but a pattern needs a \*"),
+        ({'labels': 'labels/f0.png'}, r'labels is .*a pattern needs a \*'),
         ({'name': 'a/b'}, "name is 'a/b'"),
         ({'size': [640]}, 'give width and height'),
     ],

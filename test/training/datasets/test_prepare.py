@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytest.importorskip('torch')
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig
 from rgbd_fusion_seg.training.datasets import DATASETS, open_dataset
 from rgbd_fusion_seg.training.datasets.prepare import check_data, prepare, prepare_frames
+from rgbd_fusion_seg.training.evaluation import scored_sources
 
 CLASSES = ('floor', 'wall', 'chair')
 
@@ -207,8 +209,18 @@ def test_synthetic_rooms_join_data_of_the_nyu40_classes(nyu_pack, tmp_path):
 def test_the_name_of_other_classes_brings_no_rooms(copy):
     description = yaml.safe_load((copy / 'data.yaml').read_text())
     (copy / 'data.yaml').write_text(yaml.safe_dump({**description, 'name': 'nyu40'}))
-    data = config(copy, synthetic_frames=2, synthetic_test_frames=2)
-    assert set(prepare_frames(data)) == {'train', 'test'}
+    assert set(prepare_frames(config(copy))) == {'train', 'test'}
+
+
+@pytest.mark.parametrize('asked', ['synthetic_frames', 'synthetic_test_frames'])
+def test_rooms_that_were_asked_for_besides_other_classes_are_refused(copy, asked):
+    data = config(copy, **{asked: 2})
+    words = rf'data\.{asked} is 2, but .* the classes of NYU40, other ones than tiny'
+    for command in (prepare_frames, scored_sources):
+        with pytest.raises(InputError, match=words):
+            command(data)
+    (fault,) = check_data(data).faults
+    assert re.match(words, fault)
 
 
 def test_a_data_set_is_opened_by_name_with_its_options(nyu_pack):
