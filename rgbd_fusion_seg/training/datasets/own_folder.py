@@ -35,8 +35,9 @@ class FolderConfig:
 
     Args:
         name: names caches and reports.
-        classes: names, each once; a label is a place in this list, counted from 0.
-        rgb, depth, labels: patterns of the files; labels are single-channel or palette images.
+        classes: 2 to 255 names, each once; a label is a place in this list, counted from 0.
+        rgb, depth, labels: patterns of the files, relative to this one, each with a ``*``; labels
+            are single-channel or palette images.
         depth_unit: 'mm', 'm' or metres per unit of the depth images.
         camera: fx, fy, cx, cy, width, height in pixels, or a camera_info YAML file.
         colors: RGB of each class; default: generated ones.

@@ -225,7 +225,10 @@ def _check_frame(source: FrameSource, index: int) -> _CheckedFrame:
     readings = item.frame.depth[valid_mask(item.frame.depth)]
     nearest, farthest = PLAUSIBLE_DEPTH_M
     if not readings.size:
-        faults.append('its depth image has no reading; take it out of the split')
+        faults.append(
+            'its depth image has no reading; take it out of the split, unless the network reads '
+            'rgb alone'
+        )
     elif not nearest <= (median := float(np.median(readings))) <= farthest:
         faults.append(
             f'its median depth is {median:g} m; the unit of its depth images is another one, '
