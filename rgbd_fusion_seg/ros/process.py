@@ -37,7 +37,7 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
     Returns:
         The exit code: 0 after a signal or shutdown, 1 after an error of the user's making.
     """
-    interrupt = _InterruptOnce()
+    interrupt = _Interrupt()
     # Before rclpy's own handler, which calls this one.
     signal.signal(signal.SIGINT, interrupt)
     try:
@@ -50,6 +50,7 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
         node.start()
         executor = SingleThreadedExecutor()
         executor.add_node(node)  # type: ignore[arg-type]
+        interrupt.raises = False
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
@@ -61,7 +62,7 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
         if rclpy.ok():
             raise
     finally:
-        interrupt.spent = True
+        interrupt.raises = False
         if node is not None:
             node.stop()
             node.destroy_node()
@@ -71,15 +72,17 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
     return 0
 
 
-class _InterruptOnce:
-    """Raises KeyboardInterrupt for the first SIGINT alone.
+class _Interrupt:
+    """Raises KeyboardInterrupt for a SIGINT that comes before the node spins.
 
-    Impatient users and launch send it twice; the second must not cut the clean end short.
+    After that rclpy's own handler ends the spinning, as for SIGTERM; an exception could come
+    anywhere in its code and leave half an object. Impatient users and launch send the signal
+    twice; the second must not cut the clean end short.
     """
 
-    spent = False
+    raises = True
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.spent:
-            self.spent = True
+        if self.raises:
+            self.raises = False
             raise KeyboardInterrupt

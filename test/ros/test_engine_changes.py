@@ -152,6 +152,9 @@ def run_until_progress(rig, child):
 def wait_for_child(rig):
     rig.client.wait_for(lambda: children(rig.node.pid), 'the process that builds')
     (child,) = children(rig.node.pid)
+    # Until it runs its own program, its parent waits for it: stopped now, it would stop both.
+    program = Path(f'/proc/{child}/cmdline')
+    rig.client.wait_for(lambda: b'build_process' in program.read_bytes(), 'its program')
     return child
 
 
