@@ -16,7 +16,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from rgbd_fusion_seg.training.evaluation import predicted_labels
 from rgbd_fusion_seg.training.initialisation import make_network
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
+from rgbd_fusion_seg.training.study_record import read_record, told_settings, write_record
 from rgbd_fusion_seg.training.study_report import around, write_report
 from rgbd_fusion_seg.training.trainer import NO_FILES, Trainer, check_norms, check_size
 
@@ -57,29 +58,35 @@ LOOK_AGAIN_S = 5.0
 """Pause of a process that has nothing to do until another has trained a row."""
 
 
-def study(study: StudyConfig, report_only: bool = False) -> None:
+def study(
+    study: StudyConfig, report_only: bool = False, only: Sequence[str] | None = None
+) -> None:
     """Train every row of a study with every seed and compare them; goes on where it stopped.
 
     Args:
         study: what is compared, and how it is trained.
         report_only: write the results of what is done so far, train nothing.
+        only: names of the rows to train, with those that they start from; default: all.
 
     Raises:
         InputError: rows that name unknown rows or options, that cannot be trained at this size,
             or that were trained otherwise than the study asks for now; a document without a place
-            for the study.
+            for the study; a record of another study.
         TrainingError: rows diverged; all others that do not start from them were trained.
     """
     _check(study)
+    wanted = _wanted(study, only)
     output = Path(study.output)
     check_writable(output)
     make_folder(output)
     if not report_only:
         with _claimed(output / 'plan.lock', wait=True):
             plan = _plan(study, output)
-        _train_rows(study, plan, output)
-    failures = failed_runs(study)
-    write_report(study, collect(study), output, failures)
+        _train_rows(study, plan, output, wanted)
+    failures, entries = failed_runs(study), collect(study)
+    write_report(study, entries, output, failures)
+    if study.record and entries:
+        write_record(study, entries)
     print(f'written to {output}')
     if failures and not report_only:
         failed = '; '.join(f'{f["row"]}-{f["seed"]}: {f["reason"]}' for f in failures)
@@ -107,11 +114,26 @@ def _check(study: StudyConfig) -> None:
             raise InputError(f'the claim {claim.text!r} compares rows that the study lacks')
     if study.document:
         around(Path(study.document), study.name)
+    _recorded(study)
     for row in study.rows:
         try:
             _check_network(row_config(study, row, study.seeds[0], 1))
         except InputError as error:
             raise InputError(f'the study row {row.name!r}: {error}') from error
+
+
+def _wanted(study: StudyConfig, only: Sequence[str] | None) -> set[str]:
+    """Return the names of the rows to train: those asked for and what they start from."""
+    known = [row.name for row in study.rows]
+    wanted = set(known if only is None else only)
+    if unknown := wanted - set(known):
+        raise InputError(
+            f'the study has no row {", ".join(sorted(unknown))}; only takes {", ".join(known)}'
+        )
+    for row in reversed(study.rows):
+        if row.name in wanted:
+            wanted |= _sources(row)
+    return wanted
 
 
 def _check_network(config: TrainConfig) -> None:
@@ -300,16 +322,24 @@ def _is_done(study: StudyConfig, row: RowConfig, seed: int, epochs: int | None =
         raise InputError(
             f'{folder} has scores but no {SETTINGS_NAME}; delete the folder to train it again'
         )
-    # What a row started from lay beside it, wherever the study was then.
-    there = dataclasses.replace(study, output=str(Path(before['output']).parent))
-    config = row_config(there, row, seed, before['epochs'] if epochs is None else epochs)
-    if changed := changed_settings(config, before, FREE_IN_ROWS):
+    if changed := _changed(study, row, seed, before, epochs):
         raise InputError(
             f'{folder} was trained with another {", ".join(changed)} than the study has now; give '
             f'the study another output or the settings in its {SETTINGS_NAME}, or delete the '
             'folder to train it again'
         )
     return True
+
+
+def _changed(
+    study: StudyConfig, row: RowConfig, seed: int, before: Mapping[str, Any], epochs: int | None
+) -> list[str]:
+    """Return the names of the settings in which a run differs from the study's."""
+    # What a row started from lay beside it, wherever the study was then.
+    seeds = list(dict.fromkeys([*study.seeds, seed]))
+    there = dataclasses.replace(study, output=str(Path(before['output']).parent), seeds=seeds)
+    config = row_config(there, row, seed, before['epochs'] if epochs is None else epochs)
+    return changed_settings(config, before, FREE_IN_ROWS)
 
 
 def failed_runs(study: StudyConfig) -> list[dict[str, Any]]:
@@ -333,8 +363,10 @@ def _runs(study: StudyConfig) -> list[tuple[RowConfig, int]]:
     return [(row, seed) for row in study.rows for seed in _seeds(study, row)]
 
 
-def _train_rows(study: StudyConfig, plan: dict[str, int], output: Path) -> None:
-    """Train what is not done and has not failed.
+def _train_rows(
+    study: StudyConfig, plan: dict[str, int], output: Path, wanted: Collection[str]
+) -> None:
+    """Train what of the wanted rows is not done and has not failed.
 
     A signal ends it after the run that it met has been saved.
     """
@@ -342,7 +374,8 @@ def _train_rows(study: StudyConfig, plan: dict[str, int], output: Path) -> None:
     def done(row: RowConfig, seed: int) -> bool:
         return _is_done(study, row, seed, plan[row.name])
 
-    left = sorted(_runs(study), key=lambda run: study.seeds.index(run[1]))
+    runs = [run for run in _runs(study) if run[0].name in wanted]
+    left = sorted(runs, key=lambda run: study.seeds.index(run[1]))
     while left := [run for run in left if not done(*run) and not _failure(study, *run)]:
         for row, seed in left:
             if not all(done(*_standing(study, name, seed)) for name in _sources(row)):
@@ -390,10 +423,42 @@ def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> bo
 def collect(study: StudyConfig) -> list[dict[str, Any]]:
     """Return one entry for each finished run: row, seed, scores, cost, what it took.
 
+    Runs of the study's record that were not trained here are among them.
+
     Raises:
         InputError: a run that was trained otherwise than the study asks for.
     """
-    return [_entry(study, *run) for run in _runs(study) if _is_done(study, *run)]
+    here = {
+        (row.name, seed): _entry(study, row, seed)
+        for row, seed in _runs(study)
+        if _is_done(study, row, seed)
+    }
+    entries = [*here.values(), *_recorded(study, without=here)]
+    order = [row.name for row in study.rows]
+    return sorted(entries, key=lambda entry: (order.index(entry['row']), entry['seed']))
+
+
+def _recorded(
+    study: StudyConfig, without: Collection[tuple[str, int]] = ()
+) -> list[dict[str, Any]]:
+    """Return the runs of the study's record, but for those of rows that it has no more.
+
+    Raises:
+        InputError: they were trained otherwise than the study asks for.
+    """
+    rows, entries = {row.name: row for row in study.rows}, []
+    for entry in read_record(study):
+        key = row, seed = entry['row'], entry['seed']
+        if row not in rows or key in without:
+            continue
+        if changed := _changed(study, rows[row], seed, entry['settings'], None):
+            raise InputError(
+                f'{row} with seed {seed} in study.record {study.record} was trained with another '
+                f"{', '.join(changed)} than the study has now; give another record, or '' for none"
+            )
+        # The table's words are the study's, which may have changed.
+        entries.append(entry | {'title': rows[row].title})
+    return entries
 
 
 def _entry(study: StudyConfig, row: RowConfig, seed: int) -> dict[str, Any]:
@@ -414,4 +479,5 @@ def _entry(study: StudyConfig, row: RowConfig, seed: int) -> dict[str, Any]:
         'size': list(size),
         'modalities': list(network.modalities),
         'scores': {k: v for k, v in scores.items() if k != 'step'},
+        'settings': told_settings(read_settings(folder)),
     }

@@ -70,6 +70,10 @@ class StudyConfig:
         noise: points of mIoU; smaller differences, on average over seeds, are told to be noise.
         document: Markdown file that gets table, claims and picture between the markers
             `<!-- study NAME -->` and `<!-- end of study NAME -->`.
+        record: JSON file that keeps the results of every finished run. Runs in it that were not
+            trained here stand in the table, too, so a study can be shared by machines and be
+            continued where its folder is gone. They are trained again unless ``only`` leaves them
+            out: a record has no weights.
     """
 
     name: str = 'study'
@@ -81,6 +85,7 @@ class StudyConfig:
     claims: list[ClaimConfig] = field(default_factory=list)
     noise: float = 0.0
     document: str = ''
+    record: str = ''
 
     def __post_init__(self) -> None:
         different = len(self.seeds) == len(set(self.seeds))

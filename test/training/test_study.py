@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 torch = pytest.importorskip('torch')
 
@@ -426,6 +427,92 @@ def test_a_document_without_a_place_for_the_study_is_named_before_training(
     assert not (tmp_path / 'study').exists()
     assert (document.read_text() if document.exists() else None) == text
     assert collect(tiny_study) == []
+
+
+def test_a_record_keeps_results_when_the_folder_is_gone(tiny_study, tmp_path):
+    tiny_study.record, output = str(tmp_path / 'kept' / 'tiny.json'), tmp_path / 'study'
+    study(tiny_study)
+    table, record = (
+        (output / 'report.md').read_text(),
+        json.loads(Path(tiny_study.record).read_text()),
+    )
+    assert [run['row'] for run in record['runs']] == ['rgb_first', 'hha_first', 'rgb', 'fused']
+    for run in record['runs']:
+        folder = output / f'{run["row"]}-0'
+        scores = json.loads((folder / 'scores.json').read_text())
+        assert run['scores']['test'] == scores['test']
+        assert run['settings']['data.width'] == 64
+        assert not {'data.cache', 'data.workers', 'data.dataset.folder'} & {*run['settings']}
+    shutil.rmtree(output)
+    tiny_study.output = str(tmp_path / 'elsewhere' / 'study')
+    study(tiny_study, report_only=True)
+    assert (tmp_path / 'elsewhere' / 'study' / 'report.md').read_text() == table
+    assert json.loads(Path(tiny_study.record).read_text()) == record
+
+
+def test_rows_of_a_record_are_trained_only_where_asked_for(tiny_study, tmp_path):
+    tiny_study.record, output = str(tmp_path / 'tiny.json'), tmp_path / 'study'
+    with pytest.raises(InputError, match=r'no row fusd; only takes rgb_first, .* fused'):
+        study(tiny_study, only=['fusd'])
+    study(tiny_study, only=['rgb'])
+    assert sorted(path.parent.name for path in output.glob('*/scores.json')) == [
+        'rgb-0',
+        'rgb_first-0',
+    ]
+    kept = Path(tiny_study.record).read_text()
+    shutil.rmtree(output)
+
+    tiny_study.seeds = [0, 1]  # the record's run is of the first
+    study(tiny_study, only=['fused'])
+    done = sorted(path.parent.name for path in output.glob('*/scores.json'))
+    assert done == ['fused-0', 'fused-1', 'hha_first-0', 'rgb_first-0']
+    runs = json.loads(Path(tiny_study.record).read_text())['runs']
+    assert [(run['row'], run['seed']) for run in runs] == [
+        ('rgb_first', 0), ('hha_first', 0), ('rgb', 0), ('fused', 0), ('fused', 1),
+    ]  # fmt: skip
+    assert runs[2] == json.loads(kept)['runs'][1]
+    assert re.search(r'Fusion helps \| [+-]\d', (output / 'report.md').read_text())
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda record: record['runs'][0]['settings'].update({'optimiser.lr': 0.5}),
+         r'rgb_first with seed 0 .* another optimiser\.lr than'),
+        (lambda record: record.update(study='other'), 'is of other'),
+        (lambda record: record['runs'][0].pop('scores'), 'lacks scores'),
+        (lambda record: record.pop('runs'), "no record of a study .KeyError: 'runs'"),
+    ],
+)  # fmt: skip
+def test_a_record_that_does_not_fit_is_refused_before_training(
+    tiny_study, tmp_path, monkeypatch, change, words
+):
+    path = tmp_path / 'tiny.json'
+    tiny_study.record = str(path)
+    study(tiny_study, only=['rgb_first'])
+    monkeypatch.setattr(study_module, 'Trainer', None)
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    shutil.rmtree(tmp_path / 'study')
+    with pytest.raises(InputError, match=words):
+        study(tiny_study)
+    assert json.loads(path.read_text()) == record
+    path.write_text('{')
+    with pytest.raises(InputError, match='no record of a study'):
+        study(tiny_study)
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_published_tables_are_those_of_the_records(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument('--config', action='config')
+    parser.add_class_arguments(StudyConfig, 'study')
+    shipped = parser.instantiate(parser.parse_args(['--config', str(path)])).study
+    shipped.output = str(tmp_path)
+    published = Path(shipped.document).read_text().split(f'<!-- study {shipped.name} -->')[1]
+    assert published.strip().startswith(study_report.report(shipped, collect(shipped)).strip())
 
 
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
