@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.errors import InputError, TrainingError
+from rgbd_fusion_seg.errors import BundleError, InputError, TrainingError
+from rgbd_fusion_seg.locations import find_bundle
 from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.public_weights import from_public as from_public
 
 LAST_NAME = 'last.safetensors'
 """In a run's folder: the averaged weights, which are exported."""
+CHECKPOINT_SUFFIX = '.safetensors'
+TRAINABLE_NAME = 'checkpoint.safetensors'
+"""In a bundle's folder, where it has one: the weights to train on from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +71,24 @@ def class_entries(classes: ClassSet) -> dict[str, Any]:
     }
 
 
-def save_checkpoint(path: Path, network: nn.Module, info: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, network: nn.Module, info: dict[str, Any], halved: bool = False
+) -> None:
     """Write a checkpoint; an existing one is replaced only when the new one is whole.
+
+    Args:
+        path: of the file.
+        network: whose weights are saved.
+        info: see `Checkpoint`.
+        halved: store kernels in float16, as bundles do; scales, shifts and statistics, which
+            may be beyond its range, stay as they are.
 
     Raises:
         TrainingError: the disk does not take it.
     """
     weights = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
+    if halved:
+        weights = {k: v.half() if v.ndim > 1 else v for k, v in weights.items()}
     metadata = {'info': json.dumps(info)}
     write_atomically(path, lambda part: save_file(weights, part, metadata=metadata))
 
@@ -141,6 +157,30 @@ def checkpoint_in(path: Path) -> Path:
     return last if last.is_file() else Path(path)
 
 
+def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:
+    """Return the checkpoint of a run's folder or of a bundle; a file's path as it is.
+
+    Args:
+        path_or_name: a .safetensors file, a run's folder, or a bundle's folder or name.
+
+    Raises:
+        InputError: a bundle without weights to train on from.
+    """
+    path = checkpoint_in(Path(path_or_name))
+    if path.is_file() or path.suffix == CHECKPOINT_SUFFIX:
+        return path
+    try:
+        bundle = find_bundle(path_or_name)
+    except BundleError:
+        return path
+    if not (bundle / TRAINABLE_NAME).is_file():
+        raise InputError(
+            f'the bundle {bundle} has no {TRAINABLE_NAME} to train on from or to export anew; '
+            "give the run's folder, or export the bundle with --trainable true"
+        )
+    return bundle / TRAINABLE_NAME
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
@@ -149,13 +189,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not Path(path).is_file():
         raise InputError(
-            f'there is no checkpoint {path}; give the path of a .safetensors file, or a '
-            f"run's folder with {LAST_NAME}"
+            f"there is no checkpoint {path}; give the path of a .safetensors file, a run's folder "
+            f'with {LAST_NAME}, or a bundle with {TRAINABLE_NAME}'
         )
     try:
         with safe_open(path, framework='pt') as file:
             info = json.loads((file.metadata() or {})['info'])
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            weights = {key: _whole(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(
             f'{path} is no checkpoint of this package ({error}); give a .safetensors file '
@@ -168,3 +208,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             'it is of an older version, train it anew'
         )
     return Checkpoint(weights, info)
+
+
+def _whole(values: Tensor) -> Tensor:
+    """Return what may be stored in float16 as networks compute it."""
+    return values.float() if values.dtype == torch.float16 else values

@@ -17,7 +17,9 @@ class NetworkConfig:
     Args:
         name: a key of `networks.NETWORKS`.
         options: its own options.
-        init_from: checkpoint of the same network whose weights the run starts from.
+        init_from: checkpoint of the same network whose weights the run starts from: a
+            .safetensors file, a run's folder, or the folder or name of a bundle that has one. Of
+            other classes, those of the same names are taken over.
         init_rgb, init_hha: checkpoints of the unimodal networks on the same backbone whose
             encoders a fusion network starts from, as the RFBNet paper does (§IV-B).
         init_backbone: a ResNet that torchvision or others trained, by torchvision's names (.pth

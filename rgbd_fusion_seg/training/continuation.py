@@ -106,8 +106,8 @@ def saved_run(folder: Path, config: TrainConfig, fabric: Fabric) -> dict[str, An
     """Return what the state in a run's folder tells of its run, and check its settings.
 
     Returns:
-        'settings', 'classes', 'data' and 'origins', see `described_run`; nothing in it where an
-        older version wrote the state; None where there is no state to go on from.
+        'settings', 'classes', 'data', 'origins' and 'statistics', see `described_run`; not all, or
+        nothing, where an older version wrote the state; None where there is no state.
 
     Raises:
         InputError: a state that cannot be read, or of other settings.
@@ -130,6 +130,7 @@ def described_run(
     classes: Sequence[str],
     data: Sequence[tuple[str, int]],
     origins: list[dict[str, Any]],
+    statistics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what a state tells of its run, as plain values.
 
@@ -138,12 +139,14 @@ def described_run(
         classes: their names.
         data: name and number of frames of each set.
         origins: of the network's first weights, see `initialisation.origins`.
+        statistics: input name -> mean and standard deviation that it is normalised with.
     """
     return {
         'settings': json.loads(json.dumps(dataclasses.asdict(config))),
         'classes': list(classes),
         'data': [list(entry) for entry in data],
         'origins': origins,
+        'statistics': {name: [list(mean), list(std)] for name, (mean, std) in statistics.items()},
     }
 
 

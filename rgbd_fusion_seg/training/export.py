@@ -28,7 +28,13 @@ from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import network_inputs
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import Checkpoint, checkpoint_in, load_checkpoint
+from rgbd_fusion_seg.training.checkpoints import (
+    TRAINABLE_NAME,
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
@@ -68,6 +74,7 @@ def export(
     fuse_postprocess: tuple[int, int] | str | None = None,
     fuse_hha: bool = False,
     single_sensor: bool = True,
+    trainable: bool = False,
 ) -> None:
     """Write a bundle from a checkpoint; nothing is written where its labels are not torch's.
 
@@ -76,8 +83,8 @@ def export(
     takes frames of that size and returns labels, for GPUs (`engine_building.fused_graph`).
 
     Args:
-        checkpoint: a .safetensors file that the train or import-weights command wrote, or a run's
-            folder, whose last.safetensors is taken.
+        checkpoint: a .safetensors file that the train or import-weights command wrote, a run's
+            folder, whose last.safetensors is taken, or a bundle with weights to train on from.
         bundle: folder to write.
         data: its test split has the frames for checks and scores.
         size: width and height of the colour input, or WIDTHxHEIGHT; default: as it was trained.
@@ -93,6 +100,8 @@ def export(
         single_sensor: where each branch of the network answers for itself, also write bundles
             that answer from one modality alone, into folders of the bundle; they are checked and
             scored as it is.
+        trainable: also put the weights into the bundle from which others can train on, or export
+            it anew with other options, about as many bytes as the graph.
 
     Raises:
         InputError: options, a checkpoint or data that cannot be used, or a checkpoint of other
@@ -105,7 +114,7 @@ def export(
         check_frame_size(fused_size)
     elif fuse_hha:
         raise InputError('fuse_hha belongs to fuse_postprocess; give the size of frames with it')
-    checkpoint = checkpoint_in(checkpoint)
+    checkpoint = find_checkpoint(checkpoint)
     print(f'exporting {checkpoint}')
     source, loaded = open_dataset(data.dataset, 'test'), load_checkpoint(checkpoint)
     if loaded.classes.names != source.classes.names:
@@ -128,6 +137,8 @@ def export(
         if parts:
             written = {modality: load_bundle(draft / part_folder(modality)) for modality in parts}
             write_card(draft, card_with_parts(load_bundle(draft), written))
+        if trainable:
+            save_checkpoint(draft / TRAINABLE_NAME, loaded.build(), loaded.info, halved=True)
         if score:
             sources = scored_sources(data)
             for name in wanted:

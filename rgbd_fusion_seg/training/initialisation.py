@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import nn
+from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint
+from rgbd_fusion_seg.training.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
 from rgbd_fusion_seg.training.config import NetworkConfig
+from rgbd_fusion_seg.training.cost import empty_network
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network
 from rgbd_fusion_seg.training.public_checkpoints import read_tensors
 from rgbd_fusion_seg.training.public_weights import public_tensors
 
 
-def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
+def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:
     """Build the network, with the weights of the checkpoints that the configuration names.
+
+    Args:
+        config: the network.
+        classes: names of those that it is to tell apart.
 
     Raises:
         InputError: an unknown network or option, or a checkpoint that does not fit.
@@ -25,7 +32,7 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
     if config.name in NETWORKS:
         _check_options(config.name, config.options)
     try:
-        network = build_network(config.name, num_classes, **config.options)
+        network = build_network(config.name, len(classes), **config.options)
     except (TypeError, ValueError, RuntimeError) as error:  # torch's own words of odd sizes
         raise InputError(f'the network cannot be built: {error}') from error
     for modality, path in (('rgb', config.init_rgb), ('hha', config.init_hha)):
@@ -36,7 +43,7 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
                 f'{config.name} has no encoder for {modality} alone to start from {path}; '
                 'use init_from, or a fusion network'
             )
-        checkpoint = load_checkpoint(Path(path))
+        checkpoint = load_checkpoint(find_checkpoint(path))
         seen = checkpoint.info['options'].get('modality', 'rgb')
         if seen != modality:
             raise InputError(
@@ -47,7 +54,7 @@ def make_network(config: NetworkConfig, num_classes: int) -> nn.Module:
     if config.init_backbone:
         _start_backbone(network, config)
     if config.init_from:
-        _start_from(network, config.name, num_classes, Path(config.init_from))
+        _start_from(network, config, classes)
     return network
 
 
@@ -89,18 +96,21 @@ def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:
         raise InputError(f'init_backbone {config.init_backbone}: {error}') from error
 
 
-def _start_from(network: nn.Module, name: str, num_classes: int, path: Path) -> None:
-    """Give ``network`` the weights of a checkpoint of the same network and class count.
+def _start_from(network: nn.Module, config: NetworkConfig, classes: Sequence[str]) -> None:
+    """Give ``network`` the weights of a checkpoint of the same network.
+
+    Of other classes, it takes what belongs to those of the same names; the rest begins anew.
 
     Raises:
-        InputError: the checkpoint is of another network, other options, another number of
-            modalities or other classes.
+        InputError: the checkpoint is of another network, other options or another number of
+            modalities.
     """
+    path, name = find_checkpoint(config.init_from), config.name
     checkpoint = load_checkpoint(path)
-    if checkpoint.info['network'] != name or checkpoint.num_classes != num_classes:
+    if checkpoint.info['network'] != name:
         raise InputError(
-            f'{path} holds {checkpoint.info["network"]} with {checkpoint.num_classes} classes, '
-            f'but the run trains {name} with {num_classes}; give a checkpoint of that network'
+            f'{path} holds {checkpoint.info["network"]}, but the run trains {name}; give a '
+            'checkpoint of that network'
         )
     # The statistics are those of its inputs. Weights may fit where the modalities are others, and
     # a depth branch may well start from one of colour, but each branch needs one to start from.
@@ -110,8 +120,11 @@ def _start_from(network: nn.Module, name: str, num_classes: int, path: Path) -> 
             f'{path} is of {name} for {len(theirs)} modalities ({", ".join(theirs)}), but the run '
             f'trains it for {len(ours)} ({", ".join(ours)}); give a checkpoint of as many'
         )
+    weights = checkpoint.weights
+    if checkpoint.classes.names != tuple(classes):
+        weights = _for_classes(network, config, checkpoint, classes)
     try:
-        network.load_state_dict(checkpoint.weights)
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
             f'the weights in {path} were trained with the options {checkpoint.info["options"]} '
@@ -119,13 +132,96 @@ def _start_from(network: nn.Module, name: str, num_classes: int, path: Path) -> 
         ) from error
 
 
-def origins(config: NetworkConfig) -> list[dict[str, Any]]:
-    """Return file, command and steps of the checkpoints that a network starts from."""
-    files = [path for path in (config.init_from, config.init_rgb, config.init_hha) if path]
-    infos = {path: load_checkpoint(Path(path)).info for path in files}
-    if config.init_backbone:  # the files of others do not tell how they were made
-        infos[config.init_backbone] = {}
-    return [
-        {'file': path, 'command': info.get('command', ''), 'steps': info.get('step', 0)}
-        for path, info in infos.items()
+def _for_classes(
+    network: nn.Module, config: NetworkConfig, checkpoint: Checkpoint, classes: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return a checkpoint's weights with those of its classes at the places of ours.
+
+    What belongs to other classes is as ``network`` has it.
+    """
+    pairs = list(_common_classes(checkpoint, classes))
+    there, here = [i for i, _ in pairs], [j for _, j in pairs]
+    own, weights = network.state_dict(), dict(checkpoint.weights)
+    for name, axes in _class_axes(config, len(classes)).items():
+        source, target = weights.get(name), own[name].clone()
+        expected = list(target.shape)
+        for axis, parts in axes.items():
+            expected[axis] = parts * checkpoint.num_classes
+        if source is None or list(source.shape) != expected:
+            continue  # of other options, which is told when they are loaded
+        places = [
+            tuple(
+                [part * count + i for part in range(axes[axis]) for i in chosen]
+                if axis in axes
+                else range(side)
+                for axis, side in enumerate(target.shape)
+            )
+            for chosen, count in ((here, len(classes)), (there, checkpoint.num_classes))
+        ]
+        target[np.ix_(*places[0])] = source[np.ix_(*places[1])]
+        weights[name] = target
+    return weights
+
+
+def _class_axes(config: NetworkConfig, count: int) -> dict[str, dict[int, int]]:
+    """Return the tensors whose sizes follow the number of classes: {name: {axis: factor}}."""
+    shapes = [
+        {
+            k: v.shape
+            for k, v in empty_network(config.name, n, **config.options).state_dict().items()
+        }
+        for n in (count, count + 1)
     ]
+    grown = {
+        name: {
+            axis: after - before
+            for axis, (before, after) in enumerate(zip(shape, shapes[1][name], strict=True))
+            if after != before
+        }
+        for name, shape in shapes[0].items()
+    }
+    return {name: axes for name, axes in grown.items() if axes}
+
+
+def _common_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the places of classes of the same name, there and here."""
+    places = {name.strip().casefold(): i for i, name in enumerate(checkpoint.classes.names)}
+    for j, name in enumerate(classes):
+        if (i := places.get(name.strip().casefold())) is not None:
+            yield i, j
+
+
+def first_statistics(config: NetworkConfig) -> dict[str, list[list[float]]]:
+    """Return mean and standard deviation of the inputs that the first weights were trained with.
+
+    Weights go with the statistics that their inputs were normalised with, so a run that starts
+    from them keeps these, whatever its own frames'. What no checkpoint tells is not in it.
+    """
+    statistics = {}
+    for path in (config.init_rgb, config.init_hha, config.init_from):
+        if path:
+            statistics |= load_checkpoint(find_checkpoint(path)).info['statistics']
+    return statistics
+
+
+def origins(config: NetworkConfig, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what a network starts from: file, command and steps of each checkpoint.
+
+    A checkpoint of other classes also tells 'classes_taken', how many of ``classes`` it has.
+    """
+    found = []
+    for path in (config.init_from, config.init_rgb, config.init_hha):
+        if not path:
+            continue
+        checkpoint = load_checkpoint(find_checkpoint(path))
+        origin = {
+            'file': path,
+            'command': checkpoint.info.get('command', ''),
+            'steps': checkpoint.info.get('step', 0),
+        }
+        if path == config.init_from and checkpoint.classes.names != tuple(classes):
+            origin['classes_taken'] = len(list(_common_classes(checkpoint, classes)))
+        found.append(origin)
+    if config.init_backbone:  # the files of others do not tell how they were made
+        found.append({'file': config.init_backbone, 'command': '', 'steps': 0})
+    return found

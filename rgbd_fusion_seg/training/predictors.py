@@ -18,11 +18,9 @@ from rgbd_fusion_seg.frame import UNLABELLED, RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import depth_image, hha_image, rgb_image
 from rgbd_fusion_seg.segmenter import Segmenter
-from rgbd_fusion_seg.training.checkpoints import Checkpoint, load_checkpoint
+from rgbd_fusion_seg.training.checkpoints import CHECKPOINT_SUFFIX, Checkpoint, load_checkpoint
 from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.inputs import Normaliser
-
-CHECKPOINT_SUFFIX = '.safetensors'
 
 
 class Predictor(Protocol):

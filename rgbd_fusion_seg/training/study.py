@@ -141,7 +141,7 @@ def _check_network(config: TrainConfig) -> None:
     check_norms(config)
     bare = dataclasses.replace(config.network, **NO_FILES)
     with torch.device('meta'):
-        check_size(make_network(bare, num_classes=2), config)
+        check_size(make_network(bare, ('one', 'other')), config)
 
 
 def _sources(row: RowConfig) -> set[str]:

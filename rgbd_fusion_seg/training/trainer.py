@@ -39,7 +39,7 @@ from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.datasets.prepare import depth_fault, prepare_frames
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
-from rgbd_fusion_seg.training.initialisation import make_network, origins
+from rgbd_fusion_seg.training.initialisation import first_statistics, make_network, origins
 from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
 from rgbd_fusion_seg.training.monitor import Monitor
@@ -151,9 +151,17 @@ class Trainer:
         self.classes = source.classes
         torch.manual_seed(config.seed)
         bare = dataclasses.replace(config.network, **NO_FILES)
-        network = make_network(config.network if before is None else bare, len(self.classes))
+        starts = config.network if before is None else bare
+        network = make_network(starts, self.classes.names)
+        statistics = first_statistics(starts) if before is None else before.get('statistics', {})
         before = before or {}
-        self.origins = before.get('origins') or origins(config.network)
+        self.origins = before.get('origins') or origins(config.network, self.classes.names)
+        for origin in self.origins if not before else ():
+            if 'classes_taken' in origin:
+                self.fabric.print(
+                    f'{origin["file"]} knows {origin["classes_taken"]} of the '
+                    f'{len(self.classes)} classes by name; the layers of the others begin anew'
+                )
         check_size(network, config)
         self.modalities = network.modalities
         size = network.hha_size(config.data.height, config.data.width)
@@ -161,8 +169,10 @@ class Trainer:
         self.frames = self._prepare(source.size)
         if self.hha_size and (fault := depth_fault(self.frames['train'])):
             raise InputError(fault)
+        statistics = channel_statistics(self.frames['train']) | statistics
+        statistics = {name: statistics[name] for name in self.modalities}
         sets = [(frames.name, len(frames)) for frames in self.frames.values()]
-        self.described = described_run(config, self.classes.names, sets, self.origins)
+        self.described = described_run(config, self.classes.names, sets, self.origins, statistics)
         check_same_data(self.folder, before, self.described)
         make_folder(self.folder)
         # Synthetic views come on top, so an epoch with them is longer.
@@ -180,8 +190,6 @@ class Trainer:
         self.network, self.optimiser = self.fabric.setup(network, optimiser)
         self.average = WeightAverage(self.network.module, config.optimiser.ema)
         device = self.fabric.device
-        statistics = channel_statistics(self.frames['train'])
-        statistics = {name: statistics[name] for name in self.modalities}
         self.normalise = Normaliser(statistics).to(device)
         weights = class_weights(self.frames['train'].class_pixels, config.loss.class_weight)
         self.class_weights = None if weights is None else weights.to(device)

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from tiny_checkpoints import tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import CLASSES, tiny_checkpoint  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
@@ -42,7 +42,7 @@ ALL = ['rgb', 'hha', 'depth']
 )
 def test_networks_that_cannot_be_are_one_sentence(name, options, words):
     with pytest.raises(InputError, match=words) as caught:
-        make_network(NetworkConfig(name=name, options={**SMALL, **options}), 5)
+        make_network(NetworkConfig(name=name, options={**SMALL, **options}), ('a', 'b', 'c'))
     assert '\n' not in str(caught.value)
 
 
@@ -54,10 +54,10 @@ def test_a_checkpoint_of_another_number_of_modalities_is_refused(tmp_path, optio
     save_checkpoint(path, checkpoint.build(), checkpoint.info)
     three = {**SMALL, **options, 'modalities': ALL, 'parts': 'nearly_equal'}
     with pytest.raises(InputError, match=r'2 modalities \(rgb, hha\).* 3 \(rgb, hha, depth\)'):
-        make_network(NetworkConfig('cen', three, init_from=str(path)), 3)
+        make_network(NetworkConfig('cen', three, init_from=str(path)), CLASSES.names)
     # Colour and depth in metres may start from colour and HHA.
     other = {**SMALL, **options, 'modalities': ['rgb', 'depth']}
-    network = make_network(NetworkConfig('cen', other, init_from=str(path)), 3)
+    network = make_network(NetworkConfig('cen', other, init_from=str(path)), CLASSES.names)
     for key, value in network.state_dict().items():
         torch.testing.assert_close(value, checkpoint.weights[key], rtol=0, atol=0)
 
