@@ -28,6 +28,8 @@ Open, as the paper refers to a supplement that is not at hand: more than two mod
 channels beyond T are then divided among the others in turn, nearly equally, so that no channel of
 a branch is used twice, which is what makes the shuffle asymmetric; and the mean of the others'
 shifted maps is added, as CEN exchanges (its Eq. 6). For two modalities that is the public code.
+
+What it is compared with by direction (Table 6) stands in the same place, `SymmetricFusion`.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import BlockFusion, Maps, mean
 from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
+from rgbd_fusion_seg.training.networks.resnet import ResNet
+from rgbd_fusion_seg.training.networks.stage_fusion import AGGREGATIONS, make_aggregation
 
 OPERATIONS = ('both', 'shuffle', 'shift', 'none')
 DIRECTIONS = ('both', 'depth_to_rgb', 'rgb_to_depth')
@@ -253,13 +257,46 @@ class AsymmetricFusion(BlockFusion):
         return dict(zip(givers, moved, strict=True))
 
 
+class SymmetricFusion(nn.ModuleList):
+    """Concatenation, average or attention in the place of shuffle and shift (Table 6).
+
+    Each branch that receives goes on with what the fusion makes of its map and those of the
+    branches it receives from; one that receives from none stays unimodal (Fig. 2).
+
+    Open: the paper tells neither layers nor place. These are the aggregations of CEN's baselines
+    (`make_aggregation`) behind each stage, whose last blocks AsymFusion fuses in, with weights of
+    their own for each receiving branch.
+
+    Args:
+        name: a key of `make_aggregation`.
+        channels: of the maps behind the stage.
+        sources: of `sources_of`.
+    """
+
+    def __init__(self, name: str, channels: int, sources: Sources) -> None:
+        super().__init__(
+            make_aggregation(name, 1 + len(givers), channels) if givers else nn.Identity()
+            for givers in sources
+        )
+        self.sources = sources
+
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Fuse: maps (N, C, h, w) -> the same shapes."""
+        return [
+            fuse(x, *(maps[giver] for giver in givers))
+            for fuse, x, givers in zip(self, maps, self.sources, strict=True)
+        ]
+
+
 class AsymFusion(MultimodalNetwork):
     """Branches that shuffle and shift in the last block of each stage of the encoder.
 
     Args:
         num_classes: number of classes K.
         modalities: two or more; for more than two see the module.
-        operations: 'both', 'shuffle', 'shift' or 'none' (Table 5).
+        operations: 'both', 'shuffle', 'shift' or 'none' (Table 5); or one of those that it is
+            compared with by direction, 'concat', 'average' or 'attention', on a ResNet (Table 6,
+            `SymmetricFusion`).
         split: 'public' or 'paper', see the module.
         direction: who receives, see `sources_of` (Table 6).
         distillation: weight of `distillation_loss`; 0, as in the public code: none.
@@ -267,8 +304,8 @@ class AsymFusion(MultimodalNetwork):
         options: of `MultimodalNetwork`.
 
     Raises:
-        ValueError: an option with an unknown value, one modality alone, or channels that do not
-            divide as the form needs.
+        ValueError: an option with an unknown value, one modality alone, channels that do not
+            divide as the form needs, or a symmetric fusion on another backbone than a ResNet.
     """
 
     def __init__(
@@ -283,7 +320,7 @@ class AsymFusion(MultimodalNetwork):
         **options: Any,
     ) -> None:
         for what, given, known in (
-            ('operations', operations, OPERATIONS),
+            ('operations', operations, (*OPERATIONS, *AGGREGATIONS)),
             ('split', split, OFFSETS),
             ('direction', direction, DIRECTIONS),
         ):
@@ -302,18 +339,45 @@ class AsymFusion(MultimodalNetwork):
         self._direction = direction
         super().__init__(num_classes, modalities=modalities, **options)
         self.distillation, self.temperature = distillation, temperature
+        self._symmetric = operations in AGGREGATIONS
+        if not self._symmetric:
+            return
+        if not isinstance(self.encoder, ResNet):
+            raise ValueError(
+                f'{operations} behind stages needs a ResNet, got the backbone '
+                f'{self.backbone_name!r}'
+            )
+        self.fusions = nn.ModuleList(
+            SymmetricFusion(operations, channels, self._sources)
+            for channels in self.encoder.channels
+        )
+
+    @property
+    def _sources(self) -> list[list[int]]:
+        return sources_of(self.modalities, self._direction)
 
     def block_fusion(
         self, stage: int, block: int, num_blocks: int, channels: int
     ) -> BlockFusion | None:
         """Return the fusion of the last block of a stage."""
-        if block < num_blocks - 1 or self._fusion[0] == 'none':
+        if block < num_blocks - 1 or self._fusion[0] in ('none', *AGGREGATIONS):
             return None
-        sources = sources_of(self.modalities, self._direction)
-        return AsymmetricFusion(channels, sources, *self._fusion)
+        return AsymmetricFusion(channels, self._sources, *self._fusion)
+
+    def after_stage(self, stage: int, maps: Maps) -> Maps:
+        """Fuse, where this is done behind stages."""
+        return self.fusions[stage](maps) if self._symmetric else maps
 
     def loss_terms(self, features: Sequence[Maps], logits: Maps, fused: Tensor) -> list[Tensor]:
         """Return the branches' distance from the ensemble, where it has a weight."""
         if not self.distillation:
             return []
         return [self.distillation * distillation_loss(fused, logits, self.temperature)]
+
+    def unimodal_form(self, modality: str) -> tuple[str, dict[str, Any], dict[str, Tensor]] | None:
+        """Return the branch of a modality as a network, if it does without the others.
+
+        A branch that goes on with a fused map does not.
+        """
+        fused = self._symmetric and self._sources[self.modalities.index(modality)]
+        return None if fused else super().unimodal_form(modality)

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 from rgbd_fusion_seg.training.checkpoints import from_public  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network, parameter_count  # noqa: E402
@@ -26,7 +27,7 @@ from rgbd_fusion_seg.training.networks.asymfusion import (  # noqa: E402
     shifted_group,
     sources_of,
 )
-from rgbd_fusion_seg.training.networks.branches import BranchLayers  # noqa: E402
+from rgbd_fusion_seg.training.networks.branches import BranchLayers, OneEach  # noqa: E402
 from rgbd_fusion_seg.training.networks.resnet import Bottleneck  # noqa: E402
 
 SMALL = {'backbone': 'resnet14', 'head_options': {'width': 8}}
@@ -252,6 +253,74 @@ def test_in_one_direction_the_giver_stays_unimodal(direction, alone):
             unimodal.load_state_dict(weights)
             difference = (logits - unimodal(x)).abs().max() / logits.abs().max()
             assert difference < 1e-5 if modality == alone else difference > 1e-2
+
+
+def branch(network: nn.Module, number: int) -> nn.Module:
+    """The plain network of a branch, whatever is fused."""
+    plain = build_network('multimodal', 5, modalities=['rgb'], **SMALL).eval()
+    for name, value in plain.state_dict().items():
+        path, _, tensor = name.rpartition('.')
+        layer = network.get_submodule(path)
+        layer = layer[number] if isinstance(layer, OneEach) else layer
+        value.copy_(getattr(layer, tensor))
+    return plain
+
+
+def fused_by(network: nn.Module, stage: int, number: int, x: Tensor, y: Tensor) -> Tensor:
+    """What a branch goes on with behind a stage, written out."""
+    layer, name = network.fusions[stage][number], network._fusion[0]
+    if name == 'average':
+        return (x + y) / 2
+    both = torch.cat([x, y], 1)
+    if name == 'concat':
+        return torch.einsum('oi,nihw->nohw', layer.weight[:, :, 0, 0], both)
+    down, up, project = layer.attention[0], layer.attention[2], layer.project
+    weights = F.conv2d(both, down.weight, down.bias, padding=1).clamp(min=0)
+    weights = F.conv2d(weights, up.weight, up.bias, padding=1).sigmoid()
+    z, norm = F.conv2d(both * weights, project[0].weight, padding=1), project[1]
+    return F.batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+@pytest.mark.parametrize('share_convs', [True, False])
+@pytest.mark.parametrize('direction', ['both', 'depth_to_rgb', 'rgb_to_depth'])
+@pytest.mark.parametrize('operations', ['concat', 'average', 'attention'])
+@torch.no_grad()
+def test_symmetric_fusions_by_direction_written_out(operations, direction, share_convs):
+    network = small_network(operations=operations, direction=direction, share_convs=share_convs)
+    for fusions in network.fusions:
+        for layer in fusions.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight += 0.01 * torch.randn_like(layer.weight)
+    x, branches = images(network), [branch(network, m) for m in range(2)]
+    maps = [b.encoder.stem([x[m]])[0] for b, m in zip(branches, network.modalities, strict=True)]
+    features = []
+    for stage in range(4):
+        maps = [b.encoder.stages[stage]([y])[0] for b, y in zip(branches, maps, strict=True)]
+        rgb, hha = maps
+        if direction != 'rgb_to_depth':
+            maps = [fused_by(network, stage, 0, rgb, hha), hha]
+        if direction != 'depth_to_rgb':
+            maps = [maps[0], fused_by(network, stage, 1, hha, rgb)]
+        features.append(maps)
+    predictions = network(x, auxiliary=True)[1:]
+    for m, modality in enumerate(network.modalities):
+        expected = branches[m].head([[y[m]] for y in features])[0]
+        close(predictions[m], expected)
+        # Who receives nothing answers alone, the others cannot.
+        receives = direction == 'both' or direction.endswith('rgb') == (modality == 'rgb')
+        assert (network.unimodal_form(modality) is None) == receives
+
+
+@torch.no_grad()
+def test_symmetric_fusions_of_three_modalities_and_their_backbone():
+    network = small_network(operations='average', modalities=ALL_MODALITIES)
+    maps = random_maps(3, (1, 256, 2, 3))
+    for got in network.fusions[0](maps):
+        close(got, sum(maps) / 3)
+    with pytest.raises(ValueError, match=r"average behind stages needs a ResNet, .*'xception65'"):
+        small_network(
+            operations='average', backbone='xception65', head='deeplabv3plus', head_options={}
+        )
 
 
 def test_the_whole_network_of_the_public_code(goldens_dir):

@@ -74,6 +74,8 @@ FURTHER_VARIANTS = [
         {'modalities': ['rgb', 'hha', 'depth'], 'split': 'paper', 'distillation': 0.5},
     ),
     ('asymfusion', {'direction': 'depth_to_rgb', 'operations': 'shift', 'share_convs': False}),
+    ('asymfusion', {'direction': 'rgb_to_depth', 'operations': 'attention', 'distillation': 1.0}),
+    ('asymfusion', {'operations': 'concat', 'share_convs': False}),
     ('cen', {'modalities': ['rgb', 'hha', 'depth'], 'parts': 'nearly_equal'}),
     ('cen', {'form': 'paper', 'share_convs': False, 'ensemble': 'mean'}),
     ('cen', {'exchange': 'gated_sum', 'penalised': 'all', 'detach_branches': False}),
