@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import onnx
 import pytest
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, load_bundle
+from rgbd_fusion_seg.engine import open_engine
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.palette import NYU40_CLASSES
@@ -43,6 +45,29 @@ def test_card_and_weights_belong_together(folder):
         assert 0 < metrics['mIoU'] < metrics['pixel_accuracy'] < 1
         known = [v for v in metrics['classes'].values() if v is not None]
         assert np.mean(known) == pytest.approx(metrics['mIoU'], abs=1e-3)
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
+def test_weights_to_train_on_from_are_those_of_the_graph(folder):
+    torch = pytest.importorskip('torch')
+    from rgbd_fusion_seg.training.checkpoints import find_checkpoint, load_checkpoint
+
+    checkpoint, bundle = load_checkpoint(find_checkpoint(folder.name)), load_bundle(folder)
+    assert checkpoint.classes.names == bundle.class_names
+    for name, tensor in bundle.inputs.items():
+        assert checkpoint.info['statistics'][name] == [list(tensor.mean), list(tensor.std)]
+    rng = np.random.default_rng(0)
+    coarse = {
+        n: rng.normal(size=(t.height // 8, t.width // 8, 3)) for n, t in bundle.inputs.items()
+    }
+    x = {
+        n: cv2.resize(coarse[n].astype(np.float32), (t.width, t.height)).transpose(2, 0, 1)[None]
+        for n, t in bundle.inputs.items()
+    }
+    with closing(open_engine(bundle, 'onnxruntime')) as engine, torch.no_grad():
+        theirs = engine.infer(**{n: np.ascontiguousarray(v) for n, v in x.items()})
+        ours = checkpoint.build()({n: torch.tensor(v) for n, v in x.items()}).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
