@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
 from rgbd_fusion_seg.training.checkpoints import (
@@ -115,9 +116,11 @@ def _check(study: StudyConfig) -> None:
     if study.document:
         around(Path(study.document), study.name)
     _recorded(study)
+    networks: dict[str, nn.Module] = {}
     for row in study.rows:
         try:
-            _check_network(row_config(study, row, study.seeds[0], 1))
+            networks[row.name] = _check_network(row_config(study, row, study.seeds[0], 1))
+            _check_start(row, networks)
         except InputError as error:
             raise InputError(f'the study row {row.name!r}: {error}') from error
 
@@ -136,12 +139,38 @@ def _wanted(study: StudyConfig, only: Sequence[str] | None) -> set[str]:
     return wanted
 
 
-def _check_network(config: TrainConfig) -> None:
+def _check_network(config: TrainConfig) -> nn.Module:
     """Build a row's network without memory for its weights, for errors that it would end with."""
     check_norms(config)
     bare = dataclasses.replace(config.network, **NO_FILES)
     with torch.device('meta'):
-        check_size(make_network(bare, ('one', 'other')), config)
+        network = make_network(bare, ('one', 'other'))
+    check_size(network, config)
+    return network
+
+
+def _check_start(row: RowConfig, networks: Mapping[str, nn.Module]) -> None:
+    """Let a row's network start from others as it will, without memory for their weights."""
+    network = networks[row.name]
+    for modality, source in row.encoders.items():
+        given = networks[source]
+        if not hasattr(network, 'initialise_encoder') or given.modalities != (modality,):
+            raise InputError(
+                f'{row.network.name} cannot start its encoder for {modality} from the row '
+                f'{source}, which reads {" and ".join(given.modalities)}; encoders are for fusion '
+                'networks, from a unimodal one of each modality'
+            )
+        network.initialise_encoder(modality, given.state_dict())
+    if row.continues:
+        ours, theirs = (
+            {name: value.shape for name, value in networks[source].state_dict().items()}
+            for source in (row.name, row.continues)
+        )
+        if ours != theirs:
+            raise InputError(
+                f'its network is not that of the row {row.continues}, which it continues; give '
+                'both the same name and options'
+            )
 
 
 def _sources(row: RowConfig) -> set[str]:

@@ -340,6 +340,27 @@ def test_a_row_that_cannot_be_trained_is_named_before_any_is(
     assert not (tmp_path / 'study').exists()
 
 
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'encoders': {'rgb': 'hha_first', 'hha': 'hha_first'}},
+         'encoder for rgb from the row hha_first, which reads hha;'),
+        ({'network': NetworkConfig('ssma_adapnetpp')}, 'weights for the rgb encoder'),
+        ({'network': NetworkConfig('cen', {'backbone': 'resnet14'})}, 'cen cannot start'),
+        ({'encoders': {}, 'continues': 'rgb_first'}, 'not that of the row rgb_first'),
+        ({'encoders': {'hah': 'hha_first'}}, 'encoder for hah'),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_start_from_another_is_named_before_any_is(
+    tiny_study, tmp_path, monkeypatch, change, words
+):
+    monkeypatch.setattr(study_module, 'Trainer', None)
+    tiny_study.rows[3] = dataclasses.replace(tiny_study.rows[3], **change)
+    with pytest.raises(InputError, match=f"the study row 'fused': .*{words}"):
+        study(tiny_study)
+    assert not (tmp_path / 'study').exists()
+
+
 def entry(row: str, seed: int, miou: float) -> dict:
     scores = {'mIoU': miou, 'pixel_accuracy': 0.5, 'mean_accuracy': 0.4}
     return {
