@@ -39,7 +39,7 @@ def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_record(study: StudyConfig) -> list[dict[str, Any]]:
-    """Return the runs in a study's record, as of `study.collect`; none where there is no file.
+    """Return the runs in a study's record, as of `study_runs.collect`; none without a file.
 
     Raises:
         InputError: the file is no record, or of another study.

@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError
@@ -49,6 +45,9 @@ from rgbd_fusion_seg.training.optimiser import (
     build_optimiser,
     set_learning_rates,
 )
+from rgbd_fusion_seg.training.processes import make_fabric
+from rgbd_fusion_seg.training.run_checks import check_norms, check_size
+from rgbd_fusion_seg.training.stopping import Clock, StopSignal
 from rgbd_fusion_seg.training.views import TrainingViews
 
 LOG_EVERY = 10
@@ -76,65 +75,6 @@ def train(run: TrainConfig) -> None:
         # A process that leaves while others still talk to it takes them down.
         trainer.fabric.barrier()
         torch.distributed.destroy_process_group()
-
-
-def make_fabric(config: TrainConfig) -> Fabric:
-    """Return the device and process group: one process, or those that torchrun started."""
-    local = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    # Auxiliary heads take no part in runs without their loss.
-    strategy = 'ddp_find_unused_parameters_true' if world > 1 else 'auto'
-    try:
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            strategy=strategy,
-            devices=local,
-            num_nodes=world // local,
-            precision=config.precision,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f'accelerator {config.accelerator} with precision {config.precision} cannot be used: '
-            f'{error}'
-        ) from error
-    if config.precision == '16-mixed' and fabric.device.type == 'cpu':
-        raise InputError(
-            'precision 16-mixed needs a GPU, and the run would be on the CPU; give 32-true, or '
-            'bf16-mixed where the processor has instructions for it'
-        )
-    fabric.launch()
-    if config.batch_size % fabric.world_size:
-        raise InputError(
-            f'a batch of {config.batch_size} views cannot be shared by {fabric.world_size} '
-            'processes; make batch_size a multiple of their number'
-        )
-    return fabric
-
-
-def check_norms(config: TrainConfig) -> None:
-    """Raise InputError where norms would keep statistics that they do not have."""
-    network = config.network
-    if network.options.get('freeze_norms') and not (network.init_from or network.init_backbone):
-        raise InputError(
-            'freeze_norms keeps the statistics of norms, and a network from scratch has none; '
-            'give network.init_backbone or network.init_from, or leave freeze_norms out'
-        )
-
-
-def check_size(network: nn.Module, config: TrainConfig) -> None:
-    """Raise InputError unless network and loss take views of the size that is set."""
-    size, multiple = (config.data.width, config.data.height), network.size_multiple
-    if any(side < multiple or side % multiple for side in size):
-        fits = [max(1, round(side / multiple)) * multiple for side in size]
-        raise InputError(
-            f'{config.network.name} needs data.width and data.height to be multiples of '
-            f'{multiple}, not {size[0]}x{size[1]}; {fits[0]}x{fits[1]} would do'
-        )
-    if config.loss.stride > min(size):
-        raise InputError(
-            f'loss.stride {config.loss.stride} leaves nothing of views of {size[0]}x{size[1]}; '
-            f'give {min(size)} or less, 2 is usual'
-        )
 
 
 class Trainer:
@@ -461,51 +401,3 @@ class Trainer:
             text = json.dumps({'step': step, **results}, indent=1)
             path = self.folder / file_name
             write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
-
-
-class Clock:
-    """Seconds of training, over all the times that a run was continued."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._start, self._saved = before, time.monotonic(), before
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent in the training loop."""
-        return self._before + time.monotonic() - self._start
-
-    def saved(self, seconds: float) -> None:
-        """Remember when the last checkpoint was written."""
-        self._saved = seconds
-
-    def minutes_since_save(self, seconds: float) -> float:
-        """Minutes of training that would be lost if the process died."""
-        return (seconds - self._saved) / 60
-
-
-class StopSignal:
-    """Notes the first SIGINT or SIGTERM, so that the run can save and end; a second one kills."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, speaks: bool = True) -> None:
-        self.received = False
-        self._speaks = speaks
-
-    def __enter__(self) -> StopSignal:
-        self._before = {s: signal.signal(s, self._note) for s in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _note(self, *_: object) -> None:
-        self.received = True
-        self._restore()
-        if self._speaks:  # past Python's buffers, which the signal may have met half written
-            text = '\nstopping: saves first; once more ends it without\n'
-            os.write(sys.__stderr__.fileno(), text.encode())
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

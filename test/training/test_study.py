@@ -20,7 +20,7 @@ torch = pytest.importorskip('torch')
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
 from rgbd_fusion_seg.training import study as study_module  # noqa: E402
-from rgbd_fusion_seg.training import study_report  # noqa: E402
+from rgbd_fusion_seg.training import study_plan, study_report  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
     DataConfig,
@@ -28,12 +28,13 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     NetworkConfig,
     TrainConfig,
 )
-from rgbd_fusion_seg.training.study import collect, study  # noqa: E402
+from rgbd_fusion_seg.training.study import study  # noqa: E402
 from rgbd_fusion_seg.training.study_config import (  # noqa: E402
     ClaimConfig,
     RowConfig,
     StudyConfig,
 )
+from rgbd_fusion_seg.training.study_runs import collect  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / 'config' / 'training').glob('study_*.yaml'))
@@ -238,57 +239,57 @@ def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path, 
     seconds = {'rgb_first': 2.0, 'hha_first': 1.0, 'rgb': 2.0, 'fused': 4.0}
     # Each of the six runs takes 5 seconds besides its epochs.
     monkeypatch.setattr(
-        study_module, '_seconds', lambda study, row, output: (5.0, seconds[row.name])
+        study_plan, 'measured_seconds', lambda study, row, output: (5.0, seconds[row.name])
     )
-    monkeypatch.setattr(study_module.time, 'monotonic', lambda: 0.0)
+    monkeypatch.setattr(study_plan.time, 'monotonic', lambda: 0.0)
     tiny_study.minutes, tiny_study.seeds = 3.5, [0, 1]
     output = tmp_path / 'study'
     output.mkdir()
-    plan = study_module._plan(tiny_study, output)
+    plan = study_plan.planned_epochs(tiny_study, output)
     assert plan == {'rgb_first': 20, 'hha_first': 20, 'rgb': 10, 'fused': 10}
-    monkeypatch.setattr(study_module, '_seconds', None)
-    assert study_module._plan(tiny_study, output) == plan
+    monkeypatch.setattr(study_plan, 'measured_seconds', None)
+    assert study_plan.planned_epochs(tiny_study, output) == plan
 
     # A row that comes later has the same budget; more time is time to finish.
     later = dataclasses.replace(tiny_study.rows[2], name='later')
     tiny_study.rows.append(later)
-    assert study_module._plan(tiny_study, output) == {**plan, 'later': 10}
+    assert study_plan.planned_epochs(tiny_study, output) == {**plan, 'later': 10}
     capsys.readouterr()
     tiny_study.minutes = 60.0
-    assert study_module._plan(tiny_study, output) == {**plan, 'later': 10}
+    assert study_plan.planned_epochs(tiny_study, output) == {**plan, 'later': 10}
     assert 'planned for 3.5 minutes are kept' in capsys.readouterr().out
     for minutes in (3.0, 0.0):
         tiny_study.minutes = minutes
         with pytest.raises(InputError, match=r'planned for study\.minutes 3\.5, not [30];'):
-            study_module._plan(tiny_study, output)
+            study_plan.planned_epochs(tiny_study, output)
     tiny_study.minutes, later.epochs = 3.5, 40
     with pytest.raises(InputError, match=r'epochs of later were 1 .* are 40 now'):
-        study_module._plan(tiny_study, output)
+        study_plan.planned_epochs(tiny_study, output)
 
 
 def test_a_time_without_an_epoch_for_each_row_is_refused(tiny_study, monkeypatch, tmp_path):
-    monkeypatch.setattr(study_module, '_seconds', lambda study, row, output: (5.0, 2.0))
-    monkeypatch.setattr(study_module.time, 'monotonic', lambda: 0.0)
+    monkeypatch.setattr(study_plan, 'measured_seconds', lambda study, row, output: (5.0, 2.0))
+    monkeypatch.setattr(study_plan.time, 'monotonic', lambda: 0.0)
     tiny_study.minutes = 0.5  # four rows take 20 seconds and 12 for six epochs
     with pytest.raises(InputError, match=r'in 0\.5 minutes .* give study\.minutes 0\.6 or more'):
-        study_module._plan(tiny_study, tmp_path)
+        study_plan.planned_epochs(tiny_study, tmp_path)
     tiny_study.minutes = 0.6
-    assert study_module._plan(tiny_study, tmp_path)['fused'] == 1
+    assert study_plan.planned_epochs(tiny_study, tmp_path)['fused'] == 1
 
 
 def test_a_plan_of_an_older_version_is_kept(tiny_study, tmp_path):
     path, older = tmp_path / 'plan.json', {'rgb_first': 7, 'hha_first': 6, 'rgb': 5}
     path.write_text(json.dumps(older))
-    assert study_module._plan(tiny_study, tmp_path) == {**older, 'fused': 1}
+    assert study_plan.planned_epochs(tiny_study, tmp_path) == {**older, 'fused': 1}
     assert json.loads(path.read_text()) == older
     tiny_study.minutes = 30.0
     with pytest.raises(InputError, match='no factor for the epochs of fused'):
-        study_module._plan(tiny_study, tmp_path)
+        study_plan.planned_epochs(tiny_study, tmp_path)
     tiny_study.rows.pop()
-    assert study_module._plan(tiny_study, tmp_path) == older
+    assert study_plan.planned_epochs(tiny_study, tmp_path) == older
     path.write_text('[]')
     with pytest.raises(InputError, match=r'plan\.json is no plan'):
-        study_module._plan(tiny_study, tmp_path)
+        study_plan.planned_epochs(tiny_study, tmp_path)
 
 
 @pytest.mark.parametrize('settings', [{'minutes': -3}, {'seeds': []}, {'seeds': [1, 1]}])
@@ -300,9 +301,9 @@ def test_studies_without_a_meaning_are_refused(settings):
 def test_the_speed_of_a_row_is_measured(tiny_study, tmp_path):
     row = tiny_study.rows[-1]
     tiny_study.run.data.width, tiny_study.run.data.height = 32, 32
-    once, epoch = study_module._seconds(tiny_study, row, tmp_path)
+    once, epoch = study_plan.measured_seconds(tiny_study, row, tmp_path)
     tiny_study.run.data.width, tiny_study.run.data.height = 256, 192
-    once_more, longer = study_module._seconds(tiny_study, row, tmp_path)
+    once_more, longer = study_plan.measured_seconds(tiny_study, row, tmp_path)
     assert 0 < epoch < longer
     assert once > 0
     assert once_more > 0

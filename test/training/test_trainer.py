@@ -21,7 +21,7 @@ from safetensors.torch import save_file  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
-from rgbd_fusion_seg.training import checkpoints, trainer  # noqa: E402
+from rgbd_fusion_seg.training import checkpoints, stopping, trainer  # noqa: E402
 from rgbd_fusion_seg.training.augment import AugmentConfig  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
@@ -117,7 +117,7 @@ def test_the_log_of_a_continued_run_counts_its_own_steps(run_config, monkeypatch
     config = run_config()
     trainer.train(dataclasses.replace(config, epochs=1))
     seconds = iter(range(100, 1000, 4))
-    monkeypatch.setattr(trainer.time, 'monotonic', lambda: float(next(seconds)))
+    monkeypatch.setattr(stopping.time, 'monotonic', lambda: float(next(seconds)))
     before = torch.load(trainer.Path(config.output) / 'resume.ckpt')['seconds']
     trainer.train(config)
     (entry,) = log_of(config)

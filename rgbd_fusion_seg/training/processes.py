@@ -1,0 +1,43 @@
+"""The device and the processes of a run."""
+
+from __future__ import annotations
+
+import os
+
+from lightning_fabric import Fabric
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.config import TrainConfig
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Return the device and process group: one process, or those that torchrun started."""
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    # Auxiliary heads take no part in runs without their loss.
+    strategy = 'ddp_find_unused_parameters_true' if world > 1 else 'auto'
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            strategy=strategy,
+            devices=local,
+            num_nodes=world // local,
+            precision=config.precision,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f'accelerator {config.accelerator} with precision {config.precision} cannot be used: '
+            f'{error}'
+        ) from error
+    if config.precision == '16-mixed' and fabric.device.type == 'cpu':
+        raise InputError(
+            'precision 16-mixed needs a GPU, and the run would be on the CPU; give 32-true, or '
+            'bf16-mixed where the processor has instructions for it'
+        )
+    fabric.launch()
+    if config.batch_size % fabric.world_size:
+        raise InputError(
+            f'a batch of {config.batch_size} views cannot be shared by {fabric.world_size} '
+            'processes; make batch_size a multiple of their number'
+        )
+    return fabric

@@ -1,0 +1,34 @@
+"""What of a network and its views cannot be trained is told before the work."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.config import TrainConfig
+
+
+def check_norms(config: TrainConfig) -> None:
+    """Raise InputError where norms would keep statistics that they do not have."""
+    network = config.network
+    if network.options.get('freeze_norms') and not (network.init_from or network.init_backbone):
+        raise InputError(
+            'freeze_norms keeps the statistics of norms, and a network from scratch has none; '
+            'give network.init_backbone or network.init_from, or leave freeze_norms out'
+        )
+
+
+def check_size(network: nn.Module, config: TrainConfig) -> None:
+    """Raise InputError unless network and loss take views of the size that is set."""
+    size, multiple = (config.data.width, config.data.height), network.size_multiple
+    if any(side < multiple or side % multiple for side in size):
+        fits = [max(1, round(side / multiple)) * multiple for side in size]
+        raise InputError(
+            f'{config.network.name} needs data.width and data.height to be multiples of '
+            f'{multiple}, not {size[0]}x{size[1]}; {fits[0]}x{fits[1]} would do'
+        )
+    if config.loss.stride > min(size):
+        raise InputError(
+            f'loss.stride {config.loss.stride} leaves nothing of views of {size[0]}x{size[1]}; '
+            f'give {min(size)} or less, 2 is usual'
+        )

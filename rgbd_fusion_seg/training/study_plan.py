@@ -1,0 +1,150 @@
+"""The plan of a study: the epochs of each row, scaled to the time there is, decided once."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.checkpoints import write_atomically
+from rgbd_fusion_seg.training.evaluation import predicted_labels
+from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
+from rgbd_fusion_seg.training.study_runs import row_config, row_seeds
+from rgbd_fusion_seg.training.trainer import Trainer
+
+PLAN_NAME = 'plan.json'
+MEASURED_STEPS, MEASURED_SECONDS = 4, 2.0
+"""How many steps, and for how long at least, a row trains for its speed to be measured."""
+MEASURED_FRAMES = 16
+"""Frames labelled to measure how long a row's scores take."""
+
+
+def planned_epochs(study: StudyConfig, output: Path) -> dict[str, int]:
+    """Return each row's epochs; decided once, so that a continued study keeps to them.
+
+    Rows that come later get epochs by the same factor, beyond the time that was planned for.
+
+    Raises:
+        InputError: a time in which some row has no epoch, or a plan for another study.
+    """
+    path = output / PLAN_NAME
+    plan = _read_plan(path)
+    if plan is None:
+        factor = _factor(study, output)
+        plan = {'minutes': study.minutes, 'factor': factor, 'asked': {}, 'epochs': {}}
+    elif 'factor' in plan:
+        _check_plan(study, plan, path)
+    new = [row for row in study.rows if row.name not in plan['epochs']]
+    if 'factor' not in plan:  # of an older version, which its processes still read
+        if new and study.minutes:
+            raise InputError(
+                f'{path} tells no factor for the epochs of {new[0].name}; give study.minutes 0, '
+                'or the study another output'
+            )
+        return {**plan['epochs'], **{row.name: max(1, round(row.epochs)) for row in new}}
+    for row in new:
+        plan['asked'][row.name] = row.epochs
+        plan['epochs'][row.name] = max(1, round(row.epochs * plan['factor']))
+    text = json.dumps(plan, indent=1)
+    write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
+    return plan['epochs']
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    """Return a plan: 'epochs', 'asked' epochs and their 'factor', 'minutes' of the whole study.
+
+    Plans of older versions hold the epochs alone.
+    """
+    if not path.is_file():
+        return None
+    try:
+        plan = json.loads(path.read_text(encoding='utf-8'))
+        return plan if 'factor' in plan else {'epochs': {k: int(v) for k, v in plan.items()}}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{path} is no plan of a study ({error}); delete it') from error
+
+
+def _check_plan(study: StudyConfig, plan: dict[str, Any], path: Path) -> None:
+    """Refuse a plan that was made from other epochs or for more time than there is."""
+    anew = f'or delete {path} and the folders of all rows to plan anew'
+    for row in study.rows:
+        asked = plan['asked'].get(row.name, row.epochs)
+        if asked != row.epochs:
+            raise InputError(
+                f'the epochs of {row.name} were {asked:g} when the study was planned and are '
+                f'{row.epochs:g} now; give the former, or the study another output, {anew}'
+            )
+    planned, now = plan['minutes'], study.minutes
+    if planned == now:
+        return
+    if not planned or not now or now < planned:
+        raise InputError(
+            f'the study was planned for study.minutes {planned:g}, not {now:g}; give '
+            f'{planned:g} or more to go on with its epochs, or the study another output, {anew}'
+        )
+    print(
+        f'the epochs planned for {planned:g} minutes are kept, so that all rows have one budget; '
+        f'{now:g} minutes are time to finish them'
+    )
+
+
+def _factor(study: StudyConfig, output: Path) -> float:
+    """Return by what every row's epochs are multiplied to fit into the time.
+
+    Raises:
+        InputError: some row has not a single epoch then.
+    """
+    if not study.minutes:
+        return 1.0
+    start = time.monotonic()
+    costs = [measured_seconds(study, row, output) for row in study.rows]
+    runs = [len(row_seeds(study, row)) for row in study.rows]
+    fixed = time.monotonic() - start
+    fixed += sum(n * once for n, (once, _) in zip(runs, costs, strict=True))
+    whole = sum(
+        n * row.epochs * epoch for n, row, (_, epoch) in zip(runs, study.rows, costs, strict=True)
+    )
+    factor = (60 * study.minutes - fixed) / whole
+    least = 1 / min(row.epochs for row in study.rows)
+    if factor < least:
+        needed = math.ceil((fixed + least * whole) / 6) / 10
+        raise InputError(
+            f'in {study.minutes:g} minutes not every row of the study gets an epoch; give '
+            f'study.minutes {needed:g} or more, or fewer rows or seeds'
+        )
+    return factor
+
+
+def measured_seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[float, float]:
+    """Return what a row takes besides its epochs, to start and to be scored, and an epoch."""
+    bare = RowConfig(row.name, network=row.network)
+    config = row_config(study, bare, 0, 1)
+    config.output = str(output / 'speed' / row.name)
+    config.network.options.pop('freeze_norms', None)  # is for the weights that it lacks here
+    start = time.perf_counter()
+    trainer = Trainer(config)
+    batches = trainer.views().batches(0, sys.maxsize)
+
+    def steps(seconds: float) -> float:
+        """Take steps for so long, MEASURED_STEPS at least; return the seconds of one."""
+        begin, count = time.perf_counter(), 0
+        while count < MEASURED_STEPS or time.perf_counter() - begin < seconds:
+            loss = trainer.step(next(batches))
+            count += 1
+            if count % MEASURED_STEPS == 0:
+                float(loss)  # waits for a GPU
+        float(loss)
+        return (time.perf_counter() - begin) / count
+
+    steps(0)  # the first ones are slow: loaders start, libraries choose their algorithms
+    once = time.perf_counter() - start
+    epoch = trainer.steps_per_epoch * steps(MEASURED_SECONDS)
+    start, test = time.perf_counter(), trainer.frames['test']
+    some = range(min(MEASURED_FRAMES, len(test)))
+    size = config.data.width, config.data.height
+    predicted_labels(trainer.network.module, trainer.normalise, test, size, some)
+    return once + (time.perf_counter() - start) * len(test) / len(some), epoch

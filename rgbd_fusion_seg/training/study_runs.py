@@ -1,0 +1,189 @@
+"""The runs of a study, one for each row and seed, in a folder of its own, and what they scored.
+
+A run is done when it has scores, failed when it diverged or starts from one that did; a record
+stands for runs that were trained elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.checkpoints import load_checkpoint
+from rgbd_fusion_seg.training.config import TrainConfig
+from rgbd_fusion_seg.training.continuation import (
+    FREE_TO_CHANGE,
+    SETTINGS_NAME,
+    changed_settings,
+    read_settings,
+)
+from rgbd_fusion_seg.training.cost import empty_network, gflops
+from rgbd_fusion_seg.training.networks import parameter_count
+from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
+from rgbd_fusion_seg.training.study_record import read_record, told_settings
+
+FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
+"""Settings that the study may be continued with other values of when a row of it is done."""
+FAILURE_NAME = 'failed.txt'
+"""In the folder of a run that diverged: why."""
+
+
+def all_runs(study: StudyConfig) -> list[tuple[RowConfig, int]]:
+    """Return every row with each of its seeds."""
+    return [(row, seed) for row in study.rows for seed in row_seeds(study, row)]
+
+
+def row_seeds(study: StudyConfig, row: RowConfig) -> list[int]:
+    """Return the seeds that a row is trained with."""
+    return study.seeds if row.shown else study.seeds[:1]
+
+
+def standing(study: StudyConfig, name: str, seed: int) -> tuple[RowConfig, int]:
+    """Return the row of that name and the seed of its run that stands for ``seed``."""
+    row = next(row for row in study.rows if row.name == name)
+    seeds = row_seeds(study, row)
+    return row, seed if seed in seeds else seeds[0]
+
+
+def origin_rows(row: RowConfig) -> set[str]:
+    """Return the names of the rows that a row starts from."""
+    return {*row.encoders.values(), *([row.continues] if row.continues else [])}
+
+
+def run_folder(study: StudyConfig, row: RowConfig, seed: int) -> Path:
+    """Return the folder of a run."""
+    return Path(study.output) / f'{row.name}-{seed}'
+
+
+def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> TrainConfig:
+    """Return the training run of a row."""
+    config = copy.deepcopy(study.run)
+    config.output = str(run_folder(study, row, seed))
+    config.network, config.epochs, config.seed = copy.deepcopy(row.network), epochs, seed
+
+    def last(name: str) -> str:
+        return str(run_folder(study, *standing(study, name, seed)) / 'last.safetensors')
+
+    if row.continues:
+        config.network.init_from = last(row.continues)
+    config.network.init_rgb = last(row.encoders['rgb']) if 'rgb' in row.encoders else ''
+    config.network.init_hha = last(row.encoders['hha']) if 'hha' in row.encoders else ''
+    return config
+
+
+def is_done(study: StudyConfig, row: RowConfig, seed: int, epochs: int | None = None) -> bool:
+    """Whether a run is done; None for ``epochs`` takes those that it has.
+
+    Raises:
+        InputError: it was trained with other settings than the study's.
+    """
+    folder = run_folder(study, row, seed)
+    if not (folder / 'scores.json').is_file():
+        return False
+    before = read_settings(folder)
+    if before is None:
+        raise InputError(
+            f'{folder} has scores but no {SETTINGS_NAME}; delete the folder to train it again'
+        )
+    if changed := _changed(study, row, seed, before, epochs):
+        raise InputError(
+            f'{folder} was trained with another {", ".join(changed)} than the study has now; give '
+            f'the study another output or the settings in its {SETTINGS_NAME}, or delete the '
+            'folder to train it again'
+        )
+    return True
+
+
+def _changed(
+    study: StudyConfig, row: RowConfig, seed: int, before: Mapping[str, Any], epochs: int | None
+) -> list[str]:
+    """Return the names of the settings in which a run differs from the study's."""
+    # What a row started from lay beside it, wherever the study was then.
+    seeds = list(dict.fromkeys([*study.seeds, seed]))
+    there = dataclasses.replace(study, output=str(Path(before['output']).parent), seeds=seeds)
+    config = row_config(there, row, seed, before['epochs'] if epochs is None else epochs)
+    return changed_settings(config, before, FREE_IN_ROWS)
+
+
+def failed_runs(study: StudyConfig) -> list[dict[str, Any]]:
+    """Return 'row', 'seed' and 'reason' of the runs that cannot be trained."""
+    reasons = [(row.name, seed, failure(study, row, seed)) for row, seed in all_runs(study)]
+    return [{'row': name, 'seed': seed, 'reason': why} for name, seed, why in reasons if why]
+
+
+def failure(study: StudyConfig, row: RowConfig, seed: int) -> str:
+    """Return why a run cannot be trained: it diverged, or one that it starts from; else ''."""
+    file = run_folder(study, row, seed) / FAILURE_NAME
+    if file.is_file():
+        return file.read_text(encoding='utf-8').strip()
+    origins = [standing(study, name, seed) for name in sorted(origin_rows(row))]
+    failed = [f'{source.name}-{n}' for source, n in origins if failure(study, source, n)]
+    return f'it starts from {", ".join(failed)}' if failed else ''
+
+
+def collect(study: StudyConfig) -> list[dict[str, Any]]:
+    """Return one entry for each finished run: row, seed, scores, cost, what it took.
+
+    Runs of the study's record that were not trained here are among them.
+
+    Raises:
+        InputError: a run that was trained otherwise than the study asks for.
+    """
+    here = {
+        (row.name, seed): _entry(study, row, seed)
+        for row, seed in all_runs(study)
+        if is_done(study, row, seed)
+    }
+    entries = [*here.values(), *recorded_runs(study, without=here)]
+    order = [row.name for row in study.rows]
+    return sorted(entries, key=lambda entry: (order.index(entry['row']), entry['seed']))
+
+
+def recorded_runs(
+    study: StudyConfig, without: Collection[tuple[str, int]] = ()
+) -> list[dict[str, Any]]:
+    """Return the runs of the study's record, but for those of rows that it has no more.
+
+    Raises:
+        InputError: they were trained otherwise than the study asks for.
+    """
+    rows, entries = {row.name: row for row in study.rows}, []
+    for entry in read_record(study):
+        key = row, seed = entry['row'], entry['seed']
+        if row not in rows or key in without:
+            continue
+        if changed := _changed(study, rows[row], seed, entry['settings'], None):
+            raise InputError(
+                f'{row} with seed {seed} in study.record {study.record} was trained with another '
+                f"{', '.join(changed)} than the study has now; give another record, or '' for none"
+            )
+        # The table's words are the study's, which may have changed.
+        entries.append(entry | {'title': rows[row].title})
+    return entries
+
+
+def _entry(study: StudyConfig, row: RowConfig, seed: int) -> dict[str, Any]:
+    folder = run_folder(study, row, seed)
+    scores = json.loads((folder / 'scores.json').read_text())
+    info = load_checkpoint(folder / 'last.safetensors').info
+    size = info['width'], info['height']
+    network = empty_network(info['network'], len(info['classes']['names']), **info['options'])
+    return {
+        'row': row.name,
+        'title': row.title,
+        'seed': seed,
+        'epochs': read_settings(folder)['epochs'],
+        'steps': info['step'],
+        'minutes': info['minutes'],
+        'parameters': parameter_count(network)[0],
+        'gflops': round(gflops(network, *size), 2),
+        'size': list(size),
+        'modalities': list(network.modalities),
+        'scores': {k: v for k, v in scores.items() if k != 'step'},
+        'settings': told_settings(read_settings(folder)),
+    }
