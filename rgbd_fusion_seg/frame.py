@@ -58,6 +58,11 @@ class Intrinsics:
             raise FrameError(f'a camera matrix has 9 numbers, got {k.size}')
         return cls(float(k[0]), float(k[4]), float(k[2]), float(k[5]), int(width), int(height))
 
+    @classmethod
+    def of_some_camera(cls, width: int, height: int) -> Intrinsics:
+        """Return those of a usual camera, for images whose labels do not depend on them."""
+        return cls(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
+
     @property
     def matrix(self) -> np.ndarray:
         """float64 (3, 3) camera matrix K."""

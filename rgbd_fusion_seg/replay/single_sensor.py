@@ -65,7 +65,7 @@ def intrinsics_of(
         found = None if read is None else read(width, height)
         if found is not None and (found.width, found.height) == (width, height):
             return found
-    return Intrinsics(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
+    return Intrinsics.of_some_camera(width, height)
 
 
 def alone_advice(sensor: str) -> str:

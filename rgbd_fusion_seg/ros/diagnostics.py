@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,12 +58,17 @@ class Health:
     def __init__(self, log: Callable[[bytes, str], None]) -> None:
         self._log = log
         self._lock = threading.Lock()
+        self._problems: dict[str, Problem] = {}
         self.clear()
 
-    def clear(self) -> None:
-        """Start anew, as when the node is activated again."""
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Start anew, as when the node is activated again.
+
+        Args:
+            keep: kinds of problems that outlast it.
+        """
         with self._lock:
-            self._problems: dict[str, Problem] = {}
+            self._problems = {k: p for k, p in self._problems.items() if k in keep}
             self._drops: Counter[str] = Counter()
             self._masks = 0
             self._alone: Counter[str] = Counter()

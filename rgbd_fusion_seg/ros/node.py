@@ -42,6 +42,7 @@ from rgbd_fusion_seg.ros.publishers import (
     SegmentationPublishers,
     qos_fits,
     qos_overrides,
+    told_overrides,
 )
 from rgbd_fusion_seg.ros.stream import COLOR_TOPIC, DEPTH_TOPIC, INFO_TOPIC, Stream
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -71,12 +72,13 @@ class SegmentationNode(LifecycleNode):
         self._outputs: SegmentationPublishers | None = None
         self._stream: Stream | None = None
         self._topics_of_misfits: set[str] = set()
-        self._diagnostics = self.create_publisher(
-            DiagnosticArray,
-            '/diagnostics',
-            QoSProfile(depth=5),
-            qos_overriding_options=qos_overrides(),
-        )
+        with told_overrides('/diagnostics.publisher'):
+            self._diagnostics = self.create_publisher(
+                DiagnosticArray,
+                '/diagnostics',
+                QoSProfile(depth=5),
+                qos_overriding_options=qos_overrides(),
+            )
         self.add_on_set_parameters_callback(self._allow_parameters)
         # A steady clock: with use_sim_time and no /clock, silence must still be reported.
         self._report_timer = self.create_timer(
@@ -204,7 +206,8 @@ class SegmentationNode(LifecycleNode):
         self.log(WARN if step_down.unexpected else OK, sentence)
 
     def _activate(self) -> None:
-        self.health.clear()
+        # Outputs are there since the node was configured, and misfits of theirs are told once.
+        self.health.clear(keep={f'qos {topic}' for topic in self._topics_of_misfits})
         self._rates = Rates()
         self._stream = Stream(self, self._segmenter, self._outputs)
         self._outputs.publish_label_info()

@@ -179,23 +179,39 @@ class PairProcessor:
             f'{limit_s:.3f} s, so they are dropped; raise it or make the camera link faster',
         )
 
-    def _calibration(self, pair: Pair) -> tuple[Intrinsics, CameraInfo] | None:
-        """Return the intrinsics of a pair and the CameraInfo to send on; None without any."""
+    def _calibration(self, pair: Pair) -> tuple[Intrinsics, CameraInfo | None] | None:
+        """Return the intrinsics of a pair and the CameraInfo to send on; None without any.
+
+        Labels that rest on colour alone need none; many a plain camera publishes none, or zeros.
+        """
+        colour_alone = pair.depth is None or not self._segmenter.bundle.sees_depth
+        fault = f'nothing arrives on {self._topics.info}'
         if pair.info is not None:
             try:
                 intrinsics = intrinsics_from_info(pair.info, self._topics.info)
             except FrameError as error:
-                if not self._config.camera.fx:
+                if not (self._config.camera.fx or colour_alone):
                     raise
-                self._health.complain('camera info', f'{error}; using camera.fx and the others')
+                fault = str(error)
+                if self._config.camera.fx:
+                    self._health.complain(
+                        'camera info', f'{fault}; using camera.fx and the others'
+                    )
             else:
                 self._check_rectified(pair.info)
                 return intrinsics, pair.info
         image = pair.leading
-        given = self._config.camera.intrinsics(image.width, image.height)
-        if given is None:
+        if (given := self._config.camera.intrinsics(image.width, image.height)) is not None:
+            return given, info_from_intrinsics(given, image.header)
+        if not colour_alone:
             return None
-        return given, info_from_intrinsics(given, image.header)
+        self._health.complain(
+            'camera info',
+            f'{fault}; labels of colour alone go on without, but segmentation/points and '
+            'segmentation/camera_info are not published',
+        )
+        # An image without pixels is refused where it is read.
+        return Intrinsics.of_some_camera(max(1, image.width), max(1, image.height)), None
 
     def _check_rectified(self, info: CameraInfo) -> None:
         # Rectified topics often keep the D of the raw image beside a P, so D alone says nothing.

@@ -6,9 +6,11 @@ While colour is lost they have those of the depth image, which is registered to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import (
@@ -26,6 +28,7 @@ from std_msgs.msg import Header, String
 
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED, RgbdFrame, Segmentation
 from rgbd_fusion_seg.point_cloud import labelled_points
 from rgbd_fusion_seg.ros.images import msg_from_array, msg_from_points
@@ -55,6 +58,24 @@ def qos_overrides() -> QoSOverridingOptions:
             QoSPolicyKind.DURABILITY,
         )
     )
+
+
+@contextmanager
+def told_overrides(end: str) -> Iterator[None]:
+    """Tell in one sentence where the QoS of a publisher or subscription cannot be used.
+
+    Args:
+        end: what is made meanwhile: name of the topic, a dot, ``publisher`` or ``subscription``.
+
+    Raises:
+        InputError: it cannot be made; values of overrides are checked by no one else.
+    """
+    try:
+        yield
+    except (RuntimeError, ParameterException) as error:
+        raise InputError(
+            f'{end} cannot be made: {error}; correct the parameters qos_overrides.{end}.*'
+        ) from error
 
 
 def subscription_events(topic: str, complain: Complain) -> SubscriptionEventCallbacks:
@@ -112,6 +133,15 @@ class SegmentationPublishers:
     ) -> None:
         self._node, self._bundle, self._config = node, bundle, output
         self._complain = complain
+        self._vision_msgs = _load_vision_msgs()
+        self._made: list[Any] = []
+        try:
+            self._make()
+        except BaseException:
+            self.destroy()
+            raise
+
+    def _make(self) -> None:
         self.mask = self._create(Image, 'segmentation/mask')
         self.confidence = self._create(Image, 'segmentation/confidence')
         self.overlay = self._create(Image, 'segmentation/overlay')
@@ -120,7 +150,6 @@ class SegmentationPublishers:
         self.camera_info = self._create(CameraInfo, 'segmentation/camera_info')
         self.label_info_json = self._create(String, 'segmentation/label_info_json', latched=True)
         self.label_info = None
-        self._vision_msgs = _load_vision_msgs()
         if self._vision_msgs is not None:
             self.label_info = self._create(
                 self._vision_msgs.LabelInfo, 'segmentation/label_info', latched=True
@@ -146,7 +175,7 @@ class SegmentationPublishers:
             )
 
     def publish(
-        self, frame: RgbdFrame, result: Segmentation, header: Header, info: CameraInfo
+        self, frame: RgbdFrame, result: Segmentation, header: Header, info: CameraInfo | None
     ) -> None:
         """Publish one result.
 
@@ -154,16 +183,17 @@ class SegmentationPublishers:
             frame: what was segmented.
             result: its labels and confidence.
             header: with stamp and frame of `frame`; every output carries it.
-            info: calibration of the colour camera, sent on with that header.
+            info: calibration of the colour camera, sent on with that header; without one no points
+                are published either.
         """
         # The mask first: someone acts on it, the pictures at the end are for looking at.
         self._publish_image(self.mask, lambda: result.labels, header)
         self._publish_image(self.confidence, lambda: result.confidence, header)
-        if self.camera_info.get_subscription_count():
+        if info is not None and self.camera_info.get_subscription_count():
             info.header = header
             self.camera_info.publish(info)
         colors = self._bundle.colors
-        if self.points.get_subscription_count():
+        if info is not None and self.points.get_subscription_count():
             by_class = self._config.points_color == 'class'
             shown = palette.colorize(result.labels, colors) if by_class else None
             self.points.publish(msg_from_points(labelled_points(frame, result, shown), header))
@@ -176,18 +206,8 @@ class SegmentationPublishers:
 
     def destroy(self) -> None:
         """Destroy all publishers."""
-        for publisher in (
-            self.mask,
-            self.confidence,
-            self.overlay,
-            self.color,
-            self.points,
-            self.camera_info,
-            self.label_info_json,
-            self.label_info,
-        ):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in self._made:
+            self._node.destroy_lifecycle_publisher(publisher)
 
     def _create(self, msg_type: type, topic: str, *, latched: bool = False) -> Any:
         name = self._node.resolve_topic_name(topic)
@@ -199,13 +219,16 @@ class SegmentationPublishers:
                 QoSDurabilityPolicy.TRANSIENT_LOCAL if latched else QoSDurabilityPolicy.VOLATILE
             ),
         )
-        return self._node.create_lifecycle_publisher(
-            msg_type,
-            topic,
-            qos,
-            event_callbacks=publisher_events(name, self._complain),
-            qos_overriding_options=qos_overrides(),
-        )
+        with told_overrides(f'{name}.publisher'):
+            publisher = self._node.create_lifecycle_publisher(
+                msg_type,
+                topic,
+                qos,
+                event_callbacks=publisher_events(name, self._complain),
+                qos_overriding_options=qos_overrides(),
+            )
+        self._made.append(publisher)
+        return publisher
 
     @staticmethod
     def _publish_image(publisher: Any, make: Callable[[], Any], header: Header) -> None:

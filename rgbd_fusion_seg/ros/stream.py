@@ -20,6 +20,7 @@ from rgbd_fusion_seg.ros.publishers import (
     SegmentationPublishers,
     qos_overrides,
     subscription_events,
+    told_overrides,
 )
 from rgbd_fusion_seg.ros.synchroniser import Synchroniser
 from rgbd_fusion_seg.ros.worker import LatestOnlyWorker
@@ -79,16 +80,21 @@ class Stream:
             on_replaced=lambda: node.health.dropped('a newer pair came'),
             name='inference',
         )
-        self._subscriptions = [
-            self._subscribe(Image, COLOR_TOPIC, self.sync.add_color),
-            self._subscribe(Image, DEPTH_TOPIC, self.sync.add_depth),
-            self._subscribe(CameraInfo, INFO_TOPIC, self._take_info),
-        ]
-        self._jump_handle = self._watch_clock()
+        self._subscriptions: list[Any] = []
+        self._jump_handle: JumpHandle | None = None
+        try:
+            self._subscribe(Image, COLOR_TOPIC, self.sync.add_color)
+            self._subscribe(Image, DEPTH_TOPIC, self.sync.add_depth)
+            self._subscribe(CameraInfo, INFO_TOPIC, self._take_info)
+            self._jump_handle = self._watch_clock()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Unsubscribe, then wait for the inference under way."""
-        self._jump_handle.unregister()
+        if self._jump_handle is not None:
+            self._jump_handle.unregister()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         if not self._worker.stop():
@@ -116,6 +122,7 @@ class Stream:
         elif (
             not self._info_count
             and not self._config.camera.fx
+            and self._bundle.sees_depth
             and time.monotonic() - self._began_s > after_s
         ):
             self._health.complain(
@@ -125,17 +132,19 @@ class Stream:
                 ERROR,
             )
 
-    def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> Any:
+    def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> None:
         name = self._node.resolve_topic_name(topic)
-        return self._node.create_subscription(
-            msg_type,
-            topic,
-            callback,
-            # As the SensorData profile, but one of its own: overrides are written into it.
-            QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT),
-            event_callbacks=subscription_events(name, self._node.complain_about_qos),
-            qos_overriding_options=qos_overrides(),
-        )
+        with told_overrides(f'{name}.subscription'):
+            subscription = self._node.create_subscription(
+                msg_type,
+                topic,
+                callback,
+                # As the SensorData profile, but one of its own: overrides are written into it.
+                QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT),
+                event_callbacks=subscription_events(name, self._node.complain_about_qos),
+                qos_overriding_options=qos_overrides(),
+            )
+        self._subscriptions.append(subscription)
 
     def _watch_clock(self) -> JumpHandle:
         """Reset when simulated time jumps back, as when a bag starts over."""

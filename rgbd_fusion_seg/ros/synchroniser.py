@@ -22,6 +22,8 @@ BACKWARD_RESET_NS = 100_000_000
 
 Anything smaller is a message that was overtaken or a clock being trimmed; order alone settles it.
 """
+PAUSE = 3.0
+"""A stream that is silent for so many of its periods, and as long as a lost one, has paused."""
 _REMEMBERED_STAMPS = 60
 
 
@@ -141,6 +143,8 @@ class StreamStatistics:
     newest_ns: int | None = None
     arrived_s: float | None = None
     """Monotonic time of the newest message."""
+    period_s: float | None = None
+    """Between the arrivals of the two newest messages."""
     stamps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STAMPS))
     """Of the newest messages since the last pair."""
 
@@ -148,7 +152,9 @@ class StreamStatistics:
         """Note the arrival of a message."""
         self.messages += 1
         self.newest_ns = stamp_ns
-        self.arrived_s = time.monotonic()
+        now = time.monotonic()
+        self.period_s = None if self.arrived_s is None else now - self.arrived_s
+        self.arrived_s = now
         self.stamps_ns.append(stamp_ns)
 
     def silent_s(self, since_s: float) -> float:
@@ -263,10 +269,10 @@ class Synchroniser:
         return self._explain_stamps()
 
     def _explain_stamps(self) -> str | None:
+        if min(len(stream.stamps_ns) for stream in self.streams) < 2:
+            return None  # one has just begun again; its partner may be on the way
         gap_ms, slop_ms = self._smallest_difference_ms(), self._slop_ns * 1e-6
         both = f'{self.streams[0].topic} and {self.streams[1].topic} both arrive, but'
-        if gap_ms == float('inf'):
-            return None
         if gap_ms <= slop_ms:
             return (
                 f'{both} their stamps do not increase; check the header.stamp of their publishers'
@@ -294,8 +300,9 @@ class Synchroniser:
                 f'{(newest_ns - stamp_ns) * 1e-9:.3f} s (a looped bag, a reset clock or a second '
                 'publisher); waiting images were dropped'
             )
+        usual_s = stream.period_s
         stream.count(stamp_ns)
-        self._watch_other(index)
+        self._watch_other(index, usual_s)
         self._matcher.add(index, stamp_ns, msg)
         if self.lost == 1 - index and index in self._on_alone:
             self._hand_alone(index, stamp_ns, msg)
@@ -305,27 +312,37 @@ class Synchroniser:
             m.header.stamp.sec * 1_000_000_000 + m.header.stamp.nanosec for m in (color, depth)
         )
         self.lost = None
+        self._last_pair_s = time.monotonic()
         # message_filters may complete an older pair after a newer one; nobody wants it any more.
         if self._handed_ns is not None and color_ns <= self._handed_ns:
             return
         if self._alone_depth_ns is not None and depth_ns <= self._alone_depth_ns:
             return
         self._handed_ns = color_ns
-        self._last_pair_s = time.monotonic()
         self.pairs += 1
         for stream in self.streams:
             stream.stamps_ns.clear()
         self.differences_ms.append((depth_ns - color_ns) * 1e-6)
         self._on_pair(color, depth)
 
-    def _watch_other(self, index: int) -> None:
-        """Note on the arrival of a message whether the other stream is lost."""
-        now, since_s = time.monotonic(), self._without_other_s[index]
+    def _watch_other(self, index: int, usual_s: float | None) -> None:
+        """Note on the arrival of a message whether the other stream is lost.
+
+        After a pause of this stream both may begin again, so the other one is waited for anew.
+
+        Args:
+            index: of the stream whose message arrived.
+            usual_s: its period before; a pause is much longer.
+        """
+        now, since_s = self.streams[index].arrived_s, self._without_other_s[index]
+        silent_s = self.streams[index].period_s
         self._without_other_s[1 - index] = None
-        if since_s is None:
+        paused = usual_s is not None and silent_s >= max(PAUSE * usual_s, self._lost_after_s)
+        if since_s is None or (paused and self.lost is None):
             self._without_other_s[index] = now
-        elif 0 < self._lost_after_s <= now - since_s:
+        elif 0 < self._lost_after_s <= now - since_s and self.lost != 1 - index:
             self.lost = 1 - index
+            self.streams[self.lost].stamps_ns.clear()  # they are of before the loss
 
     def _hand_alone(self, index: int, stamp_ns: int, msg: Any) -> None:
         if self._handed_ns is not None and stamp_ns <= self._handed_ns:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 from lifecycle_msgs.msg import State, Transition
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from ros_harness import Camera, Client, Manager, NodeProcess
 from sensor_msgs.msg import Image
 
@@ -86,6 +89,56 @@ def test_diagnostics_come_as_often_as_was_set_before_configuring(ros_context):
         assert manager.set('output.diagnostics_period_s', 0.1).successful
         assert not manager.change(Transition.TRANSITION_CONFIGURE)
         client.wait_for(lambda: len(client.statuses) >= 3, 'diagnostics', timeout_s=20.0)
+    finally:
+        client.close()
+        node.stop()
+
+
+def test_an_activation_that_fails_leaves_nothing_behind(ros_context, tiny_bundle):
+    name = '/mistyped'
+    override = f'qos_overrides.{name}/rgb/camera_info.subscription.reliability'
+    parameters = {'autostart': False, 'engine.bundle': str(tiny_bundle), override: 'relaible'}
+    node = NodeProcess('rgbd_fusion_seg.ros.node', parameters, name)
+    client = Client(ros_context, name)
+    manager = Manager(client)
+    try:
+        assert manager.change(Transition.TRANSITION_CONFIGURE)
+        threads = Path(f'/proc/{node.pid}/task')
+        counts = []
+        for _ in range(3):
+            assert not manager.change(Transition.TRANSITION_ACTIVATE)
+            counts.append(len(list(threads.iterdir())))
+        client.wait_for(lambda: client.color.get_subscription_count() == 0, 'unsubscribing')
+        assert counts[1:] == counts[:1] * 2
+        assert 'policy `reliability`: `relaible`; correct the parameters qos_ov' in node.output()
+        assert 'Traceback' not in node.output()
+    finally:
+        client.close()
+        node.stop()
+
+
+def test_a_subscriber_that_does_not_fit_is_told_after_activating_too(ros_context, tiny_bundle):
+    parameters = {
+        'autostart': False,
+        'engine.bundle': str(tiny_bundle),
+        'output.diagnostics_period_s': 0.1,
+    }
+    node = NodeProcess('rgbd_fusion_seg.ros.node', parameters, '/early')
+    client = Client(ros_context, '/early')
+    manager = Manager(client)
+    try:
+        assert manager.change(Transition.TRANSITION_CONFIGURE)
+        latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+        misfit = client.create_subscription(Image, 'segmentation/mask', print, latched)
+        client.wait_for_complaint('incompatible QoS (DURABILITY)')
+        assert manager.change(Transition.TRANSITION_ACTIVATE)
+        client.statuses.clear()
+        client.wait_for(lambda: len(client.statuses) >= 3, 'diagnostics')
+        assert 'incompatible QoS (DURABILITY)' in client.statuses[-1].message
+        client.destroy_subscription(misfit)
+        client.wait_for(
+            lambda: 'incompatible' not in client.statuses[-1].message, 'the misfit to be gone'
+        )
     finally:
         client.close()
         node.stop()

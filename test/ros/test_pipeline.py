@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 from ros_harness import Camera
+from sensor_msgs.msg import CameraInfo
 
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.ros.diagnostics import Health
@@ -231,6 +232,23 @@ def test_a_camera_without_calibration_is_known_by_depth_too(with_parts):
     frame, _, header, info = bench.outputs.published[-1]
     assert (frame.intrinsics.fx, info.width, info.height) == (55.0, 64, 48)
     assert header.frame_id == whole.depth.header.frame_id
+
+
+@pytest.mark.parametrize('zeros', [False, True], ids=['no camera info', 'one of zeros'])
+def test_colour_alone_needs_no_calibration(with_parts, zeros):
+    bench = Bench(with_parts)
+    whole = bench.pair()
+    info = CameraInfo(width=64, height=48) if zeros else None
+    bench.processor.process(Pair(whole.color, None, info, whole.arrived_s, whole.epoch))
+    frame, result, _, sent = bench.outputs.published[-1]
+    np.testing.assert_array_equal(result.labels, bench.segmenter.segment(frame, only='rgb').labels)
+    assert sent is None
+    assert 'segmentation/points and segmentation/camera_info are not published' in bench.log[0]
+    # Of depth they tell how high things are.
+    half = Pair(None, whole.depth, None, whole.arrived_s, whole.epoch)
+    bench.processor.process(half)
+    assert bench.dropped() == {'no camera info yet'}
+    assert len(bench.outputs.published) == 1
 
 
 def test_depth_without_readings_is_told_and_counted(with_parts):

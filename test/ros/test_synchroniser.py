@@ -204,8 +204,9 @@ class TestComplaint:
     def test_tells_of_different_clocks(self, monkeypatch):
         sync, _, _ = make()
         self.after(monkeypatch, 4)
-        sync.add_color(message(10**18))
-        sync.add_depth(message(10**12))
+        for i in range(2):
+            sync.add_color(message(10**18 + i * MS))
+            sync.add_depth(message(10**12 + i * MS))
         assert 'different clocks' in sync.complaint(3.0)
 
     def test_tells_of_stamps_that_stand_still(self, monkeypatch):
@@ -310,7 +311,14 @@ def test_who_is_lost_may_change_and_a_stream_may_never_have_come(monkeypatch):
 
 
 def test_what_cannot_answer_alone_or_is_switched_off_is_not_handed_on(monkeypatch):
-    arrivals = ((0, 0, 0), (1, 1, 0), (9, 0, 9), (2000, 0, 2000), (2100, 0, 2100), (2101, 1, 2100))
+    arrivals = (
+        (0, 0, 0),
+        (1, 1, 0),
+        (900, 0, 900),
+        (2000, 0, 2000),
+        (2100, 0, 2100),
+        (2101, 1, 2100),
+    )
     clocked = Clocked(monkeypatch, answers=(1,))
     assert clocked.play(*arrivals[:-1]) == [('both', 0)]
     assert clocked.sync.lost == 1
@@ -333,12 +341,40 @@ def test_one_goes_on_alone_while_the_other_returns_with_stamps_that_do_not_fit(m
     assert clocked.sync.lost is None
 
 
-def test_a_pause_of_both_loses_neither(monkeypatch):
-    """A bag that stands still, a machine that was busy."""
+@pytest.mark.parametrize('last', [0, 1])
+@pytest.mark.parametrize('first', [0, 1])
+def test_a_pause_of_both_loses_neither(monkeypatch, last, first):
+    """A bag that stands still, a machine that was busy; any of them ends and begins."""
     clocked = Clocked(monkeypatch)
-    arrivals = ((0, 0, 0), (1, 1, 0), (20, 0, 20), (21, 1, 20), (9000, 0, 9000), (9010, 0, 9033))
-    assert clocked.play(*arrivals, (9020, 1, 9000)) == [('both', 0), ('both', 20), ('both', 9000)]
+    before = [(t + d, stream, t) for t in (0, 20, 40) for d, stream in ((0, 1 - last), (1, last))]
+    after = [(9000, first, 9000), (9010, first, 9033), (9020, 1 - first, 9000)]
+    handed = clocked.play(*before, *after)
+    assert handed == [('both', 0), ('both', 20), ('both', 40), ('both', 9000)]
     assert clocked.sync.lost is None
+    # What does not come back is lost all the same, only later.
+    arrivals = ((9600, first, 9600), (10_000, first, 10_000), (10_650, first, 10_650))
+    assert clocked.play(*arrivals) == [(first, 10_650)]
+
+
+def test_a_slow_camera_goes_on_alone_too(monkeypatch):
+    clocked = Clocked(monkeypatch)
+    assert clocked.play((0, 0, 0), (1, 1, 0), (2000, 0, 2000), (2001, 1, 2000)) == [
+        ('both', 0),
+        ('both', 2000),
+    ]
+    assert clocked.play((4000, 0, 4000), (6000, 0, 6000)) == [(0, 6000)]
+
+
+def test_what_returns_is_not_blamed_for_stamps(monkeypatch):
+    """Its first image waits for a partner, or belongs to one that was labelled alone."""
+    clocked = Clocked(monkeypatch)
+    arrivals = [(33 * k, 0, 33 * k) for k in range(1, 200)]
+    clocked.play((0, 0, 0), (1, 1, 0), *arrivals)
+    assert clocked.sync.lost == 1
+    clocked.play((6605, 1, 6600))
+    assert clocked.sync.complaint(3.0) is None
+    clocked.play((6620, 0, 6600), (6635, 0, 6633), (6638, 1, 6633))
+    assert clocked.sync.complaint(3.0) is None
 
 
 def test_stamps_that_jump_back_begin_anew(monkeypatch):
