@@ -24,6 +24,14 @@ TOPICS = {
     'depth_registered/image_rect': 'depth',
     'rgb/camera_info': 'camera_info',
 }
+# What config/segmentation.rviz shows.
+SHOWN = (
+    'depth_registered/image_rect',
+    'segmentation/overlay',
+    'segmentation/mask',
+    'segmentation/color',
+    'segmentation/points',
+)
 
 
 def remappings(camera: str, overrides: dict[str, str]) -> list[tuple[str, str]]:
@@ -37,17 +45,25 @@ def remappings(camera: str, overrides: dict[str, str]) -> list[tuple[str, str]]:
     return [(name, topic) for name, topic in chosen.items() if name != topic]
 
 
-def rviz_remappings(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the same for RViz, whose config names the topics absolutely.
+def rviz_remappings(pairs: list[tuple[str, str]], namespace: str) -> list[tuple[str, str]]:
+    """Return (name, topic) of the topics that RViz's config names otherwise than they are.
 
-    Its depth cloud reads the CameraInfo beside the depth image.
+    RViz runs outside the node's namespace and its config names topics from the root; its depth
+    cloud reads the CameraInfo beside the depth image.
+
+    Args:
+        pairs: of :func:`remappings`.
+        namespace: of the node; may be empty.
     """
-    found = [(f'/{name}', topic) for name, topic in pairs]
-    for name, topic in pairs:
-        if name == 'depth_registered/image_rect':
-            beside = topic.rpartition('/')[0] + '/camera_info'
-            found.append(('/depth_registered/camera_info', beside))
-    return found
+    inside = f'/{namespace.strip("/")}' if namespace.strip('/') else ''
+    topics = {name: name for name in SHOWN} | dict(pairs)
+    absolute = {
+        name: topic if topic.startswith('/') else f'{inside}/{topic}'
+        for name, topic in topics.items()
+    }
+    depth = absolute['depth_registered/image_rect']
+    absolute['depth_registered/camera_info'] = depth.rpartition('/')[0] + '/camera_info'
+    return [(f'/{name}', topic) for name, topic in absolute.items() if f'/{name}' != topic]
 
 
 def transport_actions() -> list[Action]:
@@ -66,8 +82,9 @@ def make_actions(context: LaunchContext) -> list[Action]:
 
     camera = value('camera')
     pairs = remappings(camera, {key: value(f'{key}_topic') for key in TOPICS.values()})
-    parameters = {'use_sim_time': value('use_sim_time') == 'true'}
-    parameters['autostart'] = value('autostart') == 'true'
+    parameters = {
+        name: value(name) == 'true' for name in ('use_sim_time', 'autostart') if value(name)
+    }
     if value('bundle'):
         parameters['engine.bundle'] = value('bundle')
     if value('backend'):
@@ -79,7 +96,7 @@ def make_actions(context: LaunchContext) -> list[Action]:
             executable='segmentation_node',
             name='segmentation_node',
             namespace=value('namespace'),
-            parameters=[value('params_file'), parameters],
+            parameters=[value('params_file'), *([parameters] if parameters else [])],
             remappings=pairs,
             output='screen',
         ),
@@ -90,7 +107,7 @@ def make_actions(context: LaunchContext) -> list[Action]:
                 package='rviz2',
                 executable='rviz2',
                 arguments=['-d', str(CONFIG / 'segmentation.rviz'), '-f', value('rviz_frame')],
-                remappings=rviz_remappings(pairs),
+                remappings=rviz_remappings(pairs, value('namespace')),
             )
         )
     return actions
@@ -104,7 +121,7 @@ def generate_launch_description() -> LaunchDescription:
             name, default_value=default, description=description, **options
         )
 
-    switch = {'choices': ['true', 'false']}
+    switch, maybe = {'choices': ['true', 'false']}, {'choices': ['', 'true', 'false']}
     return LaunchDescription(
         [
             argument('camera', 'realsense', 'Which topics to read.', choices=list(CAMERAS)),
@@ -115,8 +132,8 @@ def generate_launch_description() -> LaunchDescription:
             argument('params_file', str(CONFIG / 'segmentation.yaml'), 'Parameters (YAML).'),
             argument('bundle', '', 'Model name or folder; empty = as in params_file.'),
             argument('backend', '', 'Inference backend; empty = as in params_file.'),
-            argument('autostart', 'true', 'Configure and activate at start.', **switch),
-            argument('use_sim_time', 'false', 'Take time from /clock (bags).', **switch),
+            argument('autostart', '', 'Configure, activate; empty = as in params_file.', **maybe),
+            argument('use_sim_time', '', 'Time of /clock; empty = as in params_file.', **maybe),
             argument('rviz', 'false', 'Show overlay, mask and depth cloud.', **switch),
             argument('rviz_frame', 'camera_color_optical_frame', 'Fixed frame of RViz.'),
             *transport_actions(),

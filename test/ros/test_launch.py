@@ -32,6 +32,12 @@ PRESETS = {
         '/camera/depth_registered/image_raw',
         '/camera/rgb/camera_info',
     ),
+    'openni2': (
+        '/camera/rgb/image_raw',
+        '/camera/depth_registered/image_raw',
+        '/camera/rgb/camera_info',
+    ),
+    'azure_kinect': ('/rgb/image_raw', '/depth_to_rgb/image_raw', '/rgb/camera_info'),
     'oak': ('/oak/rgb/image_raw', '/oak/stereo/image_raw', '/oak/rgb/camera_info'),
     'zed': (
         '/zed/zed_node/rgb/color/rect/image',
@@ -140,6 +146,11 @@ def test_arguments_become_parameters(load):
     assert values == {'use_sim_time': True, 'autostart': False, 'engine.bundle': 'mine'}
 
 
+def test_what_is_not_said_is_left_to_the_file(load):
+    (node,) = started(load('segmentation'), params_file='mine.yaml')
+    assert node.kwargs['parameters'] == ['mine.yaml']
+
+
 def test_rviz_sees_the_cameras_depth(load):
     _, rviz = started(load('segmentation'), camera='realsense', rviz='true')
     remapped = dict(rviz.kwargs['remappings'])
@@ -147,6 +158,22 @@ def test_rviz_sees_the_cameras_depth(load):
     assert remapped['/depth_registered/camera_info'] == (
         '/camera/camera/aligned_depth_to_color/camera_info'
     )
+
+
+@pytest.mark.parametrize('camera', ['synthetic', 'oak'])
+def test_rviz_sees_what_a_namespace_holds(load, camera):
+    _, rviz = started(load('segmentation'), camera=camera, rviz='true', namespace='robot1')
+    remapped = dict(rviz.kwargs['remappings'])
+    for output in ('overlay', 'mask', 'color', 'points'):
+        assert remapped.pop(f'/segmentation/{output}') == f'/robot1/segmentation/{output}'
+    depth = '/oak/stereo' if camera == 'oak' else '/robot1/depth_registered'
+    assert remapped['/depth_registered/camera_info'] == f'{depth}/camera_info'
+    assert remapped['/depth_registered/image_rect'].startswith(depth)
+
+
+def test_rviz_needs_no_remapping_without_a_namespace(load):
+    _, rviz = started(load('segmentation'), camera='synthetic', rviz='true')
+    assert rviz.kwargs['remappings'] == []
 
 
 def test_rviz_config_shows_our_topics():
