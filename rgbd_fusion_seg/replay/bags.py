@@ -45,13 +45,22 @@ NODE_TOPICS = BagTopics(
 )
 """The topics that the segmentation node subscribes to."""
 
+METADATA = 'metadata.yaml'
+"""In every folder that is a whole bag of ROS 2."""
+STORAGE_SUFFIXES = ('.mcap', '.db3')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
+
 _MAX_DEPTH_M = 65.535  # what 16 bits hold in millimetres
 _MAX_REPORTED = 10  # sentences about bad messages; further ones are only counted
 
 
 def is_bag(path: Path) -> bool:
     """Tell a bag (ROS 1 file, storage file, rosbag2 folder) from a folder of images."""
-    return path.suffix in BAG_SUFFIXES or (path / 'metadata.yaml').is_file()
+    if path.suffix in BAG_SUFFIXES or (path / METADATA).is_file():
+        return True
+    # A recorder that was killed writes no metadata. Bags may lie beside images, too.
+    files = _storage_files(path)
+    return bool(files) and not any(entry.suffix in IMAGE_SUFFIXES for entry in path.rglob('*'))
 
 
 class BagFrames:
@@ -362,6 +371,7 @@ class _FrameWriter:
 def _open(path: Path) -> Iterator[AnyReader]:
     if not path.exists():
         raise InputError(f'there is no bag {path}')
+    path = _readable(path)
     try:
         # Bags of ROS 2 before Iron do not hold the definitions of their messages.
         reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
@@ -372,6 +382,29 @@ def _open(path: Path) -> Iterator[AnyReader]:
         yield reader
     finally:
         reader.close()
+
+
+def _storage_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.glob('*') if file.suffix in STORAGE_SUFFIXES)
+
+
+def _readable(path: Path) -> Path:
+    """Return what the library can open of a bag: the file in a folder that it cannot.
+
+    Raises:
+        InputError: there are several files in such a folder, or none.
+    """
+    if not path.is_dir() or ((path / METADATA).is_file() and path.suffix != '.bag'):
+        return path
+    files = _storage_files(path)
+    if len(files) == 1:
+        return files[0]
+    if path.suffix == '.bag' and (path / METADATA).is_file():
+        raise InputError(f'{path} is a ROS 2 bag with a name as of ROS 1; rename it without .bag')
+    raise InputError(
+        f'{path} has {len(files)} files of a bag and no {METADATA} with their order; run '
+        f'ros2 bag reindex {path}, or name one of the files'
+    )
 
 
 def _text(error: BaseException) -> str:

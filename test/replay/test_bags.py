@@ -88,6 +88,33 @@ def test_a_storage_file_alone(kinect_folder, tmp_path):
 
 
 @pytest.mark.parametrize('big', [False, True])
+def test_a_folder_without_metadata(kinect_folder, tmp_path):
+    """As a recorder leaves it that was killed."""
+    bag = tmp_path / 'bag'
+    folder_to_bag(kinect_folder, bag)
+    (bag / 'metadata.yaml').unlink()
+    assert is_bag(bag)
+    assert len(list(BagFrames(bag))) == 12
+    (storage,) = bag.glob('*.mcap')
+    (bag / 'second.mcap').write_bytes(storage.read_bytes())
+    with pytest.raises(InputError, match=r'2 files of a bag and no metadata.yaml.*ros2 bag reind'):
+        BagFrames(bag)
+    # Beside images it is a recording that somebody keeps there.
+    (bag / 'rgb').mkdir()
+    (bag / 'rgb' / '0.png').touch()
+    assert not is_bag(bag)
+
+
+def test_a_ros2_bag_that_is_named_as_one_of_ros1(kinect_folder, tmp_path):
+    folder_to_bag(kinect_folder, tmp_path / 'run')
+    bag = (tmp_path / 'run').rename(tmp_path / 'run.bag')
+    assert len(list(BagFrames(bag))) == 12
+    (storage,) = bag.glob('*.mcap')
+    (bag / 'second.mcap').write_bytes(storage.read_bytes())
+    with pytest.raises(InputError, match='rename it without'):
+        BagFrames(bag)
+
+
 def test_padded_and_big_endian_images(tmp_path, big):
     with Camera(tmp_path / 'bag') as camera:
         camera.info(INFO, stamp(0))
