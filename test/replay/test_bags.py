@@ -87,7 +87,6 @@ def test_a_storage_file_alone(kinect_folder, tmp_path):
     assert len(list(read_frames(path))) == 12
 
 
-@pytest.mark.parametrize('big', [False, True])
 def test_a_folder_without_metadata(kinect_folder, tmp_path):
     """As a recorder leaves it that was killed."""
     bag = tmp_path / 'bag'
@@ -115,6 +114,7 @@ def test_a_ros2_bag_that_is_named_as_one_of_ros1(kinect_folder, tmp_path):
         BagFrames(bag)
 
 
+@pytest.mark.parametrize('big', [False, True])
 def test_padded_and_big_endian_images(tmp_path, big):
     with Camera(tmp_path / 'bag') as camera:
         camera.info(INFO, stamp(0))
