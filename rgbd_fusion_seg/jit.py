@@ -1,8 +1,9 @@
 """Compiling of the kernels: Numba, set up once for all of them.
 
 Kernels are compiled on first use and kept on disk: beside their source or, where that cannot be
-written to, in the user's cache folder. They run on the calling thread and release the GIL, for the
-cores belong to inference, and divide as NumPy does, without exceptions.
+written to, in the user's cache folder. What is damaged there is compiled and kept anew. They run
+on the calling thread and release the GIL, for the cores belong to inference, and divide as NumPy
+does, without exceptions.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
 
 _log = logging.getLogger(__name__)
 
@@ -20,8 +23,8 @@ _log = logging.getLogger(__name__)
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a kernel; ``@jit`` or ``@jit(fastmath=True)``.
 
-    Where no folder can be written to, as in a container whose user has no home, kernels are
-    compiled anew by every process.
+    Where no folder can be written to, as in a container whose user has no home, or the disk is
+    full, kernels are compiled anew by every process.
 
     Args:
         function: a function that Numba can compile.
@@ -31,18 +34,47 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         return functools.partial(jit, **options)
     options = {'nogil': True, 'error_model': 'numpy', **options}
     try:
-        return numba.njit(cache=True, **options)(function)
+        cache = _Cache(function)
     except RuntimeError as error:
         if 'cannot cache' not in str(error):
             raise
-        _warn_of_missing_cache()
+        _warn_of_missing_cache(
+            "neither the folder of rgbd_fusion_seg nor the user's cache folder can be written to"
+        )
         return numba.njit(**options)(function)
+    kernel = numba.njit(**options)(function)
+    kernel._cache = cache
+    return kernel
+
+
+class _Cache(FunctionCache):
+    """What was compiled of one kernel; Numba's own ends the process where it cannot be used.
+
+    Files can be cut short by a loss of power, for Numba does not wait until they are on the disk.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled kernel, None where it must be compiled."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever damaged bytes make of it
+            _log.warning('a compiled kernel in %s is damaged; it is made again', self.cache_path)
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled kernel, where that can be done."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_of_missing_cache(f'they cannot be kept in {self.cache_path} ({error.strerror})')
 
 
 @functools.cache
-def _warn_of_missing_cache() -> None:
+def _warn_of_missing_cache(reason: str) -> None:
     _log.warning(
-        'kernels are compiled again at every start, for about ten seconds, as neither the '
-        "folder of rgbd_fusion_seg nor the user's cache folder can be written to; set "
-        'NUMBA_CACHE_DIR to a folder that can'
+        'kernels are compiled again at every start, for about ten seconds, as %s; set '
+        'NUMBA_CACHE_DIR to a folder that can be written to',
+        reason,
     )

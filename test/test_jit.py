@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from numba.core import caching
+from numba.core import caching, config
 
 from rgbd_fusion_seg import jit as jit_module
 from rgbd_fusion_seg.jit import jit
@@ -37,6 +38,47 @@ def test_without_a_folder_for_the_cache_kernels_are_compiled_all_the_same(
         assert [jit(half)(3.0, 2.0), jit(half)(1.0, 2.0)] == [1.5, 0.5]
     (told,) = caplog.messages
     assert 'NUMBA_CACHE_DIR' in told
+
+
+@pytest.mark.parametrize('suffix', ['.nbi', '.nbc'])
+@pytest.mark.parametrize('keep', [0, 0.5])
+def test_what_is_damaged_is_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    suffix: str,
+    keep: float,
+):
+    """As after a loss of power."""
+    monkeypatch.setattr(config, 'CACHE_DIR', str(tmp_path))
+    assert jit(half)(3.0, 2.0) == 1.5
+    (file,) = tmp_path.rglob(f'*{suffix}')
+    file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
+    with caplog.at_level(logging.WARNING):
+        kernel = jit(half)
+        assert kernel(3.0, 2.0) == 1.5
+    (told,) = caplog.messages
+    assert 'damaged' in told
+    assert kernel.stats.cache_misses
+    healed = jit(half)
+    assert healed(3.0, 2.0) == 1.5
+    assert healed.stats.cache_hits
+
+
+def test_a_full_disk_only_costs_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    monkeypatch.setattr(config, 'CACHE_DIR', str(tmp_path))
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, '_save_data', full)
+    jit_module._warn_of_missing_cache.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert jit(half)(3.0, 2.0) == 1.5
+    (told,) = caplog.messages
+    assert 'No space left on device' in told
 
 
 def test_other_errors_of_numba_are_not_hidden(monkeypatch: pytest.MonkeyPatch):
