@@ -281,7 +281,7 @@ def _validated(card: Card, folder: Path) -> ModelBundle:
     weights, sha256 = _weights(card, folder)
     return ModelBundle(
         path=folder,
-        name=card.get('name', str),
+        name=card.name('name'),
         card=card.card,
         rgb=inputs.get('rgb'),
         hha=inputs.get('hha'),
@@ -349,7 +349,7 @@ def _fused(card: Card, inputs: Mapping[str, TensorInput], dynamic: DynamicAxes) 
     impossible = dynamic.batch or dynamic.size or 'depth' in inputs
     if width <= 0 or height <= 0 or impossible or (hha and 'hha' not in inputs):
         raise card.wrong('fused', card.get('fused', dict))
-    return FusedForm(width, height, hha, card.get('fused.base.name', str), sha256)
+    return FusedForm(width, height, hha, card.name('fused.base.name'), sha256)
 
 
 def _test_mean_iou(bundle: ModelBundle) -> float:
@@ -367,9 +367,7 @@ def _single_sensor(
     nested = {}
     for modality in (name for name in inputs if name in listed):
         entry = f'single_sensor.{modality}'
-        name, sha256 = card.get(f'{entry}.folder', str), card.get(f'{entry}.sha256', str)
-        if Path(name).name != name:
-            raise card.wrong(f'{entry}.folder', name)
+        name, sha256 = card.name(f'{entry}.folder'), card.get(f'{entry}.sha256', str)
         if not (folder / name / CARD_NAME).is_file():
             raise BundleError(
                 f'the bundle {folder} lacks {name}, its part for {modality} alone; copy it whole'
@@ -427,9 +425,7 @@ def _classes(card: Card) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _weights(card: Card, folder: Path) -> tuple[Path, str]:
-    name, expected = card.get('weights.file', str), card.get('weights.sha256', str).lower()
-    if Path(name).name != name:
-        raise card.wrong('weights.file', name)
+    name, expected = card.name('weights.file'), card.get('weights.sha256', str).lower()
     path = folder / name
     if not path.is_file():
         raise BundleError(f'the bundle {folder} lacks its weights {name}; copy it whole')

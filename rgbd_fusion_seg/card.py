@@ -10,6 +10,8 @@ import yaml
 
 from rgbd_fusion_seg.errors import BundleError
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def read_card(path: Path) -> Card:
     """Read a card.
@@ -61,6 +63,13 @@ class Card:
             'bundle again'
         )
 
+    def name(self, key: str) -> str:
+        """Return an entry that files or folders are called by; it cannot lead elsewhere."""
+        value = self.get(key, str)
+        if not value.isprintable() or Path(value).name != value or value in ('', '..'):
+            raise self.wrong(key, value)
+        return value
+
     def flag(self, key: str) -> bool:
         """Return whether an entry is there and true."""
         *parents, last = key.split('.')
@@ -72,7 +81,8 @@ class Card:
     def numbers(self, key: str, count: int) -> np.ndarray:
         """Return a list of so many finite numbers as float32 (count,)."""
         value = self.get(key, list)
-        numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(value) != count or numbers != value or not np.isfinite(value).all():
+        plain = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool)]
+        # So written, what is not a number (NaN) is too large as well.
+        if not (len(plain) == len(value) == count and all(abs(v) <= _LARGEST for v in plain)):
             raise self.wrong(key, value)
         return np.asarray(value, dtype=np.float32)

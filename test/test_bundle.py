@@ -280,7 +280,15 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('output.stride', -8, 'output.stride'),
         ('depth.range_m', [1.0], 'depth.range_m'),
         ('depth.range_m', [8.0, 0.5], 'depth.range_m'),
+        ('inputs.rgb.mean', [1.0, 2.0, 10**400], 'inputs.rgb.mean'),
+        ('inputs.rgb.std', [1.0, 2.0, 1e39], 'inputs.rgb.std'),
         ('name', 5, 'name'),
+        ('name', '', 'name'),
+        ('name', '..', 'name'),
+        ('name', '../elsewhere', 'name'),
+        ('name', '/tmp/elsewhere', 'name'),
+        ('name', 'two\nlines', 'name'),
+        ('name', 'a\0', 'name'),
         ('weights.file', '../model.onnx', 'weights.file'),
         ('classes', [{'name': 'a'}] * 4, 'classes[0].color'),
         ('classes', [{'name': 'a', 'color': [0, 0, 300]}] * 4, 'classes[0].color'),
@@ -290,6 +298,7 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('fused', FUSED | {'height': 0}, 'fused'),
         ('fused', FUSED | {'hha': 'yes'}, 'fused.hha'),
         ('fused', FUSED | {'base': {'name': 'tiny', 'sha256': 1}}, 'fused.base.sha256'),
+        ('fused', FUSED | {'base': {'name': 'a/b', 'sha256': '1'}}, 'fused.base.name'),
     ],
 )
 def test_an_unusable_entry_is_named(tmp_path: Path, entry, value, named):

@@ -23,6 +23,7 @@ from onnx_ir import DataType
 
 from rgbd_fusion_seg import hha as hha_encoding
 from rgbd_fusion_seg.bundle import ModelBundle, TensorInput, file_sha256, load_bundle
+from rgbd_fusion_seg.card import read_card
 from rgbd_fusion_seg.engine_building import fused_hha
 from rgbd_fusion_seg.engine_building.graph_building import (
     OpBuilder,
@@ -51,10 +52,12 @@ FINITE = 3e38
 def fused_name(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool = False) -> str:
     """Return the name of a bundle's fused form; `frame_size` is width and height.
 
-    Of a dynamic size, which the fused form fixes, it tells that too.
+    It begins with that of the bundle's folder, by which bundles are found and of which there is
+    one. Of a dynamic size, which the fused form fixes, it tells that too.
     """
+    base = Path(os.path.abspath(bundle.path)).name
     seen = '_at_{}x{}'.format(*bundle.input_size) if bundle.dynamic.size else ''
-    return '{}_fused{}_{}x{}{}'.format(bundle.name, '_hha' if hha else '', *frame_size, seen)
+    return '{}_fused{}_{}x{}{}'.format(base, '_hha' if hha else '', *frame_size, seen)
 
 
 def check_frame_size(frame_size: tuple[int, int]) -> None:
@@ -94,7 +97,8 @@ def fuse(
 
     Args:
         bundle: the network; one of a dynamic size is fixed to the size it has.
-        folder: of the new bundle; another fused one there is replaced, its engines with it.
+        folder: of the new bundle; another or a damaged fused one there is replaced. Engines in it
+            stay where its graph is the same.
         frame_size: width and height of the frames.
         hha: compute HHA in the graph, too.
 
@@ -111,7 +115,7 @@ def fuse(
     _check(bundle, frame_size, hha)
     model = _fused_model(bundle, frame_size, hha)
     if folder.exists() and not _is_fused(folder):
-        raise InputError(f'{folder} exists and is no fused bundle; choose another folder')
+        raise InputError(f'{folder} exists and is no fused bundle; remove it')
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as place:
@@ -122,13 +126,18 @@ def fuse(
             _write_card(draft, card)
             _copy_single_sensor(bundle, draft)
             load_bundle(draft)
-            if folder.exists() and load_bundle(folder).card == card:
-                return load_bundle(folder)  # and whatever engines it has
+            _settle(draft)
             if folder.exists():
+                if _is_same(folder, card):
+                    return load_bundle(folder)
+                if _weights_sha256(folder) == card['weights']['sha256']:
+                    _take_engines(folder, draft)
                 os.replace(folder, Path(place) / 'replaced')
             os.replace(draft, folder)
     except OSError as error:
-        raise InputError(f'{folder} cannot be written: {error}; choose another folder') from error
+        raise InputError(
+            f'{folder} cannot be written: {error}; make room there, or the folder writable'
+        ) from error
     return load_bundle(folder)
 
 
@@ -140,8 +149,8 @@ def fused_beside(
     Either way it is found by its name. Args and errors as for :func:`fuse`.
     """
     name = fused_name(bundle, frame_size, hha)
-    beside = os.access(bundle.path.parent, os.W_OK)
-    folder = bundle.path.parent if beside else user_cache() / 'bundles'
+    parent = Path(os.path.abspath(bundle.path)).parent
+    folder = parent if os.access(parent, os.W_OK) else user_cache() / 'bundles'
     return fuse(bundle, folder / name, frame_size, hha)
 
 
@@ -167,10 +176,37 @@ def _check(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> None:
 
 
 def _is_fused(folder: Path) -> bool:
+    """Tell whether a fused bundle was written there; it may be damaged now."""
     try:
-        return load_bundle(folder).fused is not None
+        return 'fused' in read_card(folder / CARD_NAME).card
     except BundleError:
         return False
+
+
+def _settle(folder: Path) -> None:
+    """Wait until what lies in a folder is on the disk, for its name may be there before."""
+    for path in folder.rglob('*'):
+        if path.is_file():
+            with path.open('rb') as file:
+                os.fsync(file.fileno())
+
+
+def _is_same(folder: Path, card: dict[str, Any]) -> bool:
+    try:
+        return load_bundle(folder).card == card
+    except BundleError:
+        return False
+
+
+def _weights_sha256(folder: Path) -> Any:
+    weights = read_card(folder / CARD_NAME).card.get('weights')
+    return weights.get('sha256') if isinstance(weights, dict) else None
+
+
+def _take_engines(folder: Path, draft: Path) -> None:
+    """Give the engines of a bundle to the one that replaces it; both have them for a moment."""
+    if (folder / 'engines').is_dir():
+        shutil.copytree(folder / 'engines', draft / 'engines', copy_function=os.link)
 
 
 def _card(

@@ -409,6 +409,42 @@ def test_the_fused_form_lies_beside_its_base_or_in_the_cache(tmp_path, monkeypat
     assert cached.path in list_bundles()
 
 
+def test_engines_stay_where_the_graph_is_the_same(tmp_path):
+    card = tiny_card()
+    base = load_bundle(write_bundle(tmp_path / 'tiny', card))
+    fused = fused_beside(base, (160, 120))
+    (fused.path / 'engines').mkdir()
+    (fused.path / 'engines' / 'a.engine').write_bytes(b'engine')
+    base.card['summary'] = 'scored anew'
+    again = fused_beside(base, (160, 120))
+    assert again.card['summary'] == 'scored anew'
+    assert (again.path / 'engines' / 'a.engine').read_bytes() == b'engine'
+    # Another bundle of the same name does not meet it.
+    twin = load_bundle(write_bundle(tmp_path / 'twin', card))
+    assert fused_beside(twin, (160, 120)).path == tmp_path / 'twin_fused_160x120'
+    assert (again.path / 'engines').is_dir()
+
+
+@pytest.mark.parametrize('damage', ['weights', 'nothing but the card'])
+def test_a_damaged_fused_bundle_is_made_again(tmp_path, damage):
+    base = load_bundle(write_bundle(tmp_path / 'tiny'))
+    fused = fused_beside(base, (160, 120))
+    if damage == 'weights':
+        fused.weights_path.write_bytes(b'')
+    else:
+        fused.weights_path.unlink()
+    assert fused_beside(base, (160, 120)).weights_sha256 == fused.weights_sha256
+
+
+def test_the_fused_form_lies_beside_a_bundle_that_is_named_from_inside(tmp_path, monkeypatch):
+    folder = write_bundle(tmp_path / 'tiny')
+    for place, given in ((folder, '.'), (folder, 'model.yaml'), (folder / 'engines', '..')):
+        place.mkdir(exist_ok=True)
+        monkeypatch.chdir(place)
+        assert fused_beside(load_bundle(given), (160, 120)).path == tmp_path / 'tiny_fused_160x120'
+    assert {path.name for path in folder.iterdir()} == {'model.yaml', 'model.onnx', 'engines'}
+
+
 def test_what_cannot_be_fused_is_told(tmp_path, tiny_bundle):
     base = load_bundle(tiny_bundle)
     with pytest.raises(InputError, match='0x120'):
