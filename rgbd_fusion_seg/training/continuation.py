@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import Precision
 
-SETTINGS_NAME, STATE_NAME = 'run.json', 'resume.ckpt'
+    from rgbd_fusion_seg.training.datasets.cache import CachedFrames
+
+SETTINGS_NAME, STATE_NAME, WEIGHTS_NAME = 'run.json', 'resume.ckpt', 'last.safetensors'
 FREE_TO_CHANGE = frozenset({
     'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_every', 'save_minutes',
     'precision', 'accelerator', 'data.cache', 'data.workers', 'data.resident',
@@ -75,8 +77,8 @@ def load_state(fabric: Fabric, path: Path, state: dict[str, Any] | None = None) 
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, PickleError) as error:
         reason = str(error).partition('\n')[0] or type(error).__name__
         raise InputError(
-            f'{path} cannot be continued from ({reason}); move it '
-            f'away and start from network.init_from {path.with_name("last.safetensors")}'
+            f'{path} cannot be continued from ({reason}); start in a new output folder from '
+            f'network.init_from {path.with_name("last.safetensors")}'
         ) from error
 
 
@@ -110,9 +112,15 @@ def saved_run(folder: Path, config: TrainConfig, fabric: Fabric) -> dict[str, An
         nothing, where an older version wrote the state; None where there is no state.
 
     Raises:
-        InputError: a state that cannot be read, or of other settings.
+        InputError: a state that cannot be read, or of other settings; weights without a state.
     """
     if not (folder / STATE_NAME).is_file():
+        if (last := folder / WEIGHTS_NAME).is_file():
+            raise InputError(
+                f'{folder} holds the weights of a run and no {STATE_NAME} to continue it, so they '
+                f'would be overwritten; choose another output folder, with network.init_from '
+                f'{last} to train on from them'
+            )
         return None
     run = load_state(fabric, folder / STATE_NAME).get('run', {})
     for before in (read_settings(folder), run.get('settings')):
@@ -128,7 +136,7 @@ def saved_run(folder: Path, config: TrainConfig, fabric: Fabric) -> dict[str, An
 def described_run(
     config: TrainConfig,
     classes: Sequence[str],
-    data: Sequence[tuple[str, int]],
+    data: Sequence[CachedFrames],
     origins: list[dict[str, Any]],
     statistics: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -137,14 +145,15 @@ def described_run(
     Args:
         config: its settings.
         classes: their names.
-        data: name and number of frames of each set.
+        data: the sets.
         origins: of the network's first weights, see `initialisation.origins`.
         statistics: input name -> mean and standard deviation that it is normalised with.
     """
     return {
         'settings': json.loads(json.dumps(dataclasses.asdict(config))),
         'classes': list(classes),
-        'data': [list(entry) for entry in data],
+        'data': [[frames.name, len(frames)] for frames in data],
+        'content': {frames.name: _content(frames) for frames in data},
         'origins': origins,
         'statistics': {name: [list(mean), list(std)] for name, (mean, std) in statistics.items()},
     }
@@ -168,6 +177,16 @@ def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
             for run in (before, now)
         )
         raise InputError(f'{folder} holds a run on {was}, not {is_now}; {advice}')
+    for name, content in before.get('content', {}).items():
+        if content != now['content'][name]:
+            raise InputError(
+                f'{folder} holds a run on frames of {name} with other labels or depth; {advice}'
+            )
+
+
+def _content(frames: CachedFrames) -> list[float]:
+    """Return what differs when labels or depth do: pixels of each class, range of depth."""
+    return [*map(int, frames.class_pixels), *(round(m, 3) for m in frames.depth_range_m)]
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

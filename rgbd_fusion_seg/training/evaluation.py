@@ -218,7 +218,7 @@ def evaluate(
             result = score_source(predictor, source, name, every, boundary)
             sets.append(result)
             print(table_text(f'{model} on {name}', headline(result)))
-            if output is not None and pictures:
+            if output is not None:
                 draw_frames(predictor, source, result, output / name, pictures)
     if output is not None:
         command = shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]])
@@ -303,9 +303,14 @@ def score_source(
 def draw_frames(
     predictor: Predictor, source: FrameSource, result: SetScores, folder: Path, worst: int
 ) -> None:
-    """Write pictures of the worst frames and of half as many of the best, worst/ and best/."""
+    """Write pictures of the worst frames and of half as many of the best, worst/ and best/.
+
+    Those of an earlier evaluation are removed.
+    """
     order = result.ranked()
     for kind, chosen in (('worst', order[:worst]), ('best', order[::-1][: worst // 2])):
+        for old in (folder / kind).glob('*-frame*.jpg'):
+            old.unlink()
         for place, position in enumerate(chosen, start=1):
             index = int(result.indices[position])
             item = read_frame(source, index)

@@ -101,7 +101,8 @@ def export(
             that answer from one modality alone, into folders of the bundle; they are checked and
             scored as it is.
         trainable: also put the weights into the bundle from which others can train on, or export
-            it anew with other options, about as many bytes as the graph.
+            it anew with other options, about as many bytes as the graph. What is exported from
+            the weights in the bundle itself keeps them.
 
     Raises:
         InputError: options, a checkpoint or data that cannot be used, or a checkpoint of other
@@ -115,6 +116,7 @@ def export(
     elif fuse_hha:
         raise InputError('fuse_hha belongs to fuse_postprocess; give the size of frames with it')
     checkpoint = find_checkpoint(checkpoint)
+    trainable = trainable or checkpoint.resolve().parent == bundle.resolve()
     print(f'exporting {checkpoint}')
     source, loaded = open_dataset(data.dataset, 'test'), load_checkpoint(checkpoint)
     if loaded.classes.names != source.classes.names:

@@ -63,9 +63,14 @@ def read_record(study: StudyConfig) -> list[dict[str, Any]]:
 
 
 def write_record(study: StudyConfig, entries: list[dict[str, Any]]) -> None:
-    """Write a study's record, a line for each run, so that versions of it can be compared."""
+    """Write a study's record, a line for each run, so that versions of it can be compared.
+
+    Runs of rows that the study does not have now stay in it.
+    """
     path = Path(study.record)
     make_folder(path.parent)
+    rows = {row.name for row in study.rows}
+    entries = [*entries, *(entry for entry in read_record(study) if entry['row'] not in rows)]
     runs = ',\n'.join(f'  {json.dumps(entry, ensure_ascii=False)}' for entry in entries)
     text = f'{{\n "study": {json.dumps(study.name)},\n "runs": [\n{runs}\n ]\n}}\n'
     write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))

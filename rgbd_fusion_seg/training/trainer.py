@@ -25,6 +25,7 @@ from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import (
     SETTINGS_NAME,
     STATE_NAME,
+    WEIGHTS_NAME,
     PrecisionState,
     check_same_data,
     described_run,
@@ -111,7 +112,7 @@ class Trainer:
             raise InputError(fault)
         statistics = channel_statistics(self.frames['train']) | statistics
         statistics = {name: statistics[name] for name in self.modalities}
-        sets = [(frames.name, len(frames)) for frames in self.frames.values()]
+        sets = list(self.frames.values())
         self.described = described_run(config, self.classes.names, sets, self.origins, statistics)
         check_same_data(self.folder, before, self.described)
         make_folder(self.folder)
@@ -355,8 +356,9 @@ class Trainer:
             )
         state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
         if self.fabric.is_global_zero:
-            save_checkpoint(self.folder / 'last.safetensors', network, self.info())
+            # The state first: weights without one are taken for those of a run that has ended.
             write_atomically(path, lambda part: self.fabric.save(part, state))
+            save_checkpoint(self.folder / WEIGHTS_NAME, network, self.info())
         else:  # saving is a collective act in which only the first process writes
             self.fabric.save(path, state)
 

@@ -267,6 +267,11 @@ def test_the_command_leaves_a_report(checkpoint, data, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f'{100 * scores["mIoU"]:.1f}' in shown
     assert 'nyudv2_test' in (output / 'report.md').read_text()
+    # A later one into the same folder shows its own pictures alone.
+    (output / 'nyudv2_test' / 'worst' / 'mine.jpg').touch()
+    evaluate(checkpoint, data, output, pictures=1, every=2, device='cpu')
+    left = sorted(p.name for p in (output / 'nyudv2_test').rglob('*.jpg'))
+    assert left == ['01-frame00000.jpg', 'mine.jpg']
 
 
 @pytest.mark.parametrize('name', ['cen', 'asymfusion', 'multimodal'])

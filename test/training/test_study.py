@@ -470,6 +470,10 @@ def test_a_record_keeps_results_when_the_folder_is_gone(tiny_study, tmp_path):
     study(tiny_study, report_only=True)
     assert (tmp_path / 'elsewhere' / 'study' / 'report.md').read_text() == table
     assert json.loads(Path(tiny_study.record).read_text()) == record
+    # What a row scored outlives that the study is asked about others.
+    tiny_study.rows, tiny_study.claims = tiny_study.rows[:2], []
+    study(tiny_study, report_only=True)
+    assert json.loads(Path(tiny_study.record).read_text()) == record
 
 
 def test_rows_of_a_record_are_trained_only_where_asked_for(tiny_study, tmp_path):

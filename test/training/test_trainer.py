@@ -234,6 +234,30 @@ def test_a_run_is_not_continued_with_other_settings(run_config):
         Trainer(other)
 
 
+def test_weights_are_not_overwritten_where_their_state_is_gone(run_config):
+    config = run_config(epochs=1)
+    trainer.train(config)
+    folder = trainer.Path(config.output)
+    (folder / 'resume.ckpt').unlink()
+    before = (folder / 'last.safetensors').read_bytes()
+    with pytest.raises(InputError, match=r'no resume\.ckpt .*network\.init_from .*last\.safet'):
+        trainer.train(config)
+    assert (folder / 'last.safetensors').read_bytes() == before
+
+
+def test_a_run_is_not_continued_on_other_labels(run_config, nyu_pack, tmp_path):
+    config = run_config(epochs=1)
+    trainer.train(config)
+    again = run_config(epochs=2)
+    again.data.dataset.folder = str(tmp_path / 'changed')
+    shutil.copytree(nyu_pack, again.data.dataset.folder)
+    for path in (tmp_path / 'changed' / 'label40').iterdir():
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.where(labels == labels[0, 0], 39, labels).astype(np.uint8))
+    with pytest.raises(InputError, match='on frames of nyudv2-train with other labels or depth'):
+        Trainer(again)
+
+
 def test_settings_are_told_by_the_state_where_their_file_is_gone(run_config):
     trainer.train(run_config(epochs=1))
     saved = trainer.Path(run_config().output) / 'run.json'

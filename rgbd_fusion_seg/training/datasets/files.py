@@ -9,15 +9,24 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.io.matlab import MatReadError
 
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics, RgbdFrame
 from rgbd_fusion_seg.training.datasets.base import LabelledFrame
 
+MAT_FAULTS = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError),
+    *(MatReadError, zlib.error),
+)
+"""What scipy raises on .mat files that are damaged, cut short or of another format."""
+
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
 _JPEG_END = b'\xff\xd9'
 _PALETTE, _GREY = 3, 0
+_PNG_BITS = 24
+"""Where the header of a PNG has the bits of a channel."""
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -32,7 +41,8 @@ def read_rgb(path: Path) -> np.ndarray:
 def read_plane(path: Path) -> np.ndarray:
     """Read an image of one channel, such as depth or labels, in the numbers it stores.
 
-    A PNG with a palette gives its 8-bit indices, which is what label tools store there.
+    A PNG with a palette gives its indices, which is what label tools store there; one of fewer
+    than 8 bits, such as a mask of two classes, gives its numbers, too.
 
     Returns:
         uint8 or uint16 (H, W).
@@ -40,11 +50,15 @@ def read_plane(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is absent, cut short, no image, or has several channels.
     """
-    image = _decode(_indices_as_grey(_whole(path)), cv2.IMREAD_UNCHANGED, path)
+    data = _indices_as_grey(_whole(path))
+    image = _decode(data, cv2.IMREAD_UNCHANGED, path)
     if image.ndim != 2:
         raise InputError(
             f'{path} has {image.shape[2]} channels; depth and labels are images of one channel'
         )
+    if data.startswith(_PNG) and (bits := data[_PNG_BITS]) < 8:
+        # Decoders spread fewer than 8 bits over all grey levels.
+        image //= 255 // (2**bits - 1)
     return image
 
 
@@ -63,7 +77,7 @@ def read_depth(path: Path, metres_per_unit: float) -> np.ndarray:
         return read_plane(path).astype(np.float32) * np.float32(metres_per_unit)
     try:
         depth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged header is read by Python's own parser
         raise InputError(f'{path} is no array that can be read ({error})') from error
     if depth.ndim != 2 or depth.dtype.kind not in 'fui':
         raise InputError(f'{path} is {depth.dtype} {depth.shape}, not numbers (H, W)')
@@ -172,9 +186,9 @@ def _png_is_whole(data: bytes) -> bool:
 
 
 def _indices_as_grey(data: bytes) -> bytes:
-    """Return a PNG of 8-bit palette indices as one of grey levels; decoders apply the palette."""
+    """Return a PNG of palette indices as one of grey levels; decoders apply the palette."""
     header = data[16:29]
-    if not data.startswith(_PNG) or header[8] != 8 or header[9] != _PALETTE:
+    if not data.startswith(_PNG) or header[9] != _PALETTE:
         return data
     header = header[:9] + bytes([_GREY]) + header[10:]
     start = data[:16] + header + zlib.crc32(b'IHDR' + header).to_bytes(4, 'big')

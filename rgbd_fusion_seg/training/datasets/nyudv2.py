@@ -21,7 +21,6 @@ import cv2
 import h5py
 import numpy as np
 import scipy.io
-from scipy.io.matlab import MatReadError
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
@@ -84,6 +83,11 @@ class NyuDepthV2:
         _require_one_of(split, self.SPLITS, 'split')
         _require_one_of(depth, ('filled', 'raw'), 'depth')
         _require_one_of(labels, (FROM_ONE, FROM_ZERO), 'labels')
+        if not 0 < depth_scale < np.inf:
+            raise InputError(
+                f'NYUDv2: depth_scale must be metres per unit of the depth images, such as 0.001, '
+                f'not {depth_scale}'
+            )
         self._options = [depth, labels, depth_scale]
         self._form = _open(Path(folder), depth == 'raw', labels, depth_scale)
         self.ids = self._form.ids(split)
@@ -290,7 +294,7 @@ def _small_mat(file: Path, key: str, source: str) -> np.ndarray:
         raise InputError(f'{file} is missing; take it from {source}')
     try:
         return scipy.io.loadmat(file)[key].ravel().astype(np.int64)
-    except (OSError, KeyError, ValueError, MatReadError) as error:
+    except files.MAT_FAULTS as error:
         raise InputError(
             f'{file} has no readable {key} ({error}); take it from {source}'
         ) from error

@@ -108,6 +108,8 @@ class OwnFolder:
             'ids': self.ids,
             'files': files.identity(path for i in self.ids for path in self._paths(i)),
             'table': {i: int(v) for i, v in enumerate(self.table) if v != _UNKNOWN},
+            # Files of two folders may be alike in name, size and time.
+            'patterns': [self.config.rgb, self.config.depth, self.config.labels],
             'unit': self.metres_per_unit,
             'camera': repr(self.intrinsics),
         }
@@ -321,6 +323,9 @@ def _read_config(file: Path) -> FolderConfig:
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8'))
         _require_texts(file, content)
+        # A key without a value is as one that is not there.
+        if isinstance(content, dict):
+            content = {key: value for key, value in content.items() if value is not None}
         return FolderConfig(**parser.parse_object({'data': content}).data.as_dict())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ArgumentError) as error:
         reason = ' '.join(str(error).split())

@@ -162,8 +162,13 @@ def check_data(config: DataConfig) -> DataCheck:
 
 def label_fault(name: str, pixels: Sequence[int]) -> str:
     """Return what is wrong with a split whose classes have so many pixels; '' if nothing is."""
-    if sum(int(n) for n in pixels):
+    if sum(int(n) > 0 for n in pixels) > 1:
         return ''
+    if any(pixels):
+        return (
+            f'all labelled pixels of {name} are of one class, so nothing can be learnt from it or '
+            'compared on it; check its labels, and which of their values are void'
+        )
     return (
         f'no pixel of {name} has a class, so nothing can be learnt from it or scored on it; '
         'check its labels, and which of their values are void'

@@ -8,7 +8,6 @@ MATLAB 7.3 file, which is HDF5; the other two are MATLAB 5 files.
 
 from __future__ import annotations
 
-import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,6 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import scipy.io
-from scipy.io.matlab import MatReadError
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED
@@ -34,12 +32,6 @@ MAX_DEPTH_M = 8.0
 SITE = 'https://rgbd.cs.princeton.edu'
 _UNPACK = f'unpack SUNRGBD.zip of {SITE} again'
 _UNPACK_TOOLBOX = f'unpack SUNRGBDtoolbox.zip of {SITE} again'
-
-_UNREADABLE = (
-    *(OSError, ValueError, TypeError, KeyError, NotImplementedError),
-    *(MatReadError, zlib.error),
-)
-"""What scipy raises on files that are damaged or of another format."""
 
 _TABLE = np.array([UNLABELLED, *range(len(SUNRGBD37))], dtype=np.uint8)
 
@@ -195,7 +187,7 @@ def _below_sunrgbd(name: str, path: Path) -> str:
 def _load_v5(path: Path, variable: str) -> np.ndarray:
     try:
         return scipy.io.loadmat(path, variable_names=[variable])[variable]
-    except _UNREADABLE as error:
+    except files.MAT_FAULTS as error:
         reason = str(error).strip('\'"') or type(error).__name__
         raise InputError(
             f'{path} cannot be read as a MATLAB 5 file with {variable} ({reason}); '

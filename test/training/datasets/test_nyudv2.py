@@ -166,6 +166,18 @@ def test_a_missing_small_file_is_named_with_its_origin(official, tmp_path, name,
         NyuDepthV2(folder, 'train')
 
 
+def test_a_small_file_that_is_cut_anywhere_is_told(official, tmp_path):
+    folder = tmp_path / 'copy'
+    shutil.copytree(official, folder)
+    content = {'trainNdxs': [[1]], 'testNdxs': [[2]]}
+    scipy.io.savemat(folder / 'splits.mat', content, do_compression=True)
+    whole = (folder / 'splits.mat').read_bytes()
+    for length in range(0, len(whole), 5):
+        (folder / 'splits.mat').write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r'splits\.mat has no readable'):
+            NyuDepthV2(folder, 'test')
+
+
 def test_a_half_downloaded_official_file_is_told(official, tmp_path):
     folder = tmp_path / 'copy'
     shutil.copytree(official, folder)

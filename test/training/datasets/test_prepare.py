@@ -171,6 +171,15 @@ def test_a_split_without_a_label_is_a_fault(copy, split):
         prepare_frames(config(copy))
 
 
+def test_a_split_of_one_class_is_a_fault(copy):
+    for number in (copy / 'train.txt').read_text().split():
+        cv2.imwrite(str(copy / f'labels/{number}.png'), np.ones((48, 64), np.uint8))
+    (fault,) = faults(copy)
+    assert 'all labelled pixels of tiny-train are of one class' in fault
+    with pytest.raises(InputError, match='of tiny-train are of one class'):
+        prepare_frames(config(copy))
+
+
 def test_classes_that_never_occur_are_named(copy, capsys):
     description = yaml.safe_load((copy / 'data.yaml').read_text())
     description['classes'] += ['door', 'lamp']
