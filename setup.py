@@ -29,6 +29,7 @@ EXTRAS = {
         'scipy>=1.13',
         'h5py>=3.11',
         'jsonargparse>=4.40',
+        'docstring-parser>=0.16',  # without it --help does not tell what options mean
         'safetensors>=0.5',
         *BUILDING,
     ],

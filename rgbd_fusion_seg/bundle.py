@@ -160,6 +160,19 @@ class ModelBundle:
         fitting = [b for m, b in self.single_sensor.items() if sensor_of(m) == sensor]
         return max(fitting, key=_test_mean_iou, default=None)
 
+    def answering_alone(self, sensor: str) -> ModelBundle:
+        """Return what answers from one sensor of `frame.SENSORS` alone, as :meth:`alone`.
+
+        Raises:
+            BundleError: nothing does.
+        """
+        if (bundle := self.alone(sensor)) is None:
+            raise BundleError(
+                f'the bundle {self.name} cannot answer from {sensor} alone: it holds no '
+                'network for that; use one that does, or give frames with both'
+            )
+        return bundle
+
     @property
     def input_size(self) -> tuple[int, int]:
         """Width and height of the leading input in pixels."""

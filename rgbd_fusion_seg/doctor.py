@@ -183,7 +183,7 @@ def _tensorrt(wanted: str) -> Iterator[Finding]:
 
     for name, found in installed_flavours().items():
         if isinstance(found, Flavour):
-            can = 'builds and runs engines' if found.can_build else 'runs engines'
+            can = 'to build and run engines' if found.can_build else 'to run engines'
             yield Finding('ok', name, f'{found.version}, {can}')
         else:
             yield Finding('note', name, str(found))

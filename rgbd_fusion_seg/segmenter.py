@@ -301,11 +301,7 @@ class Segmenter:
         """Return the segmenter of the network that answers from one sensor alone."""
         if sensor in self._alone:
             return self._alone[sensor]
-        if (bundle := self.bundle.alone(sensor)) is None:
-            raise BundleError(
-                f'the bundle {self.bundle.name} cannot answer from {sensor} alone: it holds no '
-                'network for that; use one that does, or give frames with both'
-            )
+        bundle = self.bundle.answering_alone(sensor)
         # A file named for this engine is of this network.
         options = {name: value for name, value in self._options.items() if name != 'engine_file'}
         alone = Segmenter(

@@ -56,7 +56,7 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
     for name, flavour in installed_flavours().items():
         if isinstance(flavour, Flavour):
             assert told[name].text.startswith(flavour.version)
-            assert ('builds' in told[name].text) == flavour.can_build
+            assert ('to build' in told[name].text) == flavour.can_build
         else:
             assert (told[name].mark, told[name].text) == ('note', str(flavour))
 

@@ -38,6 +38,8 @@ def _segment(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.segmenter import Segmenter
 
     bundle = load_bundle(options.bundle)
+    if options.only:  # what cannot be is told before the work
+        bundle.answering_alone(options.only)
     calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
     topics = BagTopics(options.color_topic, options.depth_topic, options.camera_info_topic)
     source = open_source(
@@ -47,7 +49,7 @@ def _segment(options: argparse.Namespace) -> int:
         topics=topics,
         only=sole_sensor(bundle, options.only),
     )
-    tell('preparing kernels (the first time ever they are compiled)')
+    tell('loading kernels (compiled once per installation, which takes up to a minute)')
     kernels.warm_up()
     segmenter = Segmenter(bundle, backend=options.backend, input_size=options.input_size)
     segmenter.warm_up()

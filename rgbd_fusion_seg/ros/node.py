@@ -160,7 +160,9 @@ class SegmentationNode(LifecycleNode):
         self._report_timer.reset()
         bundle = load_bundle(config.engine.bundle)
         began_s = time.monotonic()
-        self.get_logger().info('preparing kernels (the first time ever they are compiled)')
+        self.get_logger().info(
+            'loading kernels (compiled once per installation, which takes up to a minute)'
+        )
         kernels.warm_up()
         preload = config.single_sensor.preload
         self._segmenter = self._open_segmenter(bundle, self._tell_step_down, preload)

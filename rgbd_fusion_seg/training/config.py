@@ -209,7 +209,8 @@ class TrainConfig:
         output: folder for checkpoints, TensorBoard events and reports.
         batch_size: views a step, over all processes.
         epochs: passes over the training frames; synthetic views come on top.
-        max_minutes: end by then, with the whole schedule run through; 0 = no limit.
+        max_minutes: of training, with the whole schedule run through; preparing the frames and
+            scoring at the end come on top; 0 = no limit.
         evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
         save_every: epochs between checkpoints; 0 = by time only.
         save_minutes: minutes between checkpoints, whichever comes first; 0 = by epochs only.

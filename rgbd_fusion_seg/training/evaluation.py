@@ -29,6 +29,7 @@ from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, read_frame
+from rgbd_fusion_seg.training.datasets.own_folder import OwnFolder
 from rgbd_fusion_seg.training.datasets.prepare import rooms_fault
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
 from rgbd_fusion_seg.training.inputs import Normaliser, whole_frames
@@ -233,7 +234,8 @@ def scored_sources(data: DataConfig) -> dict[str, FrameSource]:
     source = open_dataset(data.dataset, 'test')
     if fault := rooms_fault(data, source.classes):
         raise InputError(fault)
-    sources = {f'{data.dataset.name}_{data.dataset.test_split or "test"}': source}
+    dataset = source.config.name if isinstance(source, OwnFolder) else data.dataset.name
+    sources = {f'{dataset}_{data.dataset.test_split or "test"}': source}
     if data.synthetic_test_frames and source.classes.names == NYU40_CLASSES:
         rooms = SyntheticRooms(data.synthetic_test_frames, HELD_OUT_SEED)
         sources.setdefault('synthetic_test', rooms)

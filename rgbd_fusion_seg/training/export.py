@@ -130,6 +130,7 @@ def export(
         train = cached_frames(open_dataset(data.dataset, 'train'), Path(data.cache))
         loaded.info['depth_range_m'] = train.depth_range_m
     parts = unimodal_checkpoints(loaded) if single_sensor else {}
+    replaced = bundle.exists()
     with replacing(bundle) as draft, _blaming(checkpoint, draft):
         wanted = {'': loaded, **{part_folder(m): part for m, part in parts.items()}}
         for name, network in wanted.items():
@@ -145,6 +146,7 @@ def export(
             sources = scored_sources(data)
             for name in wanted:
                 _score(draft / name, sources)
+    print(f'written to {bundle}' + (', which held a bundle before' if replaced else ''))
     if fused_size is not None:
         fused = fused_beside(load_bundle(bundle), fused_size, fuse_hha)
         print(f'{fused.path} has the graph that takes frames')

@@ -39,9 +39,11 @@ def write_report(
     if study.document:
         document = Path(study.document)
         image = document.parent / 'images' / f'study_{study.name}.png'
-        pictures.append(image)
         shown = f'\n![mIoU of each row](images/{image.name})\n' if entries else ''
-        insert(document, study.name, text + shown)
+        # Another version of the plotting library draws the same numbers in other bytes.
+        if insert(document, study.name, text + shown) or not image.is_file():
+            pictures.append(image)
+            print(f'written to {document}')
     for path in pictures if entries else ():
         path.parent.mkdir(exist_ok=True)
         picture(study, entries).savefig(path, dpi=110)
@@ -142,15 +144,21 @@ def picture(study: StudyConfig, entries: list[Entry]) -> Figure:
     return figure
 
 
-def insert(document: Path, name: str, text: str) -> None:
+def insert(document: Path, name: str, text: str) -> bool:
     """Replace what stands between a study's markers in a Markdown file.
+
+    Returns:
+        Whether something else stood there.
 
     Raises:
         InputError: the file or the markers are not there.
     """
     before, after = around(document, name)
     whole = f'{before}\n{text}{after}'
+    if whole == document.read_text(encoding='utf-8'):
+        return False
     write_atomically(document, lambda part: part.write_text(whole, encoding='utf-8'))
+    return True
 
 
 def around(document: Path, name: str) -> tuple[str, str]:

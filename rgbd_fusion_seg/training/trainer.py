@@ -71,7 +71,8 @@ def train(run: TrainConfig) -> None:
         TrainingError: the disk is full.
     """
     trainer = Trainer(run)
-    trainer.fit()
+    if trainer.fit():
+        trainer.fabric.print(f'written to {trainer.folder}')
     if torch.distributed.is_initialized():
         # A process that leaves while others still talk to it takes them down.
         trainer.fabric.barrier()

@@ -198,3 +198,12 @@ def test_data_that_is_not_there_is_one_sentence(tmp_path):
     assert 'nowhere' in last
     assert 'Traceback' not in result.stderr
     assert result.stdout.strip().splitlines()[-1] == '[]'
+
+
+def test_help_tells_what_options_mean(training):
+    """What jsonargparse reads from docstrings, where the library for it is installed."""
+    shown = training('train', '--help').stdout
+    assert 'peak learning rate' in shown
+    shown = training('--help').stdout
+    assert 'Score a checkpoint or a bundle' in shown
+    assert '<function' not in shown
