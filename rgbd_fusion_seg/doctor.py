@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,14 +181,16 @@ def _tensorrt(wanted: str) -> Iterator[Finding]:
     """Tell of TensorRT, and of the engines of a bundle and of all that are found by name."""
     from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
 
-    for name, found in installed_flavours().items():
+    flavours = installed_flavours()
+    runtimes = {n: f.version if isinstance(f, Flavour) else f for n, f in flavours.items()}
+    for name, found in flavours.items():
         if isinstance(found, Flavour):
             can = 'to build and run engines' if found.can_build else 'to run engines'
             yield Finding('ok', name, f'{found.version}, {can}')
         else:
             yield Finding('note', name, str(found))
     for bundle in _all_bundles(wanted):
-        yield from _engines_of(bundle)
+        yield from _engines_of(bundle, runtimes)
 
 
 def _all_bundles(wanted: str) -> Iterator[ModelBundle]:
@@ -208,14 +210,14 @@ def _all_bundles(wanted: str) -> Iterator[ModelBundle]:
                 yield part
 
 
-def _engines_of(bundle: ModelBundle) -> Iterator[Finding]:
-    from rgbd_fusion_seg.engine.engine_files import (
-        belongs_to,
-        list_engines,
-        list_without_card,
-        read_plan,
-    )
+def _engines_of(bundle: ModelBundle, runtimes: Mapping[str, Any]) -> Iterator[Finding]:
+    from rgbd_fusion_seg.engine.cuda import find_device
+    from rgbd_fusion_seg.engine.engine_choice import misfit_here
+    from rgbd_fusion_seg.engine.engine_files import list_engines, list_without_card, read_plan
 
+    device = None
+    with suppress(RgbdFusionSegError):  # told among the engines
+        device = find_device()
     for path, card in list_engines(bundle).items():
         try:
             if isinstance(card, RgbdFusionSegError):
@@ -224,9 +226,8 @@ def _engines_of(bundle: ModelBundle) -> Iterator[Finding]:
         except RgbdFusionSegError as error:
             yield Finding('bad', path.stem, str(error))
             continue
-        if not belongs_to(card, bundle):
-            text = f'was built from another ONNX file than {bundle.weights_path}; build it again'
-            yield Finding('note', path.stem, text)
+        if reason := misfit_here(card, bundle, runtimes, device):
+            yield Finding('note', path.stem, f'of {bundle.path}: {reason}; build it again')
             continue
         runs_on = card.gpu or f'compute capability {", ".join(card.compute_capabilities)}'
         text = f'of {card.bundle}, {card.precision}, {card.flavour} {card.version}, {runs_on}'

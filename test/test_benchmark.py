@@ -208,6 +208,8 @@ def test_a_process_of_its_own_that_fails_says_why(tiny_bundle):
         (['--backends', 'abacus'], "no inference backend 'abacus'; choose from: tensorrt"),
         (['--backends', 'tensorrt'], 'tensorrt cannot run here: '),
         (['--frames', 'absent'], 'there is no folder absent'),
+        (['--intrinsics', '1,1,1,1'], 'tell of --frames; give these too'),
+        (['--depth-scale', '0.5'], 'tell of --frames; give these too'),
         (['--input-size', '128x96'], 'takes 64x48 images only'),
         (['--json', '/proc/x/y.json'], '/proc/x/y.json cannot be written'),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from rgbd_fusion_seg import doctor, engine
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.cli import main
 from rgbd_fusion_seg.depth import valid_mask
-from rgbd_fusion_seg.engine.engine_files import EngineCard, writable_folder, write_engine
+from rgbd_fusion_seg.engine import flavours
+from rgbd_fusion_seg.engine.engine_files import (
+    EngineCard,
+    EngineTensor,
+    writable_folder,
+    write_engine,
+)
 from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
 
 
@@ -43,6 +50,19 @@ def test_healthy(tiny_bundle, tmp_path, capsys):
     assert 'The pipeline can run here.' in capsys.readouterr().out
 
 
+HERE = {'tensorrt': Flavour('tensorrt', ModuleType('trt'), '10.3.0')}
+
+
+def card_of(bundle, gpu):
+    tensors = tuple(
+        EngineTensor(name, 'input', form.dtype, form.shape, ())
+        for name, form in bundle.graph_inputs.items()
+    )
+    return EngineCard(
+        bundle.name, bundle.weights_sha256, 'tensorrt', '10.3.0', 'fp16', ('8.7',), gpu, tensors
+    )
+
+
 def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
     bundles = pytest.importorskip('bundles', reason='making bundles needs onnx')
     monkeypatch.setattr('rgbd_fusion_seg.engine.BACKENDS', dict(engine.BACKENDS))
@@ -60,15 +80,19 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
         else:
             assert (told[name].mark, told[name].text) == ('note', str(flavour))
 
+    monkeypatch.setattr(flavours, 'installed_flavours', lambda: HERE)
     bundle = load_bundle(folder)
-    card = EngineCard(
-        'tiny', bundle.weights_sha256, 'tensorrt', '10.3.0', 'fp16', ('8.7',), 'Orin', ()
-    )
+    card = card_of(bundle, 'Orin')
     engines = writable_folder(bundle)
     for name in ('good', 'lost', 'cut'):
         write_engine(engines, name, b'an engine', card)
-    older = dataclasses.replace(card, onnx_sha256='0' * 64)
-    write_engine(engines, 'old', b'an engine', older)
+    others = {
+        'old': {'onnx_sha256': '0' * 64},
+        'foreign': {'version': '10.4.0'},
+        'half': {'tensors': tuple(dataclasses.replace(t, dtype='float16') for t in card.tensors)},
+    }
+    for name, change in others.items():
+        write_engine(engines, name, b'an engine', dataclasses.replace(card, **change))
     next(engines.glob('lost-*.engine')).unlink()
     next(engines.glob('cut-*.engine')).write_bytes(b'an eng')
     (engines / 'bare.engine').write_bytes(b'an engine')
@@ -80,6 +104,8 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
         'lost': ('bad', 'cannot be read (No such file or directory); build it again'),
         'cut': ('bad', 'it was damaged, cut short or replaced'),
         'old': ('note', 'was built from another ONNX file'),
+        'foreign': ('note', 'was built by tensorrt 10.4.0, and here is 10.3.0; build it again'),
+        'half': ('note', 'takes float16 for its input rgb, not float32; build it again'),
         'bare': ('note', 'for no card beside it names it'),
     }
     for name, (mark, text) in words.items():
@@ -90,17 +116,16 @@ def test_engines_and_why_a_better_one_is_not_used(tmp_path, monkeypatch):
     assert trial['engine'].text == 'tensorrt (stand-in)'
 
 
-def test_engines_of_the_wanted_bundle_and_of_parts_are_checked_each_once(tmp_path):
+def test_engines_of_the_wanted_bundle_and_of_parts_are_checked_each_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(flavours, 'installed_flavours', lambda: HERE)
     parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
     outside = parts.write_with_parts(tmp_path / 'outside')
     by_name = parts.write_with_parts(tmp_path / 'models/named')
     for folder, prefix in ((outside, 'wanted'), (by_name, 'other')):
         whole = load_bundle(folder)
         for bundle in (whole, *whole.single_sensor.values()):
-            card = EngineCard(
-                bundle.name, bundle.weights_sha256, 'tensorrt', '10.3', 'fp16', ('8.7',), '', ()
-            )
-            write_engine(writable_folder(bundle), f'{prefix}-{bundle.path.name}', b'plan', card)
+            name = f'{prefix}-{bundle.path.name}'
+            write_engine(writable_folder(bundle), name, b'plan', card_of(bundle, ''))
     next((outside / 'engines').glob('*.engine')).write_bytes(b'pl')
 
     told = doctor.examine(str(outside)).sections['TensorRT']

@@ -16,6 +16,7 @@ from rgbd_fusion_seg.engine.engine_files import EngineCard, build_lock, read_car
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.preprocess import network_inputs
+from rgbd_fusion_seg.replay.calibration import Calibration
 from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.timing import percentiles_ms
@@ -32,6 +33,8 @@ def check_engine(
     source: Path | None = None,
     num_frames: int = 8,
     repeats: int = 100,
+    calibration: Calibration | None = None,
+    depth_scale_m: float | None = None,
 ) -> EngineCard:
     """Run a TensorRT engine on frames, and note on its card how it did.
 
@@ -41,6 +44,7 @@ def check_engine(
         source: a recording, as of ``rgbd-fusion-seg segment``; default: synthetic rooms.
         num_frames: to compare, spread over the recording.
         repeats: inferences to time.
+        calibration, depth_scale_m: of the recording, as of `open_source`.
 
     Returns:
         The card with its new entries.
@@ -54,7 +58,12 @@ def check_engine(
     if source is None:
         frames, which, _ = synthetic_frames(num_frames, bundle)
     else:
-        recording = open_source(source, only=sole_sensor(bundle))
+        recording = open_source(
+            source,
+            calibration=calibration,
+            depth_scale_m=depth_scale_m,
+            only=sole_sensor(bundle),
+        )
         frames, which, _ = recorded_frames(recording, source, num_frames)
     measured = read_card(path)
     with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -43,8 +44,9 @@ def _build_engine(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
 
     bundle, sizes = load_bundle(options.bundle), tuple(options.sizes or ())
+    camera = _camera(options)
     if options.frames is not None:  # what cannot be is told before the work
-        open_source(options.frames, only=sole_sensor(bundle))
+        open_source(options.frames, only=sole_sensor(bundle), **camera)
     fuses = options.fuse_postprocess or options.fuse_hha
     if options.frame_size and not fuses:
         raise InputError('--frame-size belongs to --fuse-postprocess and --fuse-hha; add one')
@@ -71,7 +73,7 @@ def _build_engine(options: argparse.Namespace) -> int:
     if card.agreement is None or options.frames is not None:
         sizes = card.options['sizes']
         bundle = bundle.resized(*sizes[len(sizes) // 2])
-        _check(bundle, path, options.frames)
+        _check(bundle, path, options.frames, camera)
     print(read_card(path).text(path))
     if not bar.shown:
         print('nothing was built, for this engine fits; --force builds it again')
@@ -93,7 +95,19 @@ def _fused(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> Model
     return fused
 
 
-def _check(bundle: ModelBundle, path: Path, frames: Path | None) -> None:
+def _camera(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options tell of the camera of ``--frames``, as of `open_source`."""
+    from rgbd_fusion_seg.replay.calibration import parse_calibration
+
+    if options.frames is None and (options.intrinsics or options.depth_scale is not None):
+        raise InputError('--intrinsics and --depth-scale tell of --frames; give these too')
+    return {
+        'calibration': parse_calibration(options.intrinsics) if options.intrinsics else None,
+        'depth_scale_m': options.depth_scale,
+    }
+
+
+def _check(bundle: ModelBundle, path: Path, frames: Path | None, camera: dict[str, Any]) -> None:
     """Compare a new engine with ONNX Runtime where a GPU can run it, else say why not."""
     from rgbd_fusion_seg.engine.cuda import find_device
 
@@ -101,7 +115,7 @@ def _check(bundle: ModelBundle, path: Path, frames: Path | None) -> None:
         find_device()
         from rgbd_fusion_seg.benchmark.engine_check import check_engine
 
-        check_engine(bundle, path, frames)
+        check_engine(bundle, path, frames, **camera)
     except (EngineError, FrameError) as error:
         tell(f'agreement with ONNX Runtime and latency were not measured: {error}')
 
@@ -137,9 +151,9 @@ def _benchmark(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg import kernels
     from rgbd_fusion_seg.benchmark import compare, report
     from rgbd_fusion_seg.bundle import load_bundle
-    from rgbd_fusion_seg.replay.calibration import parse_calibration
     from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
 
+    camera = _camera(options)
     bundle = load_bundle(options.bundle)
     if options.input_size is not None:
         bundle = bundle.resized(*options.input_size)
@@ -148,13 +162,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         report.check_writable(options.json)
     kernels.warm_up()
     if options.frames is not None:
-        calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
-        source = open_source(
-            options.frames,
-            calibration=calibration,
-            depth_scale_m=options.depth_scale,
-            only=sole_sensor(bundle),
-        )
+        source = open_source(options.frames, only=sole_sensor(bundle), **camera)
         frames = compare.recorded_frames(source, options.frames, options.max_frames)
     else:
         tell('no --frames were given: the engines are compared on synthetic rooms')
@@ -228,6 +236,7 @@ def _add_build_engine(commands: Commands) -> None:
         metavar='PATH',
         help='folder or bag to compare engine and ONNX Runtime on (default: a synthetic room)',
     )
+    add_camera(parser)
     parser.add_argument('--force', action='store_true', help='build even if an engine fits')
     parser.add_argument(
         '--wait', action='store_true', help='until another process has built its engine'

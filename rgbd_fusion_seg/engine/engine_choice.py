@@ -19,7 +19,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     belongs_to,
     engine_folders,
 )
-from rgbd_fusion_seg.engine.flavours import FLAVOURS
+from rgbd_fusion_seg.engine.flavours import FLAVOURS, version_numbers
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.locations import list_bundles
 
@@ -79,6 +79,31 @@ def fitting_engines(
     return sorted(found, key=_rank)
 
 
+def misfit_here(
+    card: EngineCard,
+    bundle: ModelBundle,
+    runtimes: Mapping[str, str | EngineError],
+    device: Device | None,
+) -> str:
+    """Return why an engine does not fit, as the end of a sentence that begins with its name.
+
+    Args:
+        card, bundle, runtimes: as of :func:`fitting_engines`.
+        device: the GPU; None where there is none, which is no reason here.
+
+    Returns:
+        The reason; empty where it fits.
+    """
+    try:
+        if device is not None:
+            _check_card(card, bundle, device, '')
+        _check_network(card, bundle)
+        _runtime_for(card, runtimes)
+    except _MisfitError as misfit:
+        return str(misfit)
+    return ''
+
+
 def runs_engine(flavour: str, version: str, card: EngineCard) -> bool:
     """Return whether a flavour of TensorRT can run an engine.
 
@@ -91,7 +116,7 @@ def runs_engine(flavour: str, version: str, card: EngineCard) -> bool:
         return True
     if not compatible or flavour not in ('tensorrt', 'tensorrt_lean'):
         return False
-    built, here = _numbers(card.version), _numbers(version)
+    built, here = version_numbers(card.version), version_numbers(version)
     return here >= built and (built[:1] == here[:1] or (built[:1], here[:1]) == ((10,), (11,)))
 
 
@@ -106,8 +131,7 @@ def sizes_misfit(tensor: EngineTensor, shape: tuple[int, ...]) -> str:
 
 
 def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision: str) -> None:
-    if not belongs_to(card, bundle):
-        raise _MisfitError(f'was built from another ONNX file than {bundle.weights_path.name}')
+    _check_network(card, bundle)
     if precision and card.precision != precision:
         raise _MisfitError(f'computes in {card.precision}, not in {precision}')
     here = f'{platform.system().lower()} {platform.machine()}'
@@ -119,18 +143,19 @@ def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision
             f'was built for compute capability {built_for}, and this GPU has '
             f'{device.compute_capability}'
         )
-    _check_tensors(card, bundle)
 
 
 def _runs_on(card: EngineCard, capability: str) -> bool:
     if capability in card.compute_capabilities:
         return True
     # "8.0, 8.6, 8.9, 12.0, and later": of the newest generation RTX engines fit what follows.
-    newest = max(map(_numbers, card.compute_capabilities), default=())
-    return card.flavour == 'tensorrt_rtx' and (12, 0) <= newest <= _numbers(capability)
+    newest = max(map(version_numbers, card.compute_capabilities), default=())
+    return card.flavour == 'tensorrt_rtx' and (12, 0) <= newest <= version_numbers(capability)
 
 
-def _check_tensors(card: EngineCard, bundle: ModelBundle) -> None:
+def _check_network(card: EngineCard, bundle: ModelBundle) -> None:
+    if not belongs_to(card, bundle):
+        raise _MisfitError(f'was built from another ONNX file than {bundle.weights_path.name}')
     inputs = {tensor.name: tensor for tensor in card.tensors if tensor.mode == 'input'}
     expected = bundle.graph_inputs
     if set(inputs) != set(expected):
@@ -181,10 +206,6 @@ def _none_fits(bundle: ModelBundle, device: Device, reasons: list[str]) -> str:
         f'no TensorRT engine of {bundle.name} fits this machine ({device}): '
         f'{"; ".join(reasons)}; {remedy}'
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split('.') if part.isdigit())
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -174,7 +174,7 @@ def read_card(path: Path) -> EngineCard:
             raise ValueError('it is of another format')
         card: EngineCard = _typed(entries, EngineCard, 'card')
         _check_entries(card)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = 'it is absent' if isinstance(error, FileNotFoundError) else f'{error}'
         raise EngineError(
             f'the card {path} of an engine cannot be used ({reason}); build the engine again'

@@ -19,6 +19,9 @@ _REMEDIES = {
     'tensorrt_rtx': 'pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings',
     'tensorrt_lean': 'pip install tensorrt-lean-cu13-libs tensorrt-lean-cu13-bindings',
 }
+_OLDEST = {'tensorrt': (10,), 'tensorrt_rtx': (1, 2), 'tensorrt_lean': (10,)}
+"""The first versions that have all that is used: strongly typed networks in the API of TensorRT
+10, and of RTX engines that ask for no memory of their own."""
 FLAVOURS = tuple(_REMEDIES)
 """Names, best first. The lean one runs engines and cannot build them."""
 
@@ -45,7 +48,8 @@ def import_flavour(name: str) -> Flavour:
     """Import one of :data:`FLAVOURS`.
 
     Raises:
-        EngineError: an unknown name, a package that is absent, or one that cannot be imported.
+        EngineError: an unknown name, a package that is absent, too old, or one that cannot be
+            imported.
     """
     if name not in FLAVOURS:
         raise EngineError(
@@ -60,7 +64,18 @@ def import_flavour(name: str) -> Flavour:
             f'{name} is installed but cannot be imported ({type(error).__name__}: {error}); '
             f'{_REMEDIES[name]} anew'
         ) from error
-    return Flavour(name, trt, trt.__version__)
+    found, oldest = trt.__version__, _OLDEST[name]
+    if version_numbers(found)[: len(oldest)] < oldest:
+        needed = '.'.join(map(str, oldest))
+        raise EngineError(
+            f'{name} {found} is too old, {needed} or newer is needed; {_REMEDIES[name]}'
+        )
+    return Flavour(name, trt, found)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers in a version or a compute capability, to compare them."""
+    return tuple(int(part) for part in version.split('.') if part.isdecimal())
 
 
 def installed_flavours() -> dict[str, Flavour | EngineError]:

@@ -119,12 +119,12 @@ class TensorRtEngine:
             self._outputs = _checked_outputs(tensors, bundle, card)
             context = _create_context(flavour, engine, kernels, stream, card, cuda_graph)
             made.callback(context.close)
-            self._execution = Execution(
+            self.execution = Execution(
                 context, tensors, stream, cuda_graph, card.engine_file, logger_of(flavour)
             )
-            made.callback(self._execution.close)
+            made.callback(self.execution.close)
             # So that the first frame is not slow, and a failure shows while opening.
-            self._execution.run(zero_inputs(bundle))
+            self.execution.run(zero_inputs(bundle))
             if context.cache is not None:
                 kernels.save(context.cache)
             # Also where nobody closes the engine, and then before TensorRT is unloaded.
@@ -133,7 +133,7 @@ class TensorRtEngine:
     @property
     def uses_cuda_graph(self) -> bool:
         """Whether inferences are started as one CUDA graph."""
-        return self._execution.uses_graph
+        return self.execution.uses_graph
 
     def infer(
         self,
@@ -161,7 +161,7 @@ class TensorRtEngine:
         """
         if not self._close.alive:
             raise EngineError(f'the engine {self.name} is closed; open a new one')
-        return self._execution.run(feeds)
+        return self.execution.run(feeds)
 
     def close(self) -> None:
         """Free the engine, its memory and its stream; closing again does nothing."""

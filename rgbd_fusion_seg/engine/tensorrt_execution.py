@@ -88,12 +88,16 @@ class Execution:
             self._prepare(shapes)
         for name in self._inputs:
             np.copyto(self._arrays[name], feeds[name])
+        self.infer()
+        return {name: self._arrays[name].copy() for name in self._outputs}
+
+    def infer(self) -> None:
+        """Run on what is in the inputs' pinned memory, from there and back to it, and wait."""
         if self._graph is None:
             self._enqueue()
         else:
             self._graph.launch(self._stream)
         self._stream.synchronize()
-        return {name: self._arrays[name].copy() for name in self._outputs}
 
     def close(self) -> None:
         """Free the graph and the memory."""
@@ -152,6 +156,7 @@ class Execution:
             self._graph = Graph(self._stream, self._enqueue)
         except EngineError as error:
             self._use_graph = False
+            self._logger.pop_error()  # it is told here, and not of what fails later
             _log.warning('%s runs without a CUDA graph, a little slower: %s', self._name, error)
 
     def _drop_graph(self) -> None:

@@ -15,6 +15,10 @@ CURRENT = 'current'
 """Stands for the compute capability of the GPU at hand."""
 
 
+MOST_WORKSPACE_MIB = 1 << 20
+"""A TiB, more than any GPU has."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """How an engine is built.
@@ -71,8 +75,10 @@ class BuildOptions:
                     f'the sizes {", ".join(map(size_text, self.sizes))} do not grow; give the '
                     'smallest, the best and the largest, in this order'
                 )
-        if self.workspace_mib < 0:
-            raise InputError(f'workspace_mib must not be negative, got {self.workspace_mib}')
+        if not 0 <= self.workspace_mib <= MOST_WORKSPACE_MIB:
+            raise InputError(
+                f'workspace_mib must be 0 to {MOST_WORKSPACE_MIB}, got {self.workspace_mib}'
+            )
         if self.optimization_level is not None and self.optimization_level not in range(6):
             raise InputError(
                 f'the optimisation level must be 0 to 5, got {self.optimization_level}'

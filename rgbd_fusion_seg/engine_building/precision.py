@@ -79,13 +79,17 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int | None, ..
     """Fix sides of inputs, in place; None leaves one as it is.
 
     Raises:
-        ValueError: an input has another number of sides.
+        ValueError: an input has another number of sides, or a side that is fixed otherwise.
     """
     if not shapes:
         return
     for value in model.graph.input:
         sides = value.type.tensor_type.shape.dim
         for side, size in zip(sides, shapes.get(value.name, (None,) * len(sides)), strict=True):
+            if side.HasField('dim_value') and size not in (None, side.dim_value):
+                raise ValueError(
+                    f'its input {value.name} is fixed to {side.dim_value}, not {size}'
+                )
             if size is not None:
                 side.dim_value = size
     # What is recorded of the shapes behind them is no longer true.

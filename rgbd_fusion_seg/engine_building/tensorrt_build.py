@@ -283,6 +283,7 @@ def _build(
             if len(sized) > 1:
                 config.add_optimization_profile(_profile(builder, network, sized))
             cache = _load_timing_cache(config, options.timing_cache)
+            logger.pop_error()  # of a timing cache that does not fit, which was told
             observer = monitor(trt, watch)  # it has to live as long as the build
             config.progress_monitor = observer
             plan = builder.build_serialized_network(network, config)
@@ -374,7 +375,8 @@ def _checked_tensors(network: Any, sized: tuple[ModelBundle, ...]) -> tuple[Engi
         shape = [None if side == -1 else side for side in found.shape]
         kind = ONNX_TYPES.get(found.dtype, found.dtype)
         modes[found.mode].append(Declared(found.name, shape, kind))
-    check_graph(modes['input'], modes['output'], sized[0])
+    for bundle in sized:
+        check_graph(modes['input'], modes['output'], bundle)
     return tensors
 
 
@@ -421,8 +423,12 @@ def _failure(
     flavour: Flavour, bundle: ModelBundle, options: BuildOptions, reason: str
 ) -> EngineError:
     limit = options.workspace_mib
-    remedy = f'; its kernels may use {limit} MiB: allow more (--workspace)' if limit else ''
-    return EngineError(f'{flavour} could not build the engine of {bundle.name}: {reason}{remedy}')
+    remedy = 'take a smaller size, or a machine with more memory, if it is that'
+    if limit:
+        remedy = f'its kernels may use {limit} MiB: allow more (--workspace)'
+    return EngineError(
+        f'{flavour} could not build the engine of {bundle.name}: {reason}; {remedy}'
+    )
 
 
 def _load_timing_cache(config: Any, path: str | Path | None) -> Any:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
 from rgbd_fusion_seg.training.config import NetworkConfig
 from rgbd_fusion_seg.training.cost import empty_network
+from rgbd_fusion_seg.training.network_options import check_options
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network
 from rgbd_fusion_seg.training.public_checkpoints import read_tensors
 from rgbd_fusion_seg.training.public_weights import public_tensors
@@ -30,7 +30,7 @@ def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:
         InputError: an unknown network or option, or a checkpoint that does not fit.
     """
     if config.name in NETWORKS:
-        _check_options(config.name, config.options)
+        check_options(config.name, config.options)
     try:
         network = build_network(config.name, len(classes), **config.options)
     except (TypeError, ValueError, RuntimeError) as error:  # torch's own words of odd sizes
@@ -56,29 +56,6 @@ def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:
     if config.init_from:
         _start_from(network, config, classes)
     return network
-
-
-def _check_options(name: str, options: dict[str, Any]) -> None:
-    """Check that a network has these options, and that their values are of the right types."""
-    parser = ArgumentParser(exit_on_error=False)
-    # Follows ``**options`` to the classes that take them.
-    known = parser.add_class_arguments(NETWORKS[name], skip={'num_classes'})
-    for option in options.keys() - {*known}:
-        raise InputError(f'{name} has no option {option!r}; it has {", ".join(known)}')
-    try:
-        parsed = parser.parse_object(options, defaults=False)
-    except ArgumentError as error:
-        reason = ' '.join(str(error).replace('Parser key', 'option').split())
-        raise InputError(f'{name} cannot be built, {reason}') from error
-    defaults = parser.get_defaults()
-    for option, value in options.items():
-        absent = value is None and defaults[option] is not None
-        # A number that YAML reads as text, such as 2e-2, would be text in the checkpoint too.
-        if absent or (isinstance(value, str) and parsed[option] != value):
-            raise InputError(
-                f'the option {option} of {name} must be a {type(defaults[option]).__name__}, '
-                f'got {value!r}; YAML reads a number such as 2.0e-2 only with its point'
-            )
 
 
 def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:

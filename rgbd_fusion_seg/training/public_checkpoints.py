@@ -24,6 +24,7 @@ from rgbd_fusion_seg.palette import NYU40_COLORS
 from rgbd_fusion_seg.training.checkpoints import class_entries, save_checkpoint
 from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
+from rgbd_fusion_seg.training.network_options import check_options
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.public_names import SYSTEMS, Variant
@@ -74,8 +75,14 @@ def import_weights(
                 f'{source} has {found} classes, but {what} tells {number}; give {found} or none'
             )
     network_options = {**variant.options, **(options or {})}
+    check_options(variant.network, network_options)
     _check_branches(source, variant, network_options)
     network = _network(variant, len(class_set), network_options, weights)
+    if unknown := [name for name in network.modalities if name not in published.statistics]:
+        raise InputError(
+            f'the public {system} was trained on {" and ".join(published.statistics)}, so how '
+            f'{" and ".join(unknown)} is to be normalised is not known; take one of those'
+        )
     info = {
         'network': variant.network,
         'options': network_options,

@@ -8,9 +8,15 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.config import TrainConfig
 
 
-def check_norms(config: TrainConfig) -> None:
-    """Raise InputError where norms would keep statistics that they do not have."""
+def check_frozen(config: TrainConfig) -> None:
+    """Raise InputError where norms or encoders would keep what they do not have."""
     network = config.network
+    whole = network.init_from or (network.init_rgb and network.init_hha)
+    if network.options.get('freeze_experts') and not whole:
+        raise InputError(
+            'freeze_experts keeps the weights of both encoders, which are random here; give '
+            'network.init_rgb and network.init_hha, or leave freeze_experts out'
+        )
     if network.options.get('freeze_norms') and not (network.init_from or network.init_backbone):
         raise InputError(
             'freeze_norms keeps the statistics of norms, and a network from scratch has none; '

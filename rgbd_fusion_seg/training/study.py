@@ -24,7 +24,7 @@ from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, wr
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import STATE_NAME
 from rgbd_fusion_seg.training.initialisation import make_network
-from rgbd_fusion_seg.training.run_checks import check_norms, check_size
+from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
 from rgbd_fusion_seg.training.study_plan import planned_epochs
 from rgbd_fusion_seg.training.study_record import write_record
@@ -129,7 +129,7 @@ def _wanted(study: StudyConfig, only: Sequence[str] | None) -> set[str]:
 
 def _check_network(config: TrainConfig) -> nn.Module:
     """Build a row's network without memory for its weights, for errors that it would end with."""
-    check_norms(config)
+    check_frozen(config)
     bare = dataclasses.replace(config.network, **NO_FILES)
     with torch.device('meta'):
         network = make_network(bare, ('one', 'other'))

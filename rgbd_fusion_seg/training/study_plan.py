@@ -124,7 +124,8 @@ def measured_seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[
     bare = RowConfig(row.name, network=row.network)
     config = row_config(study, bare, 0, 1)
     config.output = str(output / 'speed' / row.name)
-    config.network.options.pop('freeze_norms', None)  # is for the weights that it lacks here
+    for option in ('freeze_norms', 'freeze_experts'):  # are for weights that it lacks here
+        config.network.options.pop(option, None)
     start = time.perf_counter()
     trainer = Trainer(config)
     batches = trainer.views().batches(0, sys.maxsize)

@@ -47,7 +47,7 @@ from rgbd_fusion_seg.training.optimiser import (
     set_learning_rates,
 )
 from rgbd_fusion_seg.training.processes import make_fabric
-from rgbd_fusion_seg.training.run_checks import check_norms, check_size
+from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
 from rgbd_fusion_seg.training.stopping import Clock, StopSignal
 from rgbd_fusion_seg.training.views import TrainingViews
 
@@ -85,7 +85,7 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = Path(config.output)
-        check_norms(config)
+        check_frozen(config)
         check_writable(self.folder)
         self.fabric = make_fabric(config)
         before = saved_run(self.folder, config, self.fabric)

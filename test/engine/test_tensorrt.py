@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -737,3 +738,26 @@ def test_the_stand_in_s_functions_take_what_the_real_ones_take():
         parameters = [p for p in inside.split(',') if p.strip()]
         own = list(inspect.signature(vars(HostCuda)[name]).parameters)[1:]
         assert len(parameters) == len(own), documented
+
+
+@pytest.mark.parametrize(
+    ('name', 'version', 'usable'),
+    [
+        ('tensorrt', '8.6.1', False),
+        ('tensorrt', '10.3.0', True),
+        ('tensorrt_rtx', '1.1.1.26', False),
+        ('tensorrt_rtx', '1.2.0.54', True),
+    ],
+)
+def test_a_tensorrt_that_is_too_old_is_told(monkeypatch, name, version, usable):
+    """Those that lack what is used: an attribute error in the middle of a build else."""
+    from rgbd_fusion_seg.engine import flavours
+
+    found = ModuleType(name)
+    found.__version__ = version
+    monkeypatch.setattr(flavours, '_import', lambda _: found)
+    if usable:
+        assert flavours.import_flavour(name).version == version
+    else:
+        with pytest.raises(EngineError, match=rf'{name} {version} is too old, .* or newer'):
+            flavours.import_flavour(name)

@@ -254,13 +254,25 @@ def test_refusals(bundle, no_gpu, changes, error, words):
     assert not list_engines(bundle)
 
 
+@pytest.mark.parametrize('sizes', [((128, 96),), ((64, 48), (96, 64), (128, 96))])
+def test_a_card_that_promises_other_sizes_than_the_graph_has_is_told(tmp_path, no_gpu, sizes):
+    card = tiny_card()
+    card['dynamic'] = {'batch': False, 'size': True, 'multiple': 16}
+    bundle = load_bundle(write_bundle(tmp_path / 'liar', card))
+    words = 'is fixed to' if len(sizes) == 1 else '64x48|48x64|3, 48, 64'
+    with pytest.raises(BundleError, match=words):
+        build_engine(bundle, BuildOptions('tensorrt_rtx', sizes=sizes))
+    assert not list_engines(bundle)
+
+
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
         ({'precision': 'int8'}, "must be one of fp16, bf16, fp32, got 'int8'"),
         ({'sizes': ((32, 32), (64, 48))}, r'one size or three \(smallest, best, largest\), not 2'),
         ({'sizes': ((64, 48), (32, 96), (128, 96))}, 'the sizes 64x48, 32x96, 128x96 do not grow'),
-        ({'workspace_mib': -1}, 'must not be negative'),
+        ({'workspace_mib': -1}, 'workspace_mib must be 0 to'),
+        ({'workspace_mib': 1 << 44}, 'workspace_mib must be 0 to'),
         ({'optimization_level': 6}, 'must be 0 to 5, got 6'),
         ({'compute_capabilities': ('current', '8.6')}, 'goes with no other'),
     ],

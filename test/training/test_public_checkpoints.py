@@ -417,6 +417,10 @@ def test_other_class_counts_are_refused(tmp_path, erfnet_weights):
         import_weights('erfnet', source, output, options={'modality': 'lidar'})
     with pytest.raises(InputError, match='do not fit its options'):
         import_weights('erfnet', source, output, options={'multi_level': True})
+    with pytest.raises(InputError, match='dropout'):
+        import_weights('erfnet', source, output, options={'dropout': [0.1]})
+    with pytest.raises(InputError, match=r'erfnet was trained on rgb and hha, so how depth is'):
+        import_weights('erfnet', source, output, options={'modality': 'depth'})
     assert not output.exists()
 
 

@@ -565,6 +565,10 @@ BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
             'init_backbone or network.init_from',
         ),
         (
+            {'network': NetworkConfig('ssma_adapnetpp', {'freeze_experts': True})},
+            'network.init_rgb and network.init_hha, or leave freeze_experts out',
+        ),
+        (
             {
                 'network': NetworkConfig('multimodal', BRANCHES),
                 'loss': LossConfig(auxiliary=0),

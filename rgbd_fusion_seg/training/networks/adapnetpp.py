@@ -279,12 +279,17 @@ class AdapNetPpEncoder(nn.Module):
         width: factor on all numbers of channels.
         easpp_rates: dilations of the eASPP; the public code takes (6, 12, 18) for 768x768.
         dropout: rate in the last unit.
+
+    Raises:
+        ValueError: no dilations, or one that is not positive.
     """
 
     def __init__(
         self, width: float = 1.0, easpp_rates: Sequence[int] = (3, 6, 12), dropout: float = 0.7
     ) -> None:
         super().__init__()
+        if not easpp_rates or min(easpp_rates) < 1:
+            raise ValueError(f'easpp_rates must be dilations from 1 on, got {list(easpp_rates)}')
         stem = scaled(STAGES[0].channels, width)
         self.bn0 = norm(3)
         self.conv1 = HalvingConv(3, stem, 7)
@@ -365,14 +370,14 @@ class Decoder(nn.Module):
             self.auxiliary8 = ConvNorm(channels, num_classes, 1, relu=False)
 
     def _meet(self, size: int, x: Tensor, skip: Tensor) -> Tensor:
-        x = x[..., : skip.shape[2], : skip.shape[3]]  # an odd side was rounded up at 1/16
         if self.gated:
             skip = skip * getattr(self, f'gate{size}')(x.mean((2, 3), keepdim=True))
         return getattr(self, f'refine{size}')(torch.cat([x, skip], 1))
 
     def forward(self, features: Features, auxiliary: bool = False) -> Tensor | list[Tensor]:
         """Return logits, and with ``auxiliary`` the list of them and those at 1/4 and 1/8."""
-        at8 = self.up8(features.deep)
+        height, width = features.skip8.shape[2:]
+        at8 = self.up8(features.deep)[..., :height, :width]  # an odd side was rounded up at 1/16
         at4 = self.up4(self._meet(8, at8, features.skip8))
         logits = self.head(self._meet(4, at4, features.skip4))
         if self.full_size:
@@ -457,7 +462,8 @@ class AdapNetPp(SegmentationNetwork):
         Returns:
             logits (N, K, h, w), or at 1/4; with ``auxiliary`` the list of them and of those at
             1/4 and at 1/8. (The public code enlarges the latter two to full size by an
-            interpolation without half-pixel centres; here that is the loss's affair.)
+            interpolation without half-pixel centres and compares them there; here the loss
+            compares them at their own size, with every so many-th label.)
 
         Raises:
             ValueError: see `check_inputs`.

@@ -92,6 +92,7 @@ class ChannelExchange(BlockFusion):
             its own map and the others' times a learnt gate, one a channel; 'none' does nothing.
         threshold: θ.
         form: 'public' or 'paper', see the module.
+        whole: let the paper's form exchange all channels, not those of the branch's part alone.
         portion: of 'fixed' and 'random'.
         parts: see `own_parts`.
     """
@@ -105,10 +106,11 @@ class ChannelExchange(BlockFusion):
         form: str = 'public',
         portion: float = 0.3,
         parts: str = 'equal',
+        whole: bool = False,
     ) -> None:
         super().__init__()
         self.num_branches, self.exchange = num_branches, exchange
-        self.threshold, self.form = threshold, form
+        self.threshold, self.form, self.whole = threshold, form, whole
         self.channels, self.portion = channels, portion
         self.own = own_parts(channels, num_branches, parts)
         if exchange == 'random':
@@ -134,7 +136,8 @@ class ChannelExchange(BlockFusion):
                 chosen = round(self.portion * self.channels)
                 mask[own.start : min(own.start + chosen, own.stop)] = False
             elif self.exchange in ('threshold', 'discard'):
-                mask[own] = scale[own] > self.threshold
+                looked_at = slice(None) if self.whole else own
+                mask[looked_at] = scale[looked_at] > self.threshold
         return masks
 
     def after_norm(self, maps: Maps, norm: nn.Module) -> Maps:
@@ -167,7 +170,7 @@ class ChannelExchangingNetwork(MultimodalNetwork):
         exchange, threshold, form, portion, parts: see `ChannelExchange`.
         blocks: 'all' blocks exchange, or the 'last' one of each stage (an ablation of §4.1).
         penalised: scales under the l1 penalty: those of the branch's 'own' part, 'all' or
-            'none' (Table 1).
+            'none' (Table 1). With 'all' the paper's form exchanges all channels, too.
         sparsity: λ of the penalty; None: 2e-4 in the public form, which counts it once for each
             of the M+1 predictions, 5e-3 in the paper's.
         initial_scales: what the scales that are compared begin with: 'one', or 'uniform' draws
@@ -221,10 +224,14 @@ class ChannelExchangingNetwork(MultimodalNetwork):
                 f'portion must be 0 to 1/{len(modalities)}, the part of the channels that is a '
                 f"branch's own, got {portion}"
             )
-        by_part = exchange == 'fixed' or (form == 'paper' and exchange in ('threshold', 'discard'))
+        # "We remove this constraint and allow all channels to be exchanged by Equation 6": the
+        # journal version's §4.1, its row "all channels" of Table 1.
+        whole = penalised == 'all'
+        compares = exchange in ('threshold', 'discard')
+        by_part = exchange == 'fixed' or (form == 'paper' and compares and not whole)
         if penalised != 'own' and not by_part:  # no part is ever looked at
             parts = 'nearly_equal'
-        self._settings = (exchange, threshold, form, portion, parts)
+        self._settings = (exchange, threshold, form, portion, parts, whole)
         self._blocks = blocks
         super().__init__(num_classes, modalities=modalities, **options)
         self.threshold, self.penalised = threshold, penalised
@@ -258,8 +265,12 @@ class ChannelExchangingNetwork(MultimodalNetwork):
             return []
         sums = []
         for exchange, norm in self.exchanges().values():
-            for scale, own in zip(norm_scales(norm, self.num_branches), exchange.own, strict=True):
-                sums.append((scale if self.penalised == 'all' else scale[own]).abs().sum())
+            scales = norm_scales(norm, self.num_branches)
+            if self.penalised == 'all':  # of a norm that all branches share there is one
+                penalised = list({id(scale): scale for scale in scales}.values())
+            else:
+                penalised = [s[own] for s, own in zip(scales, exchange.own, strict=True)]
+            sums += [scale.abs().sum() for scale in penalised]
         return [self.sparsity * torch.stack(sums).sum()]
 
     @torch.no_grad()

@@ -75,6 +75,7 @@ class DeepLabV3Plus(Head):
 
     output_stride = 16
     stride = 4
+    read_stages = (0, 3)
 
     def __init__(
         self,

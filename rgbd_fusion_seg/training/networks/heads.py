@@ -25,6 +25,8 @@ class Head(nn.Module):
     """Of its logits."""
     auxiliary_weights: tuple[float, ...] = ()
     """Loss weights of what `auxiliary_logits` returns."""
+    read_stages: tuple[int, ...] = (0, 1, 2, 3)
+    """Stages of a ResNet whose features it reads."""
 
     def auxiliary_logits(self, features: Sequence[Maps]) -> list[list[Tensor]]:
         """Return further predictions of each branch, (N, K, h, w), for training alone."""
@@ -56,7 +58,8 @@ def head_layers(layers: BranchLayers, private_norms: bool) -> BranchLayers:
 
     CEN and AsymFusion keep norms private in the encoder and share those of the decoder (CEN's
     journal version §3.3, AsymFusion §4.2); networks that share nothing share no norms either.
-    ``private_norms`` makes them each branch's own in any case.
+    Norms shared in the encoder are shared in the head. ``private_norms`` makes the head's each
+    branch's own in any case.
     """
-    share_norms = layers.share_convs and not private_norms
+    share_norms = (layers.share_convs or layers.share_norms) and not private_norms
     return BranchLayers(layers.num_branches, layers.share_convs, share_norms)

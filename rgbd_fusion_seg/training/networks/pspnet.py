@@ -117,6 +117,7 @@ class PspNet(Head):
             layers, self.pyramid.out_channels, channels[-1] // 4, num_classes, dropout
         )
         self.auxiliary: Classifier | None = None
+        self.read_stages = (2, 3) if auxiliary else (3,)
         if auxiliary:
             self.auxiliary_weights = (0.4,)
             self.auxiliary = Classifier(

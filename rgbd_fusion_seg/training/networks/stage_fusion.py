@@ -291,6 +291,7 @@ class StageFusionNetwork(MultimodalNetwork):
                 str(stage): make[fusion](self.num_branches, self.encoder.channels[stage])
                 for stage in self.fused_stages
                 if fusion in make  # conditional norms are inside the encoder's blocks
+                and (not self.encoders_are_whole or stage in self.head.read_stages)
             }
         )
 
@@ -353,7 +354,8 @@ class StageFusionNetwork(MultimodalNetwork):
         features = super().encode(images)
         for stage, maps in enumerate(features):
             if self.encoders_are_whole:
-                features[stage] = self.fused(stage, maps)
+                if stage in self.head.read_stages:
+                    features[stage] = self.fused(stage, maps)
             elif stage < self.fused_stages[0] and (self.joins or self.adds_stream):
                 features[stage] = self.beside(maps, mean(maps))
         return features

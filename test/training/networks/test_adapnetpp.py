@@ -226,8 +226,19 @@ def test_depth_of_half_size_may_have_odd_sides_at_the_deepest_features():
         assert network({'hha': torch.randn(1, 3, height, width)}).shape == (1, 5, 24, 40)
 
 
+def test_auxiliary_predictions_show_what_the_image_shows_at_odd_sizes_too():
+    """24 rows are 3 at 1/8, although 1/16 has rounded 1.5 up to 2."""
+    network = AdapNetPp(5, 'hha', shrink_depth=True, width=TINY).eval()
+    with torch.no_grad():
+        shapes = [x.shape[2:] for x in network({'hha': torch.randn(1, 3, 24, 40)}, auxiliary=True)]
+    assert shapes == [(24, 40), (6, 10), (3, 5)]
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match='modality'):
         AdapNetPp(5, modality='lidar', width=TINY)
     with pytest.raises(TypeError, match='gates'):
         build_network('adapnetpp', 5, gates=True)
+    for rates in ((), (0,), (3, -1)):
+        with pytest.raises(ValueError, match='easpp_rates'):
+            AdapNetPp(5, width=TINY, easpp_rates=rates)

@@ -101,6 +101,20 @@ def test_the_papers_exchange_stays_in_the_own_part_and_knows_no_sign():
             torch.testing.assert_close(out[m][:, c], maps[source][:, c], rtol=0, atol=0)
 
 
+def test_without_the_constraint_the_paper_exchanges_all_channels():
+    """Table 1, "all channels": no part is a branch's own, whatever the sign."""
+    network = small_network(form='paper', penalised='all')
+    for _, norm in network.exchanges().values():
+        for layer in norm:
+            layer.weight.data.fill_(-1.0)
+    told = network.monitored()
+    assert (told['exchanged_rgb'], told['exchanged_hha']) == (1.0, 1.0)
+    for _, norm in network.exchanges().values():
+        norm[0].weight.data.fill_(1.0)
+    told = network.monitored()
+    assert (told['exchanged_rgb'], told['exchanged_hha']) == (0.0, 1.0)
+
+
 def test_what_the_ablations_put_in_place():
     scales = np.array([[0.5, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.0]])
     a, b = maps = random_maps(2, 4)
@@ -241,6 +255,14 @@ def test_the_penalty_is_on_the_own_part_once_for_each_prediction():
     paper = small_network(form='paper').train()(x, auxiliary=True)[3].item()
     assert paper == pytest.approx(5e-3 * total, rel=1e-5)
     assert len(small_network(penalised='none')(x, auxiliary=True)) == 3
+
+
+def test_a_scale_that_branches_share_is_penalised_once():
+    network = small_network(share_norms=True, penalised='all').train()
+    scales = [v for k, v in network.named_parameters() if k.endswith('bn2.weight')]
+    total = sum(float(scale.detach().double().abs().sum()) for scale in scales)
+    penalty = network(images(network), auxiliary=True)[3].item()
+    assert penalty == pytest.approx(3 * 2e-4 * total, rel=1e-5)
 
 
 def extreme(network: nn.Module, kept: tuple[bool, bool]) -> nn.Module:

@@ -14,6 +14,7 @@ from plain_layers import randomised  # noqa: E402
 from torch import nn  # noqa: E402
 
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.networks.branches import OneEach  # noqa: E402
 from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph, count_weights  # noqa: E402
 
 TINY = 'xception23_quarter'
@@ -151,3 +152,13 @@ def test_a_branch_alone_answers_as_it_does_among_others(options):
         alone = build_network(name, 5, **own_options).double().eval()
         alone.load_state_dict(weights)
         torch.testing.assert_close(alone({modality: x[modality]}), expected)
+
+
+@pytest.mark.parametrize('head', ['pspnet', 'deeplabv3plus'])
+def test_norms_are_shared_in_the_head_too_where_convolutions_are_not(head):
+    network = build_network(
+        'multimodal', 5, backbone='resnet14', head=head, share_convs=False, share_norms=True
+    )
+    each_ones = [m[0] for m in network.modules() if isinstance(m, OneEach)]
+    assert any(isinstance(layer, nn.Conv2d) for layer in each_ones)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in each_ones)

@@ -305,6 +305,19 @@ def test_the_loss_of_what_is_fused_trains_every_branch(fusion, encoders, stages)
         assert norm.weight.grad.any()
 
 
+@pytest.mark.parametrize('head', ['pspnet', 'deeplabv3plus'])
+def test_all_stages_are_those_that_the_head_reads(head):
+    network = small_network(
+        fusion='concat', encoders='individual', stages='all', head=head, head_options={}
+    ).train()
+    predictions = network(
+        {k: torch.cat([v, v]) for k, v in images(network).items()}, auxiliary=True
+    )
+    sum(x.square().sum() for x in predictions).backward()
+    without = [k for k, v in network.named_parameters() if v.grad is None]
+    assert without == []
+
+
 def mmd_in_loops(x: np.ndarray, y: np.ndarray, num_kernels: int) -> float:
     both = np.concatenate([x, y]).astype(np.float64)
     pairs = list(itertools.permutations(range(len(both)), 2))
