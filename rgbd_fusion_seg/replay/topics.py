@@ -46,7 +46,7 @@ def find_topics(
     images = [topic for topic, kind in types.items() if kind in _IMAGE_TYPES]
     infos = [topic for topic, kind in types.items() if kind == CAMERA_INFO]
     usable = [t for t in images if not any(word in t.lower() for word in _OTHER_IMAGES)]
-    depths = [t for t in usable if 'depth' in t.lower() and t != wanted.color]
+    depths = [t for t in usable if _shows_depth(t) and t != wanted.color]
     colors = [t for t in usable if t not in depths and t != wanted.depth]
     color = wanted.color or _best(colors, _color_rank, types)
     depth = wanted.depth or _best(depths, _depth_rank, types)
@@ -100,6 +100,12 @@ def _check_found(
 def _color_rank(topic: str) -> tuple[int, ...]:
     name = topic.lower()
     return ('rgb' not in name and 'color' not in name, 'mono' in name, 'rect' not in name)
+
+
+def _shows_depth(topic: str) -> bool:
+    name = topic.lower()
+    # depthai_ros_driver's depth; the images of a stereo pair are called left and right.
+    return 'depth' in name or '/stereo/image' in name
 
 
 def _depth_rank(topic: str) -> tuple[int, ...]:

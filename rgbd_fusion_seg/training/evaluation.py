@@ -27,7 +27,7 @@ from rgbd_fusion_seg.replay.report import table_text
 from rgbd_fusion_seg.training.checkpoints import checkpoint_in, make_folder
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
-from rgbd_fusion_seg.training.datasets.base import FrameSource
+from rgbd_fusion_seg.training.datasets.base import FrameSource, frame_title
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, read_frame
 from rgbd_fusion_seg.training.datasets.own_folder import OwnFolder
 from rgbd_fusion_seg.training.datasets.prepare import rooms_fault
@@ -318,7 +318,8 @@ def draw_frames(
             item = read_frame(source, index)
             stem = f'{place:02d}-frame{index:05d}'
             labels = predictor.predict(item.frame)
-            write_frame(folder / kind / f'{stem}.jpg', item, labels, source.classes, index)
+            title = frame_title(source, index)
+            write_frame(folder / kind / f'{stem}.jpg', item, labels, source.classes, title)
 
 
 def write_scores(model: Path, predictor: Predictor, sets: Sequence[SetScores]) -> None:

@@ -212,7 +212,7 @@ def write_confusion(path: Path, result: SetScores) -> None:
 
 
 def write_frame(
-    path: Path, item: LabelledFrame, labels: np.ndarray, classes: ClassSet, index: int
+    path: Path, item: LabelledFrame, labels: np.ndarray, classes: ClassSet, title: str
 ) -> None:
     """Write colour | truth | prediction | errors of a frame, with a legend.
 
@@ -221,7 +221,7 @@ def write_frame(
         item: the frame and its truth.
         labels: uint8 (H, W) prediction.
         classes: names and colours.
-        index: of the frame, for its heading.
+        title: of the frame, for its heading.
 
     Raises:
         InputError: the file cannot be written.
@@ -232,7 +232,7 @@ def write_frame(
     row = [rgb, *pictures, error_map(rgb, labels, truth, len(classes))]
     counts = sum(np.bincount(x.ravel(), minlength=256)[: len(classes)] for x in (truth, labels))
     names = legend(classes.names, classes.colors, main_classes(counts))
-    headings = [f'frame {index}', 'truth', 'prediction', f'red = wrong; {right:.1%} right']
+    headings = [f'frame {title}', 'truth', 'prediction', f'red = wrong; {right:.1%} right']
     make_folder(path.parent)
     write_image(path, contact_sheet([row], headings, names, width=_PICTURE_WIDTH))
 

@@ -2,21 +2,25 @@ from __future__ import annotations
 
 import logging
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag, is_bag, read_frames
 from rgbd_fusion_seg.replay.calibration import parse_calibration
 from rgbd_fusion_seg.replay.folders import FolderFrames
-from rgbd_fusion_seg.replay.topics import BagTopics
+from rgbd_fusion_seg.replay.messages import CAMERA_INFO, IMAGE
+from rgbd_fusion_seg.replay.topics import BagTopics, find_topics
 
 from .bag_camera import COLOUR, DEPTH, INFO, Camera, stamp, write_pair
 from .conftest import HEIGHT, WIDTH, frame_pixels
 
+CAMERAS = yaml.safe_load((Path(__file__).parents[2] / 'config' / 'cameras.yaml').read_text())
 INTRINSICS = Intrinsics(30, 30, 15.5, 11.5, WIDTH, HEIGHT)
 
 
@@ -269,6 +273,14 @@ def test_topics_by_type_and_name(tmp_path):
     )
     (frame,) = chosen
     assert frame.intrinsics.fx == 77.0
+
+
+@pytest.mark.parametrize('camera', sorted(CAMERAS))
+def test_topics_of_every_camera_preset_are_found(camera):
+    kinds = {'color': IMAGE, 'depth': IMAGE, 'camera_info': CAMERA_INFO}
+    preset = {key: f'/{CAMERAS[camera][key].lstrip("/")}' for key in kinds}
+    types = {preset[key]: kinds[key] for key in kinds}
+    assert find_topics(types, BagTopics(), Path('bag')) == BagTopics(**preset)
 
 
 def test_camera_info_in_force(tmp_path):

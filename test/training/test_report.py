@@ -123,7 +123,7 @@ def test_a_frame_is_drawn_as_four_pictures(item, tmp_path, monkeypatch):
         report, 'contact_sheet', lambda *a, **k: sheets.append((a, k)) or real(*a, **k)
     )
     labels = np.zeros((30, 40), np.uint8)
-    report.write_frame(tmp_path / 'a' / 'x.png', item, labels, THREE, 17)
+    report.write_frame(tmp_path / 'a' / 'x.png', item, labels, THREE, '17, f17')
     assert cv2.imread(str(tmp_path / 'a' / 'x.png')) is not None
     ([row], headings, _), _ = sheets[0]
     assert len(row) == len(headings) == 4

@@ -47,6 +47,12 @@ class LabelledFrame:
     labels: np.ndarray
 
 
+def frame_title(source: object, index: int) -> str:
+    """Return how people call a frame: its number and, where the source has ids, its id."""
+    ids = getattr(source, 'ids', None)
+    return f'{index}' if ids is None else f'{index}, {ids[index]}'
+
+
 class FrameSource(Protocol):
     """One split of a data set.
 
