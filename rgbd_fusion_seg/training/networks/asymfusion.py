@@ -47,7 +47,7 @@ from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
 from rgbd_fusion_seg.training.networks.resnet import ResNet
 from rgbd_fusion_seg.training.networks.stage_fusion import AGGREGATIONS, make_aggregation
 
-OPERATIONS = ('both', 'shuffle', 'shift', 'none')
+OPERATIONS = ('both', 'shuffle', 'shift', 'unmoved', 'none')
 DIRECTIONS = ('both', 'depth_to_rgb', 'rgb_to_depth')
 OFFSETS = {
     'public': ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -197,7 +197,8 @@ class AsymmetricFusion(BlockFusion):
     Args:
         channels: C of the maps inside the block.
         sources: of `sources_of`.
-        operations: 'both', 'shuffle', 'shift' or 'none'.
+        operations: 'both', 'shuffle', 'shift' or 'none'; 'unmoved' is 'both' without the motion,
+            which leaves the added connections (§4.4).
         split: 'public' or 'paper', see the module.
 
     Raises:
@@ -214,9 +215,10 @@ class AsymmetricFusion(BlockFusion):
         super().__init__()
         self.sources, self.split = sources, split
         self.own = self.group = 0
-        if operations in ('both', 'shuffle'):
+        self.offsets = ((0, 0),) * 4 if operations == 'unmoved' else OFFSETS[split]
+        if operations in ('both', 'unmoved', 'shuffle'):
             self.own = own_channels(channels, split)
-        if operations in ('both', 'shift'):
+        if operations in ('both', 'unmoved', 'shift'):
             self.group = shifted_group(channels, split)
 
     def after_first(self, maps: Maps) -> Maps:
@@ -237,7 +239,7 @@ class AsymmetricFusion(BlockFusion):
         # Of public splits no channel that is shifted was shuffled.
         source = first if self.split == 'public' else self.after_first(first)
         shifted = self._shifted(source, halved=first[0].shape[2:] != maps[0].shape[2:])
-        end = self.group * len(OFFSETS[self.split])
+        end = self.group * len(self.offsets)
         added = [
             x[:, :end] + mean([shifted[giver] for giver in givers]) if givers else x[:, :end]
             for x, givers in zip(maps, self.sources, strict=True)
@@ -251,7 +253,7 @@ class AsymmetricFusion(BlockFusion):
     def _shifted(self, maps: Maps, halved: bool) -> dict[int, Tensor]:
         """Return the shifted maps of the branches from which others receive, by branch."""
         givers = sorted({giver for givers in self.sources for giver in givers})
-        moved = pixel_shift([maps[g] for g in givers], self.group, OFFSETS[self.split])
+        moved = pixel_shift([maps[g] for g in givers], self.group, self.offsets)
         if halved:
             moved = [x[..., ::2, ::2] for x in moved]
         return dict(zip(givers, moved, strict=True))
@@ -294,9 +296,9 @@ class AsymFusion(MultimodalNetwork):
     Args:
         num_classes: number of classes K.
         modalities: two or more; for more than two see the module.
-        operations: 'both', 'shuffle', 'shift' or 'none' (Table 5); or one of those that it is
-            compared with by direction, 'concat', 'average' or 'attention', on a ResNet (Table 6,
-            `SymmetricFusion`).
+        operations: 'both', 'shuffle', 'shift' or 'none' (Table 5); 'unmoved': both, but nothing
+            is moved (§4.4); or one of those that it is compared with by direction, 'concat',
+            'average' or 'attention', on a ResNet (Table 6, `SymmetricFusion`).
         split: 'public' or 'paper', see the module.
         direction: who receives, see `sources_of` (Table 6).
         distillation: weight of `distillation_loss`; 0, as in the public code: none.

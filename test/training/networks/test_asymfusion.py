@@ -186,7 +186,7 @@ def test_a_bottleneck_written_out(split, operations, stride):
     maps = random_maps(2, (2, 80, 6, 8))
 
     def shuffled(x: list[Tensor]) -> list[Tensor]:
-        if operations not in ('both', 'shuffle'):
+        if operations not in ('both', 'unmoved', 'shuffle'):
             return x
         return [torch.tensor(y) for y in shuffle_in_loops([a.numpy() for a in x], split, swapped)]
 
@@ -195,6 +195,10 @@ def test_a_bottleneck_written_out(split, operations, stride):
         second = [x.relu() for x in block.bn2(block.conv2(first))]
         if operations in ('both', 'shift'):
             moved = [torch.tensor(shift_in_loops(x.numpy(), split)) for x in first]
+        if operations == 'unmoved':
+            channels = 16 if split == 'public' else 20
+            moved = [torch.cat([x[:, :channels], 0 * x[:, channels:]], 1) for x in first]
+        if operations in ('both', 'shift', 'unmoved'):
             second = [
                 x + y[..., ::stride, ::stride]
                 for x, y in zip(second, reversed(moved), strict=True)
