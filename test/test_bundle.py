@@ -275,6 +275,7 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('inputs', {'rgb': tiny_card()['inputs']['rgb'], 'thermal': {}}, 'inputs'),
         ('dynamic', {'batch': True, 'size': True, 'multiple': 12}, 'dynamic.multiple'),
         ('dynamic', {'batch': True, 'size': True, 'multiple': 32}, 'dynamic.multiple'),
+        ('dynamic', {'batch': True, 'size': True, 'multiple': 4}, 'dynamic.multiple'),
         ('dynamic', {'batch': True, 'size': 1, 'multiple': 16}, 'dynamic.size'),
         ('output.stride', 7, 'output.stride'),
         ('output.stride', -8, 'output.stride'),

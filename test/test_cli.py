@@ -253,3 +253,9 @@ def test_as_a_process(tmp_path):
     for command_name in ('segment', 'bag', 'demo', 'doctor'):
         assert command_name in helped.stdout
     assert helped.stdout.splitlines()[-1] == ''
+
+
+def test_frames_of_a_bag_are_as_far_apart_as_the_rate_says(folder, tmp_path):
+    assert run('bag', folder, tmp_path / 'b', '--rate', 8) == 0
+    stamps = [frame.stamp_ns for frame in BagFrames(tmp_path / 'b')]
+    assert set(np.diff(stamps)) == {125_000_000}

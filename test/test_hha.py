@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -344,3 +345,23 @@ def test_no_kind_of_array_compiles_anew():
         np.testing.assert_array_equal(depths.fill_holes(image), depth, err_msg=name)
         np.testing.assert_array_equal(depths.resize_depth(image, 320, 240), depth, err_msg=name)
     assert [len(d.signatures) for d in dispatchers] == before
+
+
+def test_heights_follow_a_tilt_of_half_a_degree():
+    """A floor 1.2 m below a camera that looks 0.6 degrees down, written out."""
+    camera, tilt = Intrinsics(260.0, 260.0, 159.5, 119.5, 320, 240), math.radians(0.6)
+    y = (np.arange(240)[:, None] - camera.cy + hha.FIRST_PIXEL) / camera.fy
+    down = y * math.cos(tilt) + math.sin(tilt)
+    depth = np.where(down > 0.15, 1.2 / np.maximum(down, 0.15), 8.0).repeat(320, 1)
+    gravity = np.array([0.0, math.cos(tilt), math.sin(tilt)])
+    found = hha.encode_hha(depth.astype(np.float32), camera, gravity=gravity)[..., 1]
+    height = -100 * depth * down
+    assert np.abs(found - np.clip(height - height.min(), 0, 255)).max() <= 1.5
+
+
+def test_a_card_names_every_constant():
+    assert set(hha.constants()) == {
+        'angle_offset', 'angle_radius_px', 'disparity_scale', 'first_pixel',
+        'floor_guess_above_cm', 'floor_guess_cm', 'gravity_iterations', 'gravity_radius_px',
+        'gravity_thresholds_deg', 'min_depth_cm', 'no_normal_deg',
+    }  # fmt: skip

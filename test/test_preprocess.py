@@ -203,3 +203,10 @@ def test_a_real_frame_becomes_metres_of_its_picture(data_dir: Path):
     assert np.array_equal(tensors['rgb'], rgb_tensor(frame.rgb, size))
     hha = hha_image(depth, camera, 320, 240)
     assert np.array_equal(tensors['hha'], hha_tensor(hha, size))
+
+
+def test_where_one_axis_grows_colours_are_interpolated_on_half_pixel_centres():
+    ramp = np.arange(0, 160, 10, dtype=np.uint8)[None, :, None].repeat(8, 0).repeat(3, 2)
+    x = np.clip((np.arange(64) + 0.5) / 4 - 0.5, 0, 15)
+    shown = rgb_image(ramp, 64, 4).astype(float)
+    assert np.abs(shown - (10 * x)[None, :, None]).max() <= 0.51

@@ -402,3 +402,34 @@ class CountingEngine:
     def close(self):
         self.closings += 1
         self._engine.close()
+
+
+def test_an_engine_that_failed_is_not_tried_again(tiny_bundle, monkeypatch):
+    opened = []
+
+    class Failing:
+        step_downs = ()
+
+        def __init__(self, backend):
+            self.backend = self.name = backend
+
+        def infer(self, **_):
+            raise EngineError(f'{self.backend} broke')
+
+        def close(self):
+            pass
+
+    def opening(bundle, backend='auto', failed=(), **_):
+        gone = {step_down.backend for step_down in failed}
+        left = [name for name in ('tensorrt', 'openvino', 'onnxruntime') if name not in gone]
+        if not left:
+            raise EngineError('none left')
+        assert len(opened) < 10, 'it goes round in circles'
+        opened.append(left[0])
+        return Failing(left[0])
+
+    monkeypatch.setattr('rgbd_fusion_seg.segmenter.open_engine', opening)
+    told = pytest.raises(EngineError, match='onnxruntime broke')
+    with Segmenter(load_bundle(tiny_bundle)) as segmenter, told:
+        segmenter.segment(half_lit_room(48, 64))
+    assert opened == ['tensorrt', 'openvino', 'onnxruntime']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -306,3 +307,50 @@ def test_the_grey_picture_is_bright_where_it_is_near():
     assert near > middle > far == farther > 0
     assert holes == [0, 0, 0]
     assert (picture == picture[..., :1]).all()
+
+
+def test_gravity_reaches_the_part(folder):
+    frame, sideways = room(), np.array([1.0, 0.0, 0.0])
+    with Segmenter(folder) as whole, Segmenter(folder / 'hha_only') as part:
+        given = whole.segment(frame, sideways, only='depth').labels
+        np.testing.assert_array_equal(given, part.segment(frame, sideways).labels)
+        assert not np.array_equal(given, part.segment(frame).labels)
+
+
+def test_parts_that_are_open_are_warmed_up(folder):
+    with Segmenter(folder, preload_single_sensor=True) as opened:
+        seen = []
+        for sensor in ('rgb', 'depth'):
+            engine = opened._opened_alone(sensor)._engine
+            engine.infer = lambda infer=engine.infer, s=sensor, **x: seen.append(s) or infer(**x)
+        opened.warm_up()
+    assert seen == ['rgb', 'depth']
+
+
+def test_an_engine_file_is_that_of_the_whole_alone(folder, monkeypatch):
+    given, real = {}, engine.open_engine
+
+    def opening(bundle, backend='auto', **options):
+        given[bundle.name] = options
+        return real(bundle, 'onnxruntime')
+
+    monkeypatch.setattr('rgbd_fusion_seg.segmenter.open_engine', opening)
+    with Segmenter(folder, 'tensorrt', engine_file='x.engine', device=1) as opened:
+        opened.segment(room(), only='rgb')
+    whole = {'engine_file': 'x.engine', 'device': 1}
+    assert given == {'tiny': whole, 'tiny_rgb_only': {'device': 1}}
+
+
+@pytest.mark.parametrize(
+    ('hha', 'depth', 'best'), [(0.2, 0.3, 'depth'), (0.3, 0.2, 'hha'), (0.2, 0.2, 'hha')]
+)
+def test_of_two_encodings_of_depth_the_better_one_answers(tmp_path, hha, depth, best):
+    def bundle(name, modalities, **entries):
+        card = tiny_card(modalities=modalities) | entries
+        network = tiny_network(modalities=modalities)
+        return load_bundle(write_bundle(tmp_path / name, card, network))
+
+    scores = {'hha': hha, 'depth': depth}
+    parts = {n: bundle(n, (n,), metrics={'rooms_test': {'mIoU': v}}) for n, v in scores.items()}
+    whole = bundle('whole', ('rgb', 'hha', 'depth'))
+    assert dataclasses.replace(whole, single_sensor=parts).alone('depth') is parts[best]

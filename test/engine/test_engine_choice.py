@@ -226,3 +226,7 @@ def test_an_engine_for_older_gpus_alone_does_not_run_on_newer_ones(bundle, flavo
     older = card(bundle, flavour=flavour, compute_capabilities=('7.5', '8.6'))
     with pytest.raises(EngineError, match=r'7\.5, 8\.6, and this GPU has 8\.9'):
         choose(bundle, {'older': older}, ADA, {flavour: '10.3.0'})
+
+
+def test_a_card_without_a_platform_is_not_refused_for_it(bundle):
+    assert choose(bundle, {'old': card(bundle, platform='')}) == [('old', 'tensorrt')]

@@ -23,6 +23,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     build_lock,
     list_engines,
     read_card,
+    read_plan,
     writable_folder,
     write_engine,
 )
@@ -180,3 +181,13 @@ def test_a_disk_without_locks_is_no_other_process(bundle, monkeypatch, wait):
     monkeypatch.setattr(fcntl, 'flock', flock)
     with pytest.raises(EngineError, match=r'cannot be locked .* \(No locks available\)'):
         build_lock(writable_folder(bundle), wait).__enter__()
+
+
+def test_other_engines_stay_and_everybody_may_read_them(tmp_path):
+    card = EngineCard('tiny', 'ab', 'tensorrt', '10.3.0', 'fp16', ('8.7',), '', ())
+    kept = write_engine(tmp_path, 'tensorrt-fp16-64x48-sm87-compatible', b'one', card)
+    for plan in (b'two', b'three'):
+        path = write_engine(tmp_path, 'tensorrt-fp16-64x48-sm87', plan, card)
+    assert [read_plan(p, read_card(p)) for p in (kept, path)] == [b'one', b'three']
+    assert len(list(tmp_path.glob('*.engine'))) == 2
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}

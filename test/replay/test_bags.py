@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from rosbags.highlevel import AnyReader
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
@@ -376,3 +377,58 @@ def test_bag_is_not_named_like_a_file(kinect_folder, tmp_path, name):
     with pytest.raises(InputError, match=f'{name} is no good name; call it out'):
         folder_to_bag(kinect_folder, tmp_path / name)
     assert not (tmp_path / name).exists()
+
+
+def test_a_given_calibration_wins_over_that_of_the_bag(tmp_path):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0), focal=99.0)
+        write_pair(camera, 0)
+    given = parse_calibration('30,30,15.5,11.5')
+    (frame,) = read_frames(tmp_path / 'bag', calibration=given)
+    assert_frame(frame, 0)
+
+
+def test_the_tolerance_is_that_which_was_asked_for(tmp_path):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        write_pair(camera, 0, depth_delay_ns=15_000_000)
+    assert len(list(BagFrames(tmp_path / 'bag'))) == 1
+    with pytest.raises(InputError, match='within 10 ms'):
+        list(BagFrames(tmp_path / 'bag', tolerance_ns=10_000_000))
+    assert len(list(BagFrames(tmp_path / 'bag', tolerance_ns=15_000_000))) == 1
+
+
+def test_depth_of_another_frame_is_told_once(tmp_path, caplog):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            rgb, depth = frame_pixels(index)
+            camera.image(COLOUR, stamp(index), rgb, 'rgb8')
+            header = camera.header(stamp(index), 'depth')
+            camera.image(DEPTH, stamp(index), depth, '16UC1', header=header)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(read_frames(tmp_path / 'bag'))) == 3
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == 1
+    assert "depth is in the frame 'depth' but colour in 'optical'" in told[0]
+
+
+def test_what_other_tools_read_of_a_written_bag(kinect_folder, tmp_path):
+    (kinect_folder / 'camera-intrinsics.txt').write_text('30 0 15.5\n0 31 11.5\n0 0 1\n')
+    folder_to_bag(kinect_folder, tmp_path / 'bag', rate_hz=15)
+    with AnyReader([tmp_path / 'bag']) as reader:
+        kinds = [(c.msgtype, raw) for c, _, raw in reader.messages()]
+        info = next(reader.deserialize(raw, k) for k, raw in kinds if k == CAMERA_INFO)
+    assert info.k.tolist() == [30, 0, 15.5, 0, 31, 11.5, 0, 0, 1]
+    assert info.p.tolist() == [30, 0, 15.5, 0, 0, 31, 11.5, 0, 0, 0, 1, 0]
+    assert (info.width, info.height) == (WIDTH, HEIGHT)
+
+
+def test_depth_beyond_16_bits_is_none(kinect_folder, tmp_path):
+    depth = np.full((HEIGHT, WIDTH), 6000, np.uint16)
+    depth[0, 0] = 7000
+    cv2.imwrite(str(kinect_folder / 'frame-0.depth.png'), depth)
+    folder_to_bag(kinect_folder, tmp_path / 'bag', depth_scale_m=0.01)
+    frame = next(read_frames(tmp_path / 'bag'))
+    assert frame.depth[0, 0] == 0
+    assert frame.depth[1, 1] == pytest.approx(60.0)

@@ -173,3 +173,18 @@ def test_yaml_of_another_size_is_refused(tmp_path):
 def test_intrinsics_on_the_command_line(text):
     with pytest.raises(InputError, match='four numbers'):
         parse_calibration(text)
+
+
+def test_of_two_files_the_documented_one_is_read(kinect_folder):
+    cv2.imwrite(
+        str(kinect_folder / 'frame-0.color.jpg'), np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    )
+    (kinect_folder / 'intrinsics.txt').write_text('99 0 15.5\n0 99 11.5\n0 0 1\n')
+    frame = FolderFrames(kinect_folder).read(0)
+    assert np.ptp(frame.rgb) < 4
+    assert frame.intrinsics == INTRINSICS
+
+
+def test_stamps_do_not_drift(kinect_folder):
+    source = FolderFrames(kinect_folder, rate_hz=30)
+    assert source.read(9).stamp_ns - source.read(0).stamp_ns == 300_000_000

@@ -88,3 +88,11 @@ def test_memory_is_bounded_when_depth_never_comes():
     for index in range(10_000, 20_000):
         assert matcher.add(index * 33_000_000, index, is_partner=True) == []
     assert len(matcher._partners) <= 100
+
+
+def test_a_message_half_a_second_late_is_no_new_recording():
+    ms, matcher = 1_000_000, StampMatcher(TOLERANCE_NS)
+    for stamp in (1000, 2000):
+        matcher.add(stamp * ms, stamp, is_partner=False)
+    assert matcher.add(1500 * ms, 1500, is_partner=False) == []
+    assert matcher.unmatched == 0  # nothing was flushed

@@ -229,3 +229,10 @@ def test_points_byte_by_byte():
                 at = v * msg.row_step + u * msg.point_step + field.offset
                 (value,) = struct.unpack_from(order + kind, msg.data, at)
                 assert value == points[field.name][v, u]
+
+
+def test_camera_info_of_unequal_focal_lengths():
+    info = info_from_intrinsics(Intrinsics(5.0, 6.0, 2.5, 1.5, 6, 4), Header())
+    assert info.k.tolist() == [5.0, 0, 2.5, 0, 6.0, 1.5, 0, 0, 1]
+    assert info.p.tolist() == [5.0, 0, 2.5, 0, 0, 6.0, 1.5, 0, 0, 0, 1, 0]
+    assert info.r.tolist() == np.eye(3).ravel().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -258,3 +259,9 @@ def test_depth_without_readings_is_told_and_counted(with_parts):
     assert result.sensors == ('rgb',)
     assert bench.health.snapshot()['masks from rgb alone'] == '1'
     assert 'no reading at all' in bench.log[0]
+
+
+def test_latency_counts_from_the_arrival_of_the_pair(bench):
+    pair = replace(bench.pair(), arrived_s=time.monotonic() - 2)
+    bench.processor.process(pair)
+    assert 2000 <= float(bench.health.snapshot()['latency p50 ms']) < 12_000

@@ -384,3 +384,18 @@ def test_stamps_that_jump_back_begin_anew(monkeypatch):
         (0, 90_033),
     ]
     assert clocked.play((2066, 0, 10), (2099, 0, 43)) == [(0, 10), (0, 43)]
+
+
+def test_a_bag_that_starts_over_after_depth_was_alone_gives_pairs(monkeypatch):
+    clocked = Clocked(monkeypatch)
+    clocked.play((0, 1, 89_000), (2000, 1, 91_000), (2010, 0, 91_033), (2011, 1, 91_033))
+    assert clocked.handed == [(1, 91_000), ('both', 91_033)]
+    assert clocked.play((2043, 0, 10), (2044, 1, 10)) == [('both', 10)]
+
+
+@pytest.mark.parametrize(('back_ms', 'resets'), [(99, 0), (101, 1)])
+def test_how_far_back_a_stamp_may_be(back_ms, resets):
+    sync, _, told = make()
+    sync.add_color(message(1000 * MS))
+    sync.add_color(message((1000 - back_ms) * MS))
+    assert len(told) == resets

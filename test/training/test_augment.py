@@ -450,3 +450,28 @@ def test_only_an_image_counts_not_what_pads_it_nor_how_much():
     torch.testing.assert_close(alone[0], expected, rtol=0, atol=0.1)
     x, y = places[0].floor().long().unbind(-1)
     torch.testing.assert_close(found[0][0], labels[y.clamp(0, 19), x.clamp(0, 26)])
+
+
+def test_jitter_keeps_to_each_limit():
+    """As the colour matrix does to grey and to a pure chroma."""
+    grey, red = np.ones(3) / math.sqrt(3), np.array([2.0, -1.0, -1.0]) / math.sqrt(6)
+    across = np.cross(grey, red)
+
+    def read(view):
+        along, aside = view.rgb_matrix @ red @ red, view.rgb_matrix @ red @ across
+        return {
+            'brightness': grey @ view.rgb_matrix @ grey - 1,
+            'contrast': view.contrast - 1,
+            'saturation': math.hypot(along, aside) - 1,
+            'hue': math.degrees(math.atan2(aside, along)),
+        }
+
+    limits = {'brightness': 0.1, 'contrast': 0.2, 'saturation': 0.3, 'hue': 20.0}
+    for name, limit in limits.items():
+        config = AugmentConfig(**dict.fromkeys(limits, 0) | {name: limit})
+        seen = [read(draw_view(config, (240, 320), np.random.default_rng(i))) for i in range(300)]
+        largest = {other: max(abs(values[other]) for values in seen) for other in limits}
+        assert 0.95 * limit < largest.pop(name) <= limit + 1e-9
+        if name == 'brightness':
+            del largest['saturation']  # a gain scales chroma too
+        assert max(largest.values()) < 1e-9

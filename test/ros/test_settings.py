@@ -1,0 +1,121 @@
+"""Parameters of the node at other values than their defaults have their effect."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+
+from ros_harness import Camera, Client, NodeProcess
+from sensor_msgs.msg import Image
+
+from rgbd_fusion_seg import palette
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.ros import node, stream
+from rgbd_fusion_seg.ros.images import frame_from_msgs
+from rgbd_fusion_seg.ros.parameters import (
+    EngineConfig,
+    OutputConfig,
+    SegmentationConfig,
+    SingleSensorConfig,
+    SyncConfig,
+)
+from rgbd_fusion_seg.ros.pipeline import Topics
+from rgbd_fusion_seg.segmenter import Segmenter
+
+MASK, OVERLAY = 'segmentation/mask', 'segmentation/overlay'
+
+
+def test_settings_reach_the_segmenter(monkeypatch):
+    given = {}
+    monkeypatch.setattr(node, 'Segmenter', lambda bundle, **options: given.update(options))
+    engine = EngineConfig(
+        backend='openvino', precision='bf16', device=1, num_threads=2, input_width=64,
+        input_height=48,
+    )  # fmt: skip
+    config = SegmentationConfig(engine=engine, output=OutputConfig(min_confidence=7))
+    made = SimpleNamespace(config=config)
+    node.SegmentationNode._open_segmenter(made, None, print, True)
+    assert given == {
+        'backend': 'openvino', 'min_confidence': 7, 'input_size': (64, 48), 'on_step_down': print,
+        'preload_single_sensor': True, 'precision': 'bf16', 'device': 1, 'num_threads': 2,
+    }  # fmt: skip
+
+
+def test_settings_reach_the_synchroniser(monkeypatch):
+    given = {}
+
+    class MadeError(Exception):
+        pass
+
+    def synchroniser(*_, **options):
+        given.update(options)
+        raise MadeError
+
+    monkeypatch.setattr(stream, 'Synchroniser', synchroniser)
+    config = SegmentationConfig(
+        sync=SyncConfig(matcher='builtin', slop_s=0.3, queue_size=7),
+        single_sensor=SingleSensorConfig(after_s=4.0),
+    )
+    made = SimpleNamespace(health=None, config=config, topics=Topics('/c', '/d', '/i'))
+    bundle = SimpleNamespace(alone=lambda sensor: sensor == 'depth' or None)
+    with pytest.raises(MadeError):
+        stream.Stream(made, SimpleNamespace(bundle=bundle), None)
+    assert list(given.pop('on_alone')) == [1]
+    assert given == {
+        'topics': ('/c', '/d'), 'slop_s': 0.3, 'queue_size': 7, 'matcher': 'builtin',
+        'lost_after_s': 4.0,
+    }  # fmt: skip
+
+
+def test_settings_change_what_is_published(ros_context, tiny_bundle):
+    parameters = {
+        'engine.bundle': tiny_bundle,
+        'output.min_confidence': 200,
+        'output.overlay_alpha': 0.9,
+        'sync.slop_s': 0.2,
+        'camera.require_same_frame': False,
+    }
+    process = NodeProcess('rgbd_fusion_seg.ros.node', parameters, '/other')
+    client = Client(ros_context, '/other')
+    camera = Camera(client)
+    pixels = np.random.default_rng(5).integers(0, 256, (48, 64, 3), np.uint8)
+
+    def send():
+        color, depth, info = camera.color(pixels), camera.depth(), camera.info()
+        depth.header.frame_id = 'depth_sensor'
+        stamp_ns = client.now_ns()
+        for msg, late_ns in ((color, 0), (depth, 100_000_000), (info, 0)):
+            stamp = msg.header.stamp
+            stamp.sec, stamp.nanosec = divmod(stamp_ns + late_ns, 10**9)
+        client.info.publish(info)
+        client.color.publish(color)
+        client.depth.publish(depth)
+        time.sleep(0.5)  # so that colour and depth pair with their own only
+
+    with contextlib.closing(client):
+        try:
+            for topic in (MASK, OVERLAY):
+                client.collect(topic, Image)
+            process.wait_for_output('waiting for')
+            client.wait_for_matched()
+            client.wait_for(
+                lambda: send() or (client.received[OVERLAY] and client.received[MASK]), 'a mask'
+            )
+        finally:
+            process.stop()
+    frame = frame_from_msgs(camera.color(pixels), camera.depth(), camera.intrinsics)
+    with Segmenter(tiny_bundle, min_confidence=200) as segmenter:
+        labels = segmenter.segment(frame).labels
+    assert 0 < (labels == 255).mean() < 1
+    mask, overlay = (
+        np.frombuffer(client.received[topic][0][1].data, np.uint8) for topic in (MASK, OVERLAY)
+    )
+    np.testing.assert_array_equal(mask.reshape(48, 64), labels)
+    shown = palette.overlay(frame.rgb, labels, load_bundle(tiny_bundle).colors, 0.9)
+    np.testing.assert_array_equal(overlay.reshape(shown.shape), shown)
