@@ -126,12 +126,12 @@ def fuse(
             _write_card(draft, card)
             _copy_single_sensor(bundle, draft)
             load_bundle(draft)
+            if folder.exists() and _is_same(folder, card):
+                return load_bundle(folder)
+            if folder.exists() and _weights_sha256(folder) == card['weights']['sha256']:
+                _take_engines(folder, draft)
             _settle(draft)
             if folder.exists():
-                if _is_same(folder, card):
-                    return load_bundle(folder)
-                if _weights_sha256(folder) == card['weights']['sha256']:
-                    _take_engines(folder, draft)
                 os.replace(folder, Path(place) / 'replaced')
             os.replace(draft, folder)
     except OSError as error:
@@ -206,7 +206,7 @@ def _weights_sha256(folder: Path) -> Any:
 def _take_engines(folder: Path, draft: Path) -> None:
     """Give the engines of a bundle to the one that replaces it; both have them for a moment."""
     if (folder / 'engines').is_dir():
-        shutil.copytree(folder / 'engines', draft / 'engines', copy_function=os.link)
+        shutil.copytree(folder / 'engines', draft / 'engines')
 
 
 def _card(

@@ -311,14 +311,16 @@ class Synchroniser:
         color_ns, depth_ns = (
             m.header.stamp.sec * 1_000_000_000 + m.header.stamp.nanosec for m in (color, depth)
         )
-        self.lost = None
-        self._last_pair_s = time.monotonic()
+        if self.lost is not None:  # the first pair counts, even if one of it was handed on alone
+            self.lost = None
+            self._last_pair_s = time.monotonic()
         # message_filters may complete an older pair after a newer one; nobody wants it any more.
         if self._handed_ns is not None and color_ns <= self._handed_ns:
             return
         if self._alone_depth_ns is not None and depth_ns <= self._alone_depth_ns:
             return
         self._handed_ns = color_ns
+        self._last_pair_s = time.monotonic()
         self.pairs += 1
         for stream in self.streams:
             stream.stamps_ns.clear()

@@ -377,6 +377,16 @@ def test_what_returns_is_not_blamed_for_stamps(monkeypatch):
     assert clocked.sync.complaint(3.0) is None
 
 
+def test_pairs_that_repeat_are_told(monkeypatch):
+    """As message_filters makes them where publishers do not stamp; ours makes none."""
+    clocked = Clocked(monkeypatch)
+    sync = clocked.sync
+    sync._matcher = SimpleNamespace(add=lambda stream, stamp_ns, msg: sync._paired(msg, msg))
+    handed = clocked.play(*((40 * k, k % 2, 7) for k in range(150)))
+    assert handed == [('both', 7)]
+    assert 'do not increase' in sync.complaint(3.0)
+
+
 def test_stamps_that_jump_back_begin_anew(monkeypatch):
     clocked = Clocked(monkeypatch)
     assert clocked.play((0, 0, 89_000), (2000, 0, 90_000), (2033, 0, 90_033)) == [
