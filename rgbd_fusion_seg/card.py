@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.errors import BundleError
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -27,6 +28,16 @@ def read_card(path: Path) -> Card:
     if not isinstance(card, dict):
         raise BundleError(f'the card {path} is not a YAML mapping; export the bundle again')
     return Card(card, path)
+
+
+def write_card(path: Path, card: dict[str, Any]) -> None:
+    """Write a card, its entries in the order of the mapping.
+
+    Raises:
+        OSError: a folder or disk that cannot be written to.
+    """
+    text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
+    write_atomically(path, text.encode())
 
 
 class Card:

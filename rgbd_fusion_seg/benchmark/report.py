@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.engine.agreement import MIN_AGREEMENT, MIN_FRAMES
-from rgbd_fusion_seg.engine.engine_files import write_atomically
 from rgbd_fusion_seg.errors import InputError
 
 DEFAULT_BACKEND = 'onnxruntime'

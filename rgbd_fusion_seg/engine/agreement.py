@@ -11,8 +11,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.engine.engine_files import write_atomically
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.hardware import cpu_identity
 from rgbd_fusion_seg.locations import user_cache

@@ -15,12 +15,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.locations import user_cache
@@ -330,28 +331,3 @@ def _open_lock(folder: Path) -> int:
 def belongs_to(card: EngineCard, bundle: ModelBundle) -> bool:
     """Return whether an engine was built from this very ONNX file."""
     return card.onnx_sha256 == bundle.weights_sha256
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole, or as it was before, whatever happens meanwhile.
-
-    Raises:
-        OSError: a folder or disk that cannot be written to.
-    """
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(part)
-        raise

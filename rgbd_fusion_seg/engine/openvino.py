@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle, file_sha256
 from rgbd_fusion_seg.engine.agreement import require_agreement
-from rgbd_fusion_seg.engine.engine_files import write_atomically
 from rgbd_fusion_seg.engine.graph_engine import ONNX_TYPES, Declared, GraphEngine, check_graph
 from rgbd_fusion_seg.engine.onnxruntime import thread_count
 from rgbd_fusion_seg.errors import BundleError, EngineError

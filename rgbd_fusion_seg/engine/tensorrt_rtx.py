@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rgbd_fusion_seg.engine.engine_files import write_atomically
+from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.engine.flavours import Flavour
 from rgbd_fusion_seg.engine.tensorrt_execution import Context
 from rgbd_fusion_seg.errors import EngineError

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-import yaml
 from onnx_ir import DataType
 
 from rgbd_fusion_seg import hha as hha_encoding
+from rgbd_fusion_seg.atomic_files import replace_folder
 from rgbd_fusion_seg.bundle import ModelBundle, TensorInput, file_sha256, load_bundle
-from rgbd_fusion_seg.card import read_card
+from rgbd_fusion_seg.card import read_card, write_card
 from rgbd_fusion_seg.engine_building import fused_hha
 from rgbd_fusion_seg.engine_building.graph_building import (
     OpBuilder,
@@ -123,17 +123,14 @@ def fuse(
             draft.mkdir()
             onnx.save(model, draft / bundle.weights_path.name)
             card = _card(bundle, draft, frame_size, hha)
-            _write_card(draft, card)
+            write_card(draft / CARD_NAME, card)
             _copy_single_sensor(bundle, draft)
             load_bundle(draft)
             if folder.exists() and _is_same(folder, card):
                 return load_bundle(folder)
             if folder.exists() and _weights_sha256(folder) == card['weights']['sha256']:
                 _take_engines(folder, draft)
-            _settle(draft)
-            if folder.exists():
-                os.replace(folder, Path(place) / 'replaced')
-            os.replace(draft, folder)
+            replace_folder(draft, folder)
     except OSError as error:
         raise InputError(
             f'{folder} cannot be written: {error}; make room there, or the folder writable'
@@ -183,14 +180,6 @@ def _is_fused(folder: Path) -> bool:
         return False
 
 
-def _settle(folder: Path) -> None:
-    """Wait until what lies in a folder is on the disk, for its name may be there before."""
-    for path in folder.rglob('*'):
-        if path.is_file():
-            with path.open('rb') as file:
-                os.fsync(file.fileno())
-
-
 def _is_same(folder: Path, card: dict[str, Any]) -> bool:
     try:
         return load_bundle(folder).card == card
@@ -238,18 +227,13 @@ def _input_entries(bundle: ModelBundle) -> dict[str, Any]:
     }
 
 
-def _write_card(folder: Path, card: dict[str, Any]) -> None:
-    text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
-    (folder / CARD_NAME).write_text(text, encoding='utf-8')
-
-
 def _copy_single_sensor(bundle: ModelBundle, folder: Path) -> None:
     """Copy what answers from one sensor alone: as it is, so that it runs on any engine."""
     for modality, part in bundle.single_sensor.items():
         target = folder / bundle.card['single_sensor'][modality]['folder']
         target.mkdir()
         shutil.copy(part.weights_path, target)
-        _write_card(target, {**part.card, 'inputs': _input_entries(part)})
+        write_card(target / CARD_NAME, {**part.card, 'inputs': _input_entries(part)})
 
 
 def _fused_model(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.cuda import Device, find_device
 from rgbd_fusion_seg.engine.engine_files import (
@@ -28,7 +29,6 @@ from rgbd_fusion_seg.engine.engine_files import (
     read_card,
     read_plan,
     writable_folder,
-    write_atomically,
     write_engine,
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rgbd_fusion_seg.atomic_files import replacing_file
 from rgbd_fusion_seg.errors import BundleError, InputError, TrainingError
 from rgbd_fusion_seg.locations import find_bundle
 from rgbd_fusion_seg.training.datasets.base import ClassSet
@@ -90,38 +91,24 @@ def save_checkpoint(
     if halved:
         weights = {k: v.half() if v.ndim > 1 else v for k, v in weights.items()}
     metadata = {'info': json.dumps(info)}
-    write_atomically(path, lambda part: save_file(weights, part, metadata=metadata))
+    write_output(path, lambda part: save_file(weights, part, metadata=metadata))
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place.
+def write_output(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file of a run or study, which replaces one that is there at once.
 
     Raises:
         TrainingError: writing failed; what was at ``path`` before is still there.
     """
-    part = path.with_name(f'{path.name}.partial')
     try:
-        write(part)
-        part.chmod(0o644)  # safetensors leaves files that only their owner can read
-        _to_disk(part)  # else a power cut may leave the name with nothing in the file
-        os.replace(part, path)
-        _to_disk(path.parent)
+        with replacing_file(path, path.with_name(f'{path.name}.partial')) as part:
+            write(part)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors wrap a full disk into errors of their own.
-        part.unlink(missing_ok=True)
         raise TrainingError(
             f'{path} could not be written ({error}); free some space and start the same '
             'command again, it goes on from the last checkpoint'
         ) from error
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_writable(folder: Path) -> None:

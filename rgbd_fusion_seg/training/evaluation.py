@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.card import write_card
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.palette import NYU40_CLASSES
@@ -331,8 +332,6 @@ def write_scores(model: Path, predictor: Predictor, sets: Sequence[SetScores]) -
     Raises:
         BundleError: no bundle.
     """
-    from rgbd_fusion_seg.training.export import write_card  # export scores what it wrote
-
     bundle = load_bundle(model)
     metrics = dict(bundle.metrics)
     for result in sets:
@@ -341,8 +340,8 @@ def write_scores(model: Path, predictor: Predictor, sets: Sequence[SetScores]) -
             'measured_with': f'{predictor.measured_with}, {result.comparison}',
             **result.summary(),
         }
-    write_card(bundle.path, {**bundle.card, 'metrics': metrics})
+    write_card(bundle.path / CARD_NAME, {**bundle.card, 'metrics': metrics})
     if (bundle.path.parent / CARD_NAME).is_file():
         around = load_bundle(bundle.path.parent)
         if any(part.path == bundle.path for part in around.single_sensor.values()):
-            write_card(around.path, card_with_parts(around, around.single_sensor))
+            write_card(around.path / CARD_NAME, card_with_parts(around, around.single_sensor))

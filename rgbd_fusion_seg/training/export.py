@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import torch
-import yaml
 
 from rgbd_fusion_seg import hha
+from rgbd_fusion_seg.atomic_files import replace_folder
 from rgbd_fusion_seg.bundle import CARD_FORMAT, ModelBundle, file_sha256, load_bundle
+from rgbd_fusion_seg.card import write_card
 from rgbd_fusion_seg.engine import Engine, open_engine
 from rgbd_fusion_seg.engine_building.fused_graph import check_frame_size, fused_beside
 from rgbd_fusion_seg.errors import BundleError, InputError
@@ -139,7 +140,7 @@ def export(
             print(f"{whole_name}: {found['labels_equal_to_torch']:.4%} of the labels are torch's")
         if parts:
             written = {modality: load_bundle(draft / part_folder(modality)) for modality in parts}
-            write_card(draft, card_with_parts(load_bundle(draft), written))
+            write_card(draft / CARD_NAME, card_with_parts(load_bundle(draft), written))
         if trainable:
             save_checkpoint(draft / TRAINABLE_NAME, loaded.build(), loaded.info, halved=True)
         if score:
@@ -227,9 +228,9 @@ def write_bundle(
     onnx.save(model, folder / WEIGHTS_NAME)
     card = describe(checkpoint, network, folder, (width, height), options)
     card['name'] = name or folder.name
-    write_card(folder, card)
+    write_card(folder / CARD_NAME, card)
     card['metrics']['agreement'] = agreement(network, load_bundle(folder), source, frames)
-    write_card(folder, card)
+    write_card(folder / CARD_NAME, card)
     return card['metrics']['agreement']
 
 
@@ -331,14 +332,6 @@ def _statistics(info: dict[str, Any], name: str) -> dict[str, list[float]]:
     return {'mean': [float(x) for x in mean], 'std': [float(x) for x in std]}
 
 
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write model.yaml, in the order of the mapping."""
-    text = yaml.safe_dump(card, sort_keys=False, default_flow_style=None, width=99)
-    part = folder / f'{CARD_NAME}.partial'
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, folder / CARD_NAME)
-
-
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield the path for a new folder of this name, which replaces it when nothing was raised.
@@ -354,15 +347,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f'{folder} cannot be written: {error}; choose another folder') from error
     with temporary as place:
-        draft, old = Path(place) / folder.name, Path(place) / 'replaced'
+        draft = Path(place) / folder.name
         yield draft
-        if folder.exists():
-            os.replace(folder, old)
         try:
-            os.replace(draft, folder)
+            replace_folder(draft, folder)
         except OSError as error:
-            if old.exists():
-                os.replace(old, folder)
             raise InputError(f'{folder} cannot be written: {error}; try again') from error
 
 

@@ -25,7 +25,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     checkpoint_in,
     load_checkpoint,
     make_folder,
-    write_atomically,
+    write_output,
 )
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
@@ -117,9 +117,9 @@ def inspect(
             drawn += draw_maps(folder, predictor, scales, chosen, data, frames)
     summary['not_shown'] = missing(summary, history)
     text = json.dumps(summary, indent=1) + '\n'
-    write_atomically(folder / 'summary.json', lambda part: part.write_text(text))
+    write_output(folder / 'summary.json', lambda part: part.write_text(text))
     page = markdown(summary, scales, drawn)
-    write_atomically(folder / 'summary.md', lambda part: part.write_text(page, encoding='utf-8'))
+    write_output(folder / 'summary.md', lambda part: part.write_text(page, encoding='utf-8'))
     print(f'written to {folder}')
 
 

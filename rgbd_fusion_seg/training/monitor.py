@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.training.checkpoints import write_atomically
+from rgbd_fusion_seg.training.checkpoints import write_output
 
 
 class Monitor:
@@ -34,7 +34,7 @@ class Monitor:
         path = folder / 'log.jsonl'
         lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
         kept = ''.join(f'{line}\n' for line in lines if _is_before(line, step))
-        write_atomically(path, lambda part: part.write_text(kept, encoding='utf-8'))
+        write_output(path, lambda part: part.write_text(kept, encoding='utf-8'))
         self.log = path.open('a', encoding='utf-8')
         self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
         self.bar = progress_bar(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
-from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_atomically
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import STATE_NAME
 from rgbd_fusion_seg.training.initialisation import make_network
@@ -210,7 +210,7 @@ def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> bo
     except DivergenceError as error:
         text = f'{error}\n'
         path = trainer.folder / FAILURE_NAME
-        write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
+        write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
         print(f'{row.name}, seed {seed} failed: {error}', flush=True)
         return True
     # A finished row is not continued; its optimiser's state is the largest file of all.

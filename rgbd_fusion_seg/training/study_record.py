@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import make_folder, write_atomically
+from rgbd_fusion_seg.training.checkpoints import make_folder, write_output
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import FREE_TO_CHANGE, flatten
 
@@ -73,4 +73,4 @@ def write_record(study: StudyConfig, entries: list[dict[str, Any]]) -> None:
     entries = [*entries, *(entry for entry in read_record(study) if entry['row'] not in rows)]
     runs = ',\n'.join(f'  {json.dumps(entry, ensure_ascii=False)}' for entry in entries)
     text = f'{{\n "study": {json.dumps(study.name)},\n "runs": [\n{runs}\n ]\n}}\n'
-    write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
+    write_output(path, lambda part: part.write_text(text, encoding='utf-8'))

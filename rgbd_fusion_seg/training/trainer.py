@@ -19,7 +19,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     class_entries,
     make_folder,
     save_checkpoint,
-    write_atomically,
+    write_output,
 )
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import (
@@ -163,7 +163,7 @@ class Trainer:
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             text = json.dumps(dataclasses.asdict(self.config), indent=1)
-            write_atomically(saved, lambda part: part.write_text(text, encoding='utf-8'))
+            write_output(saved, lambda part: part.write_text(text, encoding='utf-8'))
 
     @property
     def progress(self) -> float:
@@ -358,7 +358,7 @@ class Trainer:
         state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
         if self.fabric.is_global_zero:
             # The state first: weights without one are taken for those of a run that has ended.
-            write_atomically(path, lambda part: self.fabric.save(part, state))
+            write_output(path, lambda part: self.fabric.save(part, state))
             save_checkpoint(self.folder / WEIGHTS_NAME, network, self.info())
         else:  # saving is a collective act in which only the first process writes
             self.fabric.save(path, state)
@@ -403,4 +403,4 @@ class Trainer:
         if self.fabric.is_global_zero:  # last: where these are, the rest is complete
             text = json.dumps({'step': step, **results}, indent=1)
             path = self.folder / file_name
-            write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
+            write_output(path, lambda part: part.write_text(text, encoding='utf-8'))

@@ -15,6 +15,7 @@ onnx = pytest.importorskip('onnx')
 from tiny_checkpoints import STATISTICS, ToyFrames, tiny_checkpoint  # noqa: E402
 
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
+from rgbd_fusion_seg.card import write_card  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.errors import BundleError, InputError  # noqa: E402
 from rgbd_fusion_seg.postprocess import labels_and_confidence  # noqa: E402
@@ -27,7 +28,6 @@ from rgbd_fusion_seg.training.export import (  # noqa: E402
     export,
     replacing,
     write_bundle,
-    write_card,
 )
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network  # noqa: E402
 from rgbd_fusion_seg.training.onnx_graph import (  # noqa: E402
@@ -365,7 +365,7 @@ def test_training_data_of_one_depth_have_a_range(tmp_path):
     assert near < 2 < far < near + 0.1
     checkpoint.info['depth_range_m'] = [0.0, 0.0]  # as where nothing has been measured
     card = exporting.describe(checkpoint, checkpoint.build(), folder, (96, 64), options)
-    write_card(folder, card)
+    write_card(folder / 'model.yaml', card)
     assert load_bundle(folder).depth_range_m[0] == 0
 
 
