@@ -202,6 +202,7 @@ class ModelBundle:
             forms['depth'] = TensorForm('float32', frame)
             forms['intrinsics'] = TensorForm('float32', (4,))
             forms['gravity'] = TensorForm('float32', (3,))
+            forms['camera_height'] = TensorForm('float32', (1,))
         elif self.hha is not None:
             forms['hha'] = TensorForm('uint8', (1, self.hha.height, self.hha.width, 3))
         return forms

@@ -103,18 +103,24 @@ def encode_hha(
     intrinsics: Intrinsics,
     missing: np.ndarray | None = None,
     gravity: np.ndarray | None = None,
+    camera_height: float | None = None,
 ) -> np.ndarray:
-    """Encode a depth image as disparity, height above the lowest point, and angle with gravity.
+    """Encode a depth image as disparity, height above the floor, and angle with gravity.
 
     ========= ============================== ===================== ==========================
     channel   value                          saturates             pixels without a reading
     ========= ============================== ===================== ==========================
     disparity 31000 / depth in cm            255 nearer than 1.2 m 255
-    height    cm above the lowest point      255 at 2.55 m         the camera's own height
+    height    cm above the floor             255 at 2.55 m         the camera's own height
     angle     degrees + 38                   –                     from neighbours, else 218
     ========= ============================== ===================== ==========================
 
     The windows of the normals are in pixels of `depth`, whatever its size, as in the public code.
+
+    Where `camera_height` is not given, the floor is taken to be at the lowest point; but where
+    that is less than 0.9 m below the camera it is taken for furniture, and the floor to be 1.3 m
+    below (:data:`FLOOR_GUESS_ABOVE_CM`). For a camera that is mounted lower than 0.9 m this guess
+    is wrong. Gravity is found up to 45° from the image's y axis.
 
     Args:
         depth: (H, W) metres; 0, negative and non-finite pixels are no reading.
@@ -123,12 +129,14 @@ def encode_hha(
             filled in; default: the pixels without a reading, which never take part.
         gravity: (3,) direction of gravity in optical axes (x right, y down, z forward), of any
             length, for instance from TF or an IMU; default: :func:`estimate_gravity`.
+        camera_height: of the camera above the floor in metres; default: a guess, see above.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        FrameError: sizes that do not match, or a gravity that is no direction.
+        FrameError: sizes that do not match, a gravity that is no direction, or a height that is
+            no positive number.
     """
     cleaned = _clean(depth, intrinsics, missing)
     down = _vote_for_gravity(cleaned, intrinsics) if gravity is None else unit_direction(gravity)
@@ -136,8 +144,11 @@ def encode_hha(
     height_down = np.array([0.0, 1.0, 0.0]) if level else down
     camera = np.array(_camera(intrinsics), dtype=np.float32)
     height_down = height_down.astype(np.float32)
-    lowest = hha_kernels.lowest_height(cleaned.z, *camera, height_down)
-    floor = FLOOR_GUESS_CM if lowest > FLOOR_GUESS_ABOVE_CM else lowest
+    if camera_height is not None:
+        floor = -100.0 * checked_height(camera_height)
+    else:
+        lowest = hha_kernels.lowest_height(cleaned.z, *camera, height_down)
+        floor = FLOOR_GUESS_CM if lowest > FLOOR_GUESS_ABOVE_CM else lowest
     hha = np.empty((*cleaned.z.shape, 3), dtype=np.uint8)
     hha_kernels.encode_channels(
         cleaned.z,
@@ -189,6 +200,20 @@ def unit_direction(gravity: np.ndarray) -> np.ndarray:
         )
     direction = direction / np.abs(direction).max()
     return direction / np.linalg.norm(direction)
+
+
+def checked_height(camera_height: float) -> float:
+    """Return a camera's height above the floor in metres.
+
+    Raises:
+        FrameError: it is no positive number.
+    """
+    if not 0 < camera_height < math.inf:
+        raise FrameError(
+            f'the height of the camera must be a positive number of metres, got {camera_height}; '
+            'measure it from the floor or leave it out'
+        )
+    return float(camera_height)
 
 
 def _camera(intrinsics: Intrinsics) -> tuple[float, float, float, float]:

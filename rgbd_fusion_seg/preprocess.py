@@ -24,6 +24,7 @@ def hha_image(
     width: int,
     height: int,
     gravity: np.ndarray | None = None,
+    camera_height: float | None = None,
 ) -> np.ndarray:
     """Encode a depth image as HHA at the size the network wants.
 
@@ -36,6 +37,7 @@ def hha_image(
         intrinsics: of `depth`.
         width, height: size of the result in pixels.
         gravity: (3,) direction of gravity in optical axes; default: estimated from the image.
+        camera_height: metres above the floor; default: guessed, see :func:`hha.encode_hha`.
 
     Returns:
         uint8 (height, width, 3): disparity, height, angle.
@@ -43,7 +45,8 @@ def hha_image(
     depth = depths.resize_depth(depth, width, height)
     missing = ~depths.valid_mask(depth)
     filled = depths.fill_holes(depth)
-    return hha.encode_hha(filled, intrinsics.resized(width, height), missing, gravity)
+    resized = intrinsics.resized(width, height)
+    return hha.encode_hha(filled, resized, missing, gravity, camera_height)
 
 
 def depth_image(depth: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -149,7 +149,11 @@ class Segmenter:
             _close(unused)
 
     def segment(
-        self, frame: RgbdFrame, gravity: np.ndarray | None = None, only: str = ''
+        self,
+        frame: RgbdFrame,
+        gravity: np.ndarray | None = None,
+        only: str = '',
+        camera_height: float | None = None,
     ) -> Segmentation:
         """Label a frame.
 
@@ -163,6 +167,8 @@ class Segmenter:
                 instance from TF or an IMU; default: estimated from the depth.
             only: answer from this sensor alone, 'rgb' or 'depth'; the other half of the frame
                 is not looked at.
+            camera_height: of the camera above the floor in metres; default: guessed from the
+                depth, wrongly where it is below 0.9 m (`hha.encode_hha`).
 
         Returns:
             Labels and confidence at the frame's size, with its stamp and frame id, and the
@@ -170,7 +176,8 @@ class Segmenter:
             ``inference``, ``postprocess``. What a fused bundle's graph does counts as inference.
 
         Raises:
-            FrameError: a fused bundle, and a frame of another size than its graph's.
+            FrameError: a fused bundle, and a frame of another size than its graph's; or, where
+                the network sees HHA, a gravity or height that is none.
             InputError: `only` is no sensor.
             BundleError: the bundle cannot answer from that sensor alone.
             EngineError: inference failed and no other backend can take over, or the segmenter
@@ -181,21 +188,21 @@ class Segmenter:
         if not only and self._answers_for('rgb') and not has_readings(frame.depth):
             only = 'rgb'
         if only and self.bundle.sensors != (only,):
-            return self._opened_alone(only).segment(frame, gravity)
+            return self._opened_alone(only).segment(frame, gravity, '', camera_height)
         if self._successor is not None:
             self._install_successor()
         while True:
             try:
-                return self._segment(frame, gravity)
+                return self._segment(frame, gravity, camera_height)
             except EngineError as error:
                 self._step_down(error)
 
-    def _segment(self, frame: RgbdFrame, gravity: np.ndarray | None) -> Segmentation:
+    def _segment(
+        self, frame: RgbdFrame, gravity: np.ndarray | None, camera_height: float | None
+    ) -> Segmentation:
         clock = _StageClock()
-        if self.bundle.fused is None:
-            labels, confidence = self._run_stages(frame, gravity, clock)
-        else:
-            labels, confidence = self._run_fused(frame, gravity, clock)
+        run = self._run_stages if self.bundle.fused is None else self._run_fused
+        labels, confidence = run(frame, gravity, camera_height, clock)
         if self._min_confidence:
             labels[confidence < self._min_confidence] = UNLABELLED
         clock.finish('postprocess')
@@ -209,11 +216,16 @@ class Segmenter:
         )
 
     def _run_stages(
-        self, frame: RgbdFrame, gravity: np.ndarray | None, clock: _StageClock
+        self,
+        frame: RgbdFrame,
+        gravity: np.ndarray | None,
+        camera_height: float | None,
+        clock: _StageClock,
     ) -> tuple[np.ndarray, np.ndarray]:
         rgb, hha, tensors = self.bundle.rgb, self.bundle.hha, self._buffers
         if hha is not None:
-            image = hha_image(frame.depth, frame.intrinsics, hha.width, hha.height, gravity)
+            size = hha.width, hha.height
+            image = hha_image(frame.depth, frame.intrinsics, *size, gravity, camera_height)
             clock.finish('hha')
             hha_tensor(image, hha, out=tensors['hha'])
         if rgb is not None:
@@ -227,20 +239,27 @@ class Segmenter:
         return labels_and_confidence(logits, *frame.depth.shape)
 
     def _run_fused(
-        self, frame: RgbdFrame, gravity: np.ndarray | None, clock: _StageClock
+        self,
+        frame: RgbdFrame,
+        gravity: np.ndarray | None,
+        camera_height: float | None,
+        clock: _StageClock,
     ) -> tuple[np.ndarray, np.ndarray]:
         _check_size(frame, self.bundle)
         hha, camera = self.bundle.hha, frame.intrinsics
         feeds = {}
         if self._encodes_depth:
-            image = hha_image(frame.depth, camera, hha.width, hha.height, gravity)
+            size = hha.width, hha.height
+            image = hha_image(frame.depth, camera, *size, gravity, camera_height)
             clock.finish('hha')
             feeds['hha'] = image[None]
         elif hha is not None:
             down = np.zeros(3) if gravity is None else hha_encoding.unit_direction(gravity)
+            height = 0.0 if camera_height is None else hha_encoding.checked_height(camera_height)
             feeds['depth'] = np.ascontiguousarray(frame.depth)[None]
             feeds['intrinsics'] = np.float32([camera.fx, camera.fy, camera.cx, camera.cy])
             feeds['gravity'] = down.astype(np.float32)
+            feeds['camera_height'] = np.float32([height])
         if self.bundle.rgb is not None:
             feeds['rgb'] = np.ascontiguousarray(frame.rgb)[None]
         clock.finish('preprocess')

@@ -139,6 +139,7 @@ GEOMETRY = {
     'depth': ('float32', (1, 120, 160)),
     'intrinsics': ('float32', (4,)),
     'gravity': ('float32', (3,)),
+    'camera_height': ('float32', (1,)),
 }
 
 

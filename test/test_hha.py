@@ -201,6 +201,24 @@ def test_a_lowest_point_near_the_camera_is_not_taken_for_the_floor():
     assert np.abs(encoded[on_table][:, 1].astype(int) - 70).max() <= 1
 
 
+@pytest.mark.parametrize('camera_m', [0.3, 0.6, 1.3, 1.9])
+def test_a_given_height_of_the_camera_says_where_the_floor_is(camera_m):
+    """Whatever the lowest visible point: here the floor, or a table top 0.2 m above it."""
+    turned = rotation(20.0, 5.0)
+    for floor_m in (0.0, 0.2):
+        depth, _ = room(turned, height_m=camera_m - floor_m)
+        encoded = hha.encode_hha(depth, CAMERA, None, turned @ DOWN, camera_m).astype(int)
+        above_floor_cm = 100.0 * (camera_m - depth * (rays(CAMERA) @ turned @ DOWN))
+        assert above_floor_cm.min() == pytest.approx(100 * floor_m, abs=1)
+        assert np.abs(encoded[..., 1] - np.clip(above_floor_cm, 0, 255)).max() <= 1.5
+
+
+@pytest.mark.parametrize('height', [0.0, -0.4, np.nan, np.inf])
+def test_a_height_that_is_none_is_refused(height):
+    with pytest.raises(FrameError, match='height of the camera must be a positive number'):
+        hha.encode_hha(np.ones((240, 320), np.float32), CAMERA, camera_height=height)
+
+
 def test_given_gravity_replaces_the_estimate():
     turned = rotation(15.0, 4.0)
     depth, on_floor = room(turned)

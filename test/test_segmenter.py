@@ -93,6 +93,14 @@ def test_gravity_is_estimated_unless_given(segmenter):
     assert (on_its_side[:, -8:] < 2).all()
 
 
+def test_the_floor_is_guessed_unless_the_height_of_the_camera_is_given(segmenter):
+    """The wall ends 1.5 m above and below the camera; MEAN cm above the floor it becomes high."""
+    frame = half_lit_room(48, 64)
+    low, high = (segmenter.segment(frame, LEVEL, '', height).labels for height in (0.5, 2.7))
+    middle = segmenter.segment(frame, LEVEL).labels
+    assert [round((found >= 2).mean(), 1) for found in (low, middle, high)] == [0.3, 0.7, 0.9]
+
+
 def test_earlier_results_survive_later_frames(segmenter):
     first = segmenter.segment(half_lit_room(48, 64))
     kept = first.labels.copy(), first.confidence.copy()

@@ -71,17 +71,18 @@ def fuse(
 ) -> ModelBundle:
     """Write a bundle whose graph takes frames and returns labels and confidence.
 
-    ============== ============================= ==================================================
-    input, output  type and shape                content
-    ============== ============================= ==================================================
-    ``rgb``        uint8 (1, H, W, 3)            the frame's colour
-    ``hha``        uint8 (1, h, w, 3)            without `hha`: ``preprocess.hha_image``
-    ``depth``      float32 (1, H, W)             with `hha`: metres; 0 or non-finite = no reading
-    ``intrinsics`` float32 (4,)                  with `hha`: fx, fy, cx, cy of the frame
-    ``gravity``    float32 (3,)                  with `hha`: unit, or all 0 to estimate it
-    ``labels``     uint8 (1, H, W)               255 where a logit is not finite
-    ``confidence`` uint8 (1, H, W)               the winner's softmax probability times 255
-    ============== ============================= ==================================================
+    ================= ========================== ==================================================
+    input, output     type and shape             content
+    ================= ========================== ==================================================
+    ``rgb``           uint8 (1, H, W, 3)         the frame's colour
+    ``hha``           uint8 (1, h, w, 3)         without `hha`: ``preprocess.hha_image``
+    ``depth``         float32 (1, H, W)          with `hha`: metres; 0 or non-finite = no reading
+    ``intrinsics``    float32 (4,)               with `hha`: fx, fy, cx, cy of the frame
+    ``gravity``       float32 (3,)               with `hha`: unit, or all 0 to estimate it
+    ``camera_height`` float32 (1,)               with `hha`: metres above the floor, or 0 to guess
+    ``labels``        uint8 (1, H, W)            255 where a logit is not finite
+    ``confidence``    uint8 (1, H, W)            the winner's softmax probability times 255
+    ================= ========================== ==================================================
 
     Inputs of a modality that the network does not have are left out. Colour is resampled as by
     ``preprocess.rgb_image``: when shrinking, only exact halves may be rounded otherwise; when
@@ -299,8 +300,9 @@ def _tensors(op: OpBuilder, bundle: ModelBundle, frame: Size, hha: bool) -> dict
         depth = inputs('depth', DataType.FLOAT, [1, *frame])
         intrinsics = inputs('intrinsics', DataType.FLOAT, [4])
         gravity = inputs('gravity', DataType.FLOAT, [3])
+        camera_height = inputs('camera_height', DataType.FLOAT, [1])
         image = fused_hha.hha_image(
-            op, depth, intrinsics, gravity, frame, (size.height, size.width)
+            op, depth, intrinsics, gravity, camera_height, frame, (size.height, size.width)
         )
     else:
         pixels = inputs('hha', DataType.UINT8, [1, size.height, size.width, 3])

@@ -60,7 +60,13 @@ class Camera(NamedTuple):
 
 
 def hha_image(
-    op: OpBuilder, depth: Value, intrinsics: Value, gravity: Value, frame: Size, size: Size
+    op: OpBuilder,
+    depth: Value,
+    intrinsics: Value,
+    gravity: Value,
+    camera_height: Value,
+    frame: Size,
+    size: Size,
 ) -> Value:
     """Append HHA at the network's size.
 
@@ -69,6 +75,7 @@ def hha_image(
         depth: float32 (1, H, W) metres; 0 and non-finite = no reading.
         intrinsics: float32 (4,), fx, fy, cx, cy of the frame.
         gravity: float32 (3,), unit, or all 0 to estimate it.
+        camera_height: float32 (1,), metres above the floor, or 0 to guess it.
         frame: size of `depth`.
         size: of the result.
 
@@ -84,7 +91,7 @@ def hha_image(
     down = op.Where(op.Greater(op.ReduceSum(op.Abs(gravity)), 0.0), gravity, estimated)
     channels = [
         _disparity(op, z),
-        _height(op, z, camera, down),
+        _height(op, z, camera, down, camera_height),
         _angle(op, z, moments, camera, down),
     ]
     return op.Floor(op.Clip(op.Concat(*channels, axis=1), 0.0, 255.0) + 0.5)
@@ -319,14 +326,15 @@ def _disparity(op: OpBuilder, z: Value) -> Value:
     return op.Div(hha.DISPARITY_SCALE, op.Max(z * 100.0, hha.MIN_DEPTH_CM))
 
 
-def _height(op: OpBuilder, z: Value, camera: Camera, down: Value) -> Value:
+def _height(op: OpBuilder, z: Value, camera: Camera, down: Value, camera_height: Value) -> Value:
     level = op.Greater(op.Gather(down, [1]), math.cos(math.radians(hha.LEVEL_ANGLE_DEG)))
     down = op.Where(level, constant(op, np.float32([0.0, 1.0, 0.0])), down)
     x, y, forward = _components(op, down)
     height = z * (x * camera.u / camera.fx + (y * camera.v / camera.fy + forward)) * -100.0
     lowest = op.ReduceMin(height)
     above = op.Greater(lowest, hha.FLOOR_GUESS_ABOVE_CM)
-    return height - op.Where(above, hha.FLOOR_GUESS_CM, lowest)
+    guess = op.Where(above, hha.FLOOR_GUESS_CM, lowest)
+    return height - op.Where(op.Greater(camera_height, 0.0), camera_height * -100.0, guess)
 
 
 def _angle(op: OpBuilder, z: Value, stacked: Value, camera: Camera, down: Value) -> Value:

@@ -176,7 +176,8 @@ class CameraConfig:
     """Section ``camera``: what the driver does not tell.
 
     The intrinsics serve as long as no usable CameraInfo arrives; they are those of the colour
-    image at its published size.
+    image at its published size. Networks that see HHA want gravity and the height above the floor,
+    which are estimated from the depth where they are not given (`hha.encode_hha`).
     """
 
     fx: float = setting(
@@ -194,6 +195,26 @@ class CameraConfig:
         'Refuse depth whose frame_id is not that of the colour image. Switch off for drivers '
         'that register depth to colour but keep the name of the depth frame.',
     )
+
+    height_m: float = setting(
+        0.0,
+        'Height of the camera above the floor in metres, which should be given where it is below '
+        '0.9; 0 = guess it from the depth.',
+        minimum=0.0,
+        maximum=100.0,
+    )
+    floor_frame: str = setting(
+        '',
+        'Frame of TF that stands on the floor with z up, such as base_footprint: gravity and '
+        'height of the camera are taken from there; empty = estimate them from the depth.',
+    )
+
+    def __post_init__(self) -> None:
+        if self.height_m and self.floor_frame:
+            raise InputError(
+                'the parameters camera.height_m and camera.floor_frame both tell how high the '
+                'camera is; give one of them'
+            )
 
     def intrinsics(self, width: int, height: int) -> Intrinsics | None:
         """Return the intrinsics given by parameters for this image size; None without ``fx``."""

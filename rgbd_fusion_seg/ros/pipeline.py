@@ -15,6 +15,7 @@ from std_msgs.msg import Header
 from rgbd_fusion_seg.errors import EngineError, FrameError, RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
+from rgbd_fusion_seg.ros.camera_pose import CameraPose, FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
 from rgbd_fusion_seg.ros.images import (
     frame_from_color,
@@ -78,6 +79,7 @@ class PairProcessor:
         health: where counts and complaints go.
         config: the node's parameters.
         topics: names for complaints.
+        floor: where TF tells how the camera stands above the floor.
         now_ns: the node's clock in nanoseconds, for the age of stamps.
         epoch: returns the present epoch; pairs of another one are dropped.
     """
@@ -89,13 +91,14 @@ class PairProcessor:
         health: Health,
         config: SegmentationConfig,
         topics: Topics,
+        floor: FloorFrame | None = None,
         *,
         now_ns: Callable[[], int],
         epoch: Callable[[], int],
     ) -> None:
         self._segmenter, self._publishers = segmenter, publishers
         self._health, self._config, self._topics = health, config, topics
-        self._now_ns, self._epoch = now_ns, epoch
+        self._floor, self._now_ns, self._epoch = floor, now_ns, epoch
         self._color_frame_id = ''
 
     def process(self, pair: Pair) -> None:
@@ -120,7 +123,8 @@ class PairProcessor:
             bundle = self._segmenter.bundle
             trained_m = bundle.depth_range_m if bundle.sees_depth else None
             self._health.saw_depth(frame.depth, trained_m)
-        result = self._segmenter.segment(frame, only=pair.only)
+        gravity, height_m = self._pose(frame)
+        result = self._segmenter.segment(frame, gravity, pair.only, height_m)
         if pair.epoch != self._epoch():
             return self._health.dropped('clock jumped')
         header = pair.leading.header
@@ -164,6 +168,17 @@ class PairProcessor:
             topics=(self._topics.color, self._topics.depth),
             require_same_frame=self._config.camera.require_same_frame,
         )
+
+    def _pose(self, frame: RgbdFrame) -> CameraPose:
+        """Return what is known of the camera's pose; it matters to HHA alone."""
+        if self._floor is None:
+            return CameraPose(height_m=self._config.camera.height_m or None)
+        try:
+            return self._floor.pose_of(frame.frame_id)
+        except FrameError as error:
+            sentence = f'{error}; until then gravity and height are estimated from the depth'
+            self._health.complain('floor frame', sentence)
+            return CameraPose()
 
     def _age_s(self, pair: Pair) -> float | None:
         """Return the age of a pair's stamp; None while simulated time has not begun."""

@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from rgbd_fusion_seg.frame import SENSORS
 from rgbd_fusion_seg.ros import single_sensor
+from rgbd_fusion_seg.ros.camera_pose import FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN
 from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor
 from rgbd_fusion_seg.ros.publishers import (
@@ -49,12 +50,16 @@ class Stream:
         self._info_count = 0
         self._epoch = 0
         self._began_s = time.monotonic()
+        floor_frame = node.config.camera.floor_frame
+        wanted = bool(floor_frame) and self._bundle.hha is not None
+        self._floor = FloorFrame(node, floor_frame) if wanted else None
         processor = PairProcessor(
             segmenter,
             publishers,
             node.health,
             node.config,
             node.topics,
+            self._floor,
             now_ns=lambda: node.get_clock().now().nanoseconds,
             epoch=lambda: self._epoch,
         )
@@ -95,6 +100,8 @@ class Stream:
         """Unsubscribe, then wait for the inference under way."""
         if self._jump_handle is not None:
             self._jump_handle.unregister()
+        if self._floor is not None:
+            self._floor.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         if not self._worker.stop():

@@ -38,6 +38,8 @@ from rgbd_fusion_seg.synthetic.sensor import simulate_kinect  # noqa: E402
 
 ESTIMATE = np.zeros(3, np.float32)
 """The graph's input `gravity` that asks it to find gravity itself."""
+GUESS = np.zeros(1, np.float32)
+"""The graph's input `camera_height` that asks it to guess where the floor is."""
 MEAN, STD = 100.0, 50.0
 
 
@@ -138,11 +140,20 @@ def test_pixels_that_touch_a_logit_which_is_not_finite_are_unlabelled(tmp_path, 
     assert not confidence[labels == 255].any()
 
 
-def encoded(bundle: ModelBundle, frame: RgbdFrame, gravity: np.ndarray = ESTIMATE) -> np.ndarray:
+def encoded(
+    bundle: ModelBundle,
+    frame: RgbdFrame,
+    gravity: np.ndarray = ESTIMATE,
+    camera_height: np.ndarray = GUESS,
+) -> np.ndarray:
     """HHA uint8 (h, w, 3) that the network of a fused bundle sees."""
-    session = part(bundle, ['network.hha'], ['depth', 'intrinsics', 'gravity'])
-    feeds = {'depth': frame.depth[None], 'intrinsics': intrinsics(frame.intrinsics)}
-    tensor = session.run(None, {**feeds, 'gravity': gravity})[0]
+    feeds = {
+        'depth': frame.depth[None],
+        'intrinsics': intrinsics(frame.intrinsics),
+        'gravity': gravity,
+        'camera_height': camera_height,
+    }
+    tensor = part(bundle, ['network.hha'], list(feeds)).run(None, feeds)[0]
     image = (tensor[0] * STD + MEAN).transpose(1, 2, 0)
     assert np.abs(image - np.rint(image)).max() < 1e-3
     return np.rint(image).astype(np.uint8)
@@ -281,6 +292,17 @@ def test_gravity_is_taken_from_outside_where_it_is_given(fused_hha, gravity):
     assert (np.abs(own.astype(int) - found).max(axis=2) > 5).mean() > 0.2
 
 
+@pytest.mark.parametrize('height', [0.2, 2.0])
+def test_the_height_of_the_camera_is_taken_from_outside_where_it_is_given(fused_hha, height):
+    view, down = plain_view(holed_ramp()), np.float32([0, 1, 0])
+    size = fused_hha.hha.width, fused_hha.hha.height
+    expected = hha_image(view.depth, view.intrinsics, *size, down, height)
+    found = encoded(fused_hha, view, down, np.float32([height]))
+    assert_close(found, expected)
+    own = encoded(fused_hha, view, down)
+    assert (np.abs(own.astype(int) - found)[..., 1] > 5).mean() > 0.2
+
+
 def kinect_frames(folder: Path, count: int) -> list[RgbdFrame]:
     if not folder.is_dir():
         pytest.skip(f'needs the Kinect sequence, and {folder} is absent')
@@ -331,6 +353,8 @@ def test_a_segmenter_takes_a_fused_bundle_as_any_other(tmp_path, tiny_bundle, hh
             assert np.array_equal(result.labels, expected.labels)
             assert np.abs(result.confidence.astype(int) - expected.confidence).max() <= 2
             assert len(np.unique(result.labels)) >= 3
+        expected, result = (s.segment(frame, down, '', 0.4) for s in (split, fused))
+        assert np.array_equal(result.labels, expected.labels)
         assert (result.stamp_ns, result.frame_id) == (77, 'camera')
         stages = ['preprocess', 'inference', 'postprocess']
         assert list(result.timings) == (stages if hha else ['hha', *stages])
@@ -342,6 +366,8 @@ def test_a_segmenter_takes_a_fused_bundle_as_any_other(tmp_path, tiny_bundle, hh
         if hha:
             with pytest.raises(FrameError, match='gravity'):
                 fused.segment(frame, np.zeros(3))
+            with pytest.raises(FrameError, match='height of the camera'):
+                fused.segment(frame, down, '', -0.4)
 
 
 @pytest.mark.parametrize('modality', ['rgb', 'hha'])
@@ -349,7 +375,7 @@ def test_networks_of_one_modality_are_fused_too(tmp_path, modality):
     card, network = tiny_card(modalities=(modality,)), tiny_network(modalities=(modality,))
     base = load_bundle(write_bundle(tmp_path / 'base', card, network))
     bundle = fuse(base, tmp_path / 'fused', (160, 120), hha=modality == 'hha')
-    inputs = {'rgb': {'rgb'}, 'hha': {'depth', 'intrinsics', 'gravity'}}[modality]
+    inputs = {'rgb': {'rgb'}, 'hha': {'depth', 'intrinsics', 'gravity', 'camera_height'}}[modality]
     assert set(bundle.graph_inputs) == inputs
     with Segmenter(base) as split, Segmenter(bundle) as fused:
         expected, result = split.segment(half_bright()), fused.segment(half_bright())
@@ -580,6 +606,7 @@ def test_all_around_a_network_in_fp16_stays_float32(tmp_path, tiny_bundle):
         'depth': frame.depth[None],
         'intrinsics': intrinsics(frame.intrinsics),
         'gravity': ESTIMATE,
+        'camera_height': GUESS,
     }
     labels, confidence = session.run(['labels', 'confidence'], feeds)
     with Segmenter(bundle) as segmenter:

@@ -181,6 +181,11 @@ def test_only_options_that_were_given_go_to_the_backends():
     assert given.build_options == {'precision': 'bf16'}
 
 
+def test_a_camera_has_one_height():
+    with pytest.raises(InputError, match=r'height_m and camera\.floor_frame both tell'):
+        CameraConfig(height_m=0.4, floor_frame='base_footprint')
+
+
 def test_a_build_beside_the_work_needs_an_engine_that_works(make_node):
     node = make_node(engine__build='background', engine__backend='tensorrt')
     declare_parameters(node, SegmentationConfig)

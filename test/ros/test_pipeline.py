@@ -13,7 +13,8 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 from ros_harness import Camera
 from sensor_msgs.msg import CameraInfo
 
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.errors import EngineError, FrameError
+from rgbd_fusion_seg.ros.camera_pose import CameraPose
 from rgbd_fusion_seg.ros.diagnostics import Health
 from rgbd_fusion_seg.ros.images import stamp_to_ns
 from rgbd_fusion_seg.ros.parameters import CameraConfig, OutputConfig, SegmentationConfig
@@ -37,7 +38,8 @@ class Outputs:
 class Bench:
     """A processor with a clock and an epoch that the test sets."""
 
-    def __init__(self, bundle, config=None):
+    def __init__(self, bundle, config=None, floor=None):
+        self.floor = floor
         self.now_ns, self.epoch, self.log = 5_000_000_000, 0, []
         self.outputs = Outputs()
         self.segmenter = Segmenter(bundle)
@@ -48,6 +50,7 @@ class Bench:
             self.health,
             config or SegmentationConfig(),
             Topics('/color', '/depth', '/info'),
+            floor,
             now_ns=lambda: self.now_ns,
             epoch=lambda: self.epoch,
         )
@@ -122,6 +125,53 @@ def test_no_camera_info_yet_is_no_error(bench):
     bench.processor.process(bench.pair(info=None))
     assert bench.dropped() == {'no camera info yet'}
     assert bench.log == []
+
+
+class Floor:
+    """Stands where TF tells of the camera."""
+
+    def __init__(self, pose):
+        self.pose, self.asked = pose, []
+
+    def pose_of(self, camera_frame):
+        self.asked.append(camera_frame)
+        if self.pose is None:
+            raise FrameError('TF has no way')
+        return self.pose
+
+
+ASIDE = CameraPose(np.array([1.0, 0.0, 0.0]), 0.3)
+
+
+@pytest.mark.parametrize(
+    ('height_m', 'floor', 'known'),
+    [
+        (0.0, None, CameraPose()),
+        (0.3, None, CameraPose(None, 0.3)),
+        (0.0, ASIDE, ASIDE),
+    ],
+)
+def test_labels_rest_on_what_is_known_of_the_camera(tiny_bundle, height_m, floor, known):
+    config = SegmentationConfig(camera=CameraConfig(height_m=height_m))
+    bench = Bench(tiny_bundle, config, floor and Floor(floor))
+    bench.processor.process(bench.pair())
+    ((frame, result, _, _),) = bench.outputs.published
+    expected = bench.segmenter.segment(frame, known.gravity, '', known.height_m).labels
+    np.testing.assert_array_equal(result.labels, expected)
+    changed = (expected != bench.segmenter.segment(frame).labels).mean()
+    assert (changed > 0.1) == (known.height_m is not None)
+
+
+def test_while_tf_is_silent_the_camera_is_estimated(tiny_bundle):
+    bench = Bench(tiny_bundle, floor=Floor(None))
+    for _ in range(2):
+        bench.processor.process(bench.pair())
+    assert len(bench.outputs.published) == 2
+    frame, result, _, _ = bench.outputs.published[0]
+    np.testing.assert_array_equal(result.labels, bench.segmenter.segment(frame).labels)
+    (told,) = bench.log
+    assert told == 'TF has no way; until then gravity and height are estimated from the depth'
+    assert bench.floor.asked == ['camera_color_optical_frame'] * 2
 
 
 def test_given_intrinsics_serve_for_a_camera_without_calibration(tiny_bundle):
