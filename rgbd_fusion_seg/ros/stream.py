@@ -50,19 +50,6 @@ class Stream:
         self._info_count = 0
         self._epoch = 0
         self._began_s = time.monotonic()
-        floor_frame = node.config.camera.floor_frame
-        wanted = bool(floor_frame) and self._bundle.hha is not None
-        self._floor = FloorFrame(node, floor_frame) if wanted else None
-        processor = PairProcessor(
-            segmenter,
-            publishers,
-            node.health,
-            node.config,
-            node.topics,
-            self._floor,
-            now_ns=lambda: node.get_clock().now().nanoseconds,
-            epoch=lambda: self._epoch,
-        )
         sync = node.config.sync
         self.sync = Synchroniser(
             self._hand_over,
@@ -77,6 +64,19 @@ class Stream:
                 if self._bundle.alone(sensor) is not None
             },
             lost_after_s=node.config.single_sensor.after_s,
+        )
+        floor_frame = node.config.camera.floor_frame
+        wanted = bool(floor_frame) and self._bundle.hha is not None
+        self._floor = FloorFrame(node, floor_frame) if wanted else None
+        processor = PairProcessor(
+            segmenter,
+            publishers,
+            node.health,
+            node.config,
+            node.topics,
+            self._floor,
+            now_ns=lambda: node.get_clock().now().nanoseconds,
+            epoch=lambda: self._epoch,
         )
         self._told_lost: int | None = None
         self._worker: LatestOnlyWorker[Pair] = LatestOnlyWorker(

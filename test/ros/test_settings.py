@@ -19,6 +19,7 @@ from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.ros import node, stream
 from rgbd_fusion_seg.ros.images import frame_from_msgs
 from rgbd_fusion_seg.ros.parameters import (
+    CameraConfig,
     EngineConfig,
     OutputConfig,
     SegmentationConfig,
@@ -71,6 +72,18 @@ def test_settings_reach_the_synchroniser(monkeypatch):
         'topics': ('/c', '/d'), 'slop_s': 0.3, 'queue_size': 7, 'matcher': 'builtin',
         'lost_after_s': 4.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize('sees_hha', [True, False])
+def test_tf_is_followed_where_the_network_sees_hha(monkeypatch, sees_hha):
+    followed = []
+    monkeypatch.setattr(stream, 'FloorFrame', lambda node, name: followed.append(name))
+    config = SegmentationConfig(camera=CameraConfig(floor_frame='base_footprint'))
+    made = SimpleNamespace(health=None, config=config, topics=Topics('/c', '/d', '/i'))
+    bundle = SimpleNamespace(alone=lambda sensor: None, hha=object() if sees_hha else None)
+    with pytest.raises(AttributeError, match='resolve_topic_name'):  # no node to subscribe on
+        stream.Stream(made, SimpleNamespace(bundle=bundle), None)
+    assert followed == (['base_footprint'] if sees_hha else [])
 
 
 def test_settings_change_what_is_published(ros_context, tiny_bundle):
