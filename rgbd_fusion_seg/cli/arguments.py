@@ -94,4 +94,5 @@ def tell(sentence: str) -> None:
 
 def print_files(files: Sequence[Path]) -> None:
     """Name the files that were written."""
-    print('\n'.join(f'wrote {path}' for path in files))
+    for path in files:
+        print(f'wrote {path}')

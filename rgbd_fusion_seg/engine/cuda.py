@@ -26,9 +26,6 @@ class Device(NamedTuple):
     name: str
     compute_capability: str
     """Such as ``8.7``."""
-    memory_bytes: int
-    driver_version: str
-    """The newest CUDA that the driver can serve, such as ``12.6``."""
 
     def __str__(self) -> str:
         return f'{self.name}, compute capability {self.compute_capability}'
@@ -61,8 +58,6 @@ def find_device(index: int = 0) -> Device:
         index,
         (name.decode() if isinstance(name, bytes) else str(name)).rstrip('\0'),
         f'{properties.major}.{properties.minor}',
-        int(properties.totalGlobalMem),
-        _cuda_version(driver),
     )
 
 

@@ -142,19 +142,6 @@ class FolderFrames:
             raise InputError(f'{names}: {error}') from error
 
 
-def read_frames(
-    folder: Path,
-    *,
-    calibration: Calibration | None = None,
-    depth_scale_m: float = DEPTH_SCALE_M,
-    rate_hz: float = 30.0,
-) -> Iterator[RgbdFrame]:
-    """Yield the frames of a folder; see :class:`FolderFrames`."""
-    return iter(
-        FolderFrames(folder, calibration=calibration, depth_scale_m=depth_scale_m, rate_hz=rate_hz)
-    )
-
-
 def _list_frames(folder: Path, only: str) -> tuple[list[FrameFiles], list[Path]]:
     """Find the images that belong together, or all of one sensor.
 

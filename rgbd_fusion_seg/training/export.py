@@ -41,11 +41,11 @@ from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
 from rgbd_fusion_seg.training.datasets.cache import cached_frames, read_frame
 from rgbd_fusion_seg.training.evaluation import score_source, scored_sources, write_scores
+from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.onnx_graph import (
     GraphOptions,
     build_graph,
-    count_weights,
     input_sizes,
 )
 from rgbd_fusion_seg.training.predictors import open_predictor
@@ -278,7 +278,7 @@ def describe(
         'network': {
             'name': info['network'],
             'options': info['options'],
-            'parameters': count_weights(onnx.load(folder / WEIGHTS_NAME)),
+            'parameters': parameter_count(network).trainable,
         },
         'inputs': {
             name: {'height': h, 'width': w, **_statistics(info, name)}

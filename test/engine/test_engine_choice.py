@@ -15,8 +15,8 @@ from rgbd_fusion_seg.engine.engine_choice import fitting_engines, runs_engine
 from rgbd_fusion_seg.engine.engine_files import EngineCard, EngineTensor
 from rgbd_fusion_seg.errors import EngineError
 
-ORIN = Device(0, 'Orin', '8.7', 8 << 30, '12.6')
-ADA = Device(0, 'NVIDIA RTX 4070', '8.9', 12 << 30, '13.0')
+ORIN = Device(0, 'Orin', '8.7')
+ADA = Device(0, 'NVIDIA RTX 4070', '8.9')
 HERE = f'{platform.system().lower()} {platform.machine()}'
 TENSORS = (
     EngineTensor('rgb', 'input', 'float32', (1, 3, 48, 64)),

@@ -65,7 +65,7 @@ def no_gpu(monkeypatch) -> None:
 @pytest.fixture
 def as_tensorrt(monkeypatch) -> Device:
     """RTX's builder under the name of tensorrt, which has the same interface, and a GPU."""
-    device = Device(0, 'Some GPU', '8.6', 8 << 30, '13.0')
+    device = Device(0, 'Some GPU', '8.6')
     monkeypatch.setattr(tensorrt_build, 'find_device', lambda: device)
     monkeypatch.setattr(
         tensorrt_build, 'import_flavour', lambda name: Flavour('tensorrt', trt, '11.4.0')

@@ -9,7 +9,7 @@ import pytest
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.replay.calibration import load_calibration, parse_calibration
-from rgbd_fusion_seg.replay.folders import FolderFrames, read_frames
+from rgbd_fusion_seg.replay.folders import FolderFrames
 
 from .conftest import HEIGHT, MATRIX, WIDTH, frame_pixels, write_frame
 
@@ -41,7 +41,7 @@ def test_foldered_layout(tmp_path, colors):
     for index in range(2):
         write_frame(tmp_path, f'{colors}/{index}.png', f'depth/{index}.png', index)
     (tmp_path / 'intrinsics.txt').write_text(MATRIX)
-    for index, frame in enumerate(read_frames(tmp_path)):
+    for index, frame in enumerate(FolderFrames(tmp_path)):
         assert_frame(frame, index)
     assert index == 1
 
@@ -63,7 +63,7 @@ def test_yaml_calibration(tmp_path, flavour):
     calibration = load_calibration(path)
     assert calibration.intrinsics(1, 1) == INTRINSICS
     write_frame(tmp_path, 'rgb/a.png', 'depth/a.png', 3)
-    assert_frame(next(read_frames(tmp_path)), 3)
+    assert_frame(next(iter(FolderFrames(tmp_path))), 3)
 
 
 def test_calibration_written_by_opencv(tmp_path):
@@ -82,7 +82,7 @@ def test_own_calibration_of_a_frame_wins(tmp_path):
     (tmp_path / 'intrinsics.txt').write_text(MATRIX)
     (tmp_path / 'calib').mkdir()
     (tmp_path / 'calib/b.yaml').write_text(YAMLS['OpenCV'].replace('15.5', '17.5'))
-    assert [frame.intrinsics.cx for frame in read_frames(tmp_path)] == [15.5, 17.5]
+    assert [frame.intrinsics.cx for frame in FolderFrames(tmp_path)] == [15.5, 17.5]
 
 
 def test_given_calibration_and_depth_scale(kinect_folder):
@@ -159,14 +159,14 @@ def damage(folder, what):
 def test_refusals(kinect_folder, what, message):
     damage(kinect_folder, what)
     with pytest.raises(InputError, match=message):
-        list(read_frames(kinect_folder))
+        list(FolderFrames(kinect_folder))
 
 
 def test_yaml_of_another_size_is_refused(tmp_path):
     write_frame(tmp_path, 'rgb/a.png', 'depth/a.png', 0)
     (tmp_path / 'camera_info.yaml').write_text(YAMLS['OpenCV'].replace('32', '640'))
     with pytest.raises(InputError, match='32x24 but the camera info says 640x24'):
-        list(read_frames(tmp_path))
+        list(FolderFrames(tmp_path))
 
 
 @pytest.mark.parametrize('text', ['1,2,3', 'a,b,c,d', '', '1,2,3,4,5'])

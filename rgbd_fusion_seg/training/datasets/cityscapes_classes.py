@@ -40,6 +40,3 @@ CITYSCAPES19 = ClassSet(
 
 NUM_LABEL_IDS = 34
 """``*_labelIds.png`` hold 0..33; a licence plate (id -1) keeps the label of its car."""
-
-SPLIT_SIZES = {'train': 2975, 'val': 500}
-"""Frames of the official splits with public labels."""

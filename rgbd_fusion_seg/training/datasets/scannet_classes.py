@@ -44,6 +44,3 @@ NYU40_IDS = 40
 STRAY_IDS = (50, 149)
 """Values without meaning in the official 3D labels of three scenes (issues 20 and 86 of the
 ScanNet repository); where they come up in images, they are void."""
-
-SPLIT_SCENES = {'train': 1201, 'val': 312}
-"""Scenes of the official splits of ScanNet v2."""

@@ -12,6 +12,7 @@ from rgbd_fusion_seg.errors import InputError
 pytest.importorskip('h5py', reason='needs the extra [train]')
 
 from rgbd_fusion_seg.training.datasets.scannet import ScanNet
+from rgbd_fusion_seg.training.datasets.scannet_classes import SCANNET20
 
 SCENES = {'train': ('scene0270_00', 'scene0001_01'), 'val': ('scene0011_00',)}
 FRAMES = ('000000', '000100')
@@ -185,3 +186,17 @@ def test_the_cache_key_tells_contents_apart(tree, broken):
     assert key == ScanNet(broken, 'val').describe()
     cv2.imwrite(str(broken / 'scene0011_00/label/000100.png'), np.ones((968, 1296), np.uint8))
     assert key != ScanNet(broken, 'val').describe()
+
+
+def test_classes_are_those_of_the_benchmark_in_its_order_and_colours():
+    """As the benchmark's documentation lists them."""
+    official = """
+        wall 174 199 232, floor 152 223 138, cabinet 31 119 180, bed 255 187 120,
+        chair 188 189 34, sofa 140 86 75, table 255 152 150, door 214 39 40,
+        window 197 176 213, bookshelf 148 103 189, picture 196 156 148, counter 23 190 207,
+        desk 247 182 210, curtain 219 219 141, refrigerator 255 127 14,
+        shower curtain 158 218 229, toilet 44 160 44, sink 112 128 144, bathtub 227 119 194,
+        otherfurniture 82 84 163"""
+    expected = [entry.strip().rsplit(maxsplit=3) for entry in official.split(',')]
+    assert list(SCANNET20.names) == [name for name, *_ in expected]
+    assert SCANNET20.colors.tolist() == [[int(x) for x in color] for _, *color in expected]
