@@ -144,7 +144,10 @@ def _add_bag(commands: Commands) -> None:
     parser.add_argument('folder', type=Path, help='folder of images')
     parser.add_argument('bag', type=Path, help='bag to make; it must not exist')
     parser.add_argument(
-        '--rate', type=positive, default=30.0, help='frames per second (default: %(default)g)'
+        '--rate',
+        type=positive,
+        default=30.0,
+        help='frames per second, 0.001 to 1000 (default: %(default)g)',
     )
     add_camera(parser)
 

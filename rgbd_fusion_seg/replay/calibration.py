@@ -64,7 +64,7 @@ def load_calibration(path: Path) -> Calibration:
     Anything else: text with 9 numbers, row-major.
 
     Raises:
-        InputError: unreadable, or no camera matrix in it.
+        InputError: unreadable, no camera matrix in it, or values that are no numbers.
     """
     try:
         text = path.read_text(encoding='utf-8')
@@ -87,14 +87,31 @@ def _from_yaml(text: str, path: Path) -> Calibration:
         matrix = matrix.get('data')
     if matrix is None:
         raise InputError(f'the calibration file {path} has no camera_matrix')
-    numbers = np.asarray(matrix, dtype=np.float64).ravel()
-    return _from_matrix(numbers, _first(card, _WIDTH_KEYS), _first(card, _HEIGHT_KEYS), path)
+    try:
+        numbers = np.asarray(matrix, dtype=np.float64).ravel()
+    except (TypeError, ValueError):
+        raise InputError(
+            f'the camera matrix in {path} must be a list of 9 numbers, row by row'
+        ) from None
+    width, height = (_pixels(card, keys, path) for keys in (_WIDTH_KEYS, _HEIGHT_KEYS))
+    return _from_matrix(numbers, width, height, path)
 
 
 def _from_matrix(k: np.ndarray, width: int | None, height: int | None, path: Path) -> Calibration:
     if k.size != 9:
         raise InputError(f'the camera matrix in {path} must have 9 numbers, it has {k.size}')
     return Calibration(float(k[0]), float(k[4]), float(k[2]), float(k[5]), width, height)
+
+
+def _pixels(card: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> int | None:
+    value = _first(card, keys)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise InputError(
+            f'the image size in {path} must be whole numbers of pixels, it has {value!r}'
+        )
+    return int(value)
 
 
 def _first(card: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -24,6 +24,8 @@ DEPTH_SCALE_M = 0.001
 """Metres per unit of depth images, unless told: they are in millimetres."""
 FIRST_STAMP_NS = 1_000_000_000
 """Stamp of a folder's first frame: one second, for ROS takes 0 as "no time"."""
+RATES_HZ = (0.001, 1000.0)
+"""Least and most frames per second: ROS' stamps hold 68 years, and whole nanoseconds."""
 
 _COLOR_FOLDERS = ('rgb', 'color', 'colour', 'image', 'images')
 _COLOR_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -72,12 +74,13 @@ class FolderFrames:
         folder: where the images are.
         calibration: of the colour camera; the folder's own is used where it is None.
         depth_scale_m: metres per unit of the depth images; 0.001 for millimetres.
-        rate_hz: frames per second, for the stamps.
+        rate_hz: frames per second, for the stamps; within `RATES_HZ`.
         only: the sensor that frames will be labelled from, 'rgb' or 'depth': its images need no
             partner then, and no calibration if it is 'rgb'. Default: both.
 
     Raises:
-        InputError: no such folder, no pairs in it (images of the one sensor), or no calibration.
+        InputError: no such folder, no pairs in it (images of the one sensor), no calibration, or
+            a rate or depth scale that no camera has.
     """
 
     def __init__(
@@ -89,11 +92,15 @@ class FolderFrames:
         rate_hz: float = 30.0,
         only: str = '',
     ) -> None:
-        if not rate_hz > 0 or not depth_scale_m > 0:
+        if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
+            least, most = RATES_HZ
             raise InputError(
-                f'rate and depth scale must be positive, got {rate_hz} and {depth_scale_m}'
+                f'the rate must be {least:g} to {most:g} frames per second, got {rate_hz:g}'
             )
+        if not depth_scale_m > 0:
+            raise InputError(f'the depth scale must be positive, got {depth_scale_m}')
         self.folder = Path(folder)
+        self.topics = None
         self.files, unmatched = _list_frames(self.folder, only)
         self.skipped, self.unmatched = 0, len(unmatched)
         if unmatched:

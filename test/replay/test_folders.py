@@ -169,6 +169,45 @@ def test_yaml_of_another_size_is_refused(tmp_path):
         list(FolderFrames(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ('was', 'becomes', 'message'),
+    [
+        ('image_width: 32', 'image_width: "640"', "whole numbers of pixels, it has '640'"),
+        ('image_height: 24', 'image_height: six', "whole numbers of pixels, it has 'six'"),
+        ('image_width: 32', 'image_width: 32.5', 'it has 32.5'),
+        ('image_width: 32', 'image_width: .nan', 'it has nan'),
+        ('image_width: 32', 'image_width: true', 'it has True'),
+        ('image_width: 32', 'image_width: [32]', r'it has \[32\]'),
+        ('data: [30, 0,', 'data: [[30], 0,', 'must be a list of 9 numbers'),
+        ('data: [30, 0,', 'data: [{a: 1}, 0,', 'must be a list of 9 numbers'),
+        ('30, 0, 15.5, 0, 30, 11.5, 0, 0, 1', 'f', 'must be a list of 9 numbers'),
+        ('[30, 0, 15.5, 0, 30, 11.5, 0, 0, 1]', '{a: 1}', 'must be a list of 9 numbers'),
+    ],
+)
+def test_yaml_of_other_values_is_refused(tmp_path, was, becomes, message):
+    path = tmp_path / 'camera_info.yaml'
+    path.write_text(YAMLS['camera_calibration'].replace(was, becomes))
+    with pytest.raises(InputError, match=message) as caught:
+        load_calibration(path)
+    assert str(path) in str(caught.value)
+
+
+def test_sizes_that_are_whole_or_absent(tmp_path):
+    path = tmp_path / 'camera_info.yaml'
+    text = YAMLS['camera_calibration'].replace('image_width: 32', 'image_width: 32.0')
+    path.write_text(text.replace('image_height: 24', 'image_height:'))
+    assert load_calibration(path).intrinsics(1, 24) == INTRINSICS
+
+
+@pytest.mark.parametrize('rate_hz', [1e-12, 0, -1, 1e12, float('nan'), float('inf')])
+def test_rates_that_no_stamps_can_tell(kinect_folder, rate_hz):
+    with pytest.raises(InputError, match=r'rate must be 0\.001 to 1000 frames per second'):
+        FolderFrames(kinect_folder, rate_hz=rate_hz)
+    for fits in (0.001, 1000):
+        source = FolderFrames(kinect_folder, rate_hz=fits)
+        assert source.read(11).stamp_ns - source.read(0).stamp_ns == round(11e9 / fits)
+
+
 @pytest.mark.parametrize('text', ['1,2,3', 'a,b,c,d', '', '1,2,3,4,5'])
 def test_intrinsics_on_the_command_line(text):
     with pytest.raises(InputError, match='four numbers'):
