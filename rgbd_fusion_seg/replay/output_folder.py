@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from rgbd_fusion_seg.errors import InputError
 
 FRAME_LIST = 'frames.txt'
-"""Names the frames of a run, one a line; by it the next run knows what it may remove."""
+"""Names the frames of a run, one a line, each with its stamp in nanoseconds behind a tab where it
+has one; by it the next run knows what it may remove."""
 
 _MARK = '# frames that rgbd-fusion-seg labelled; its next run into this folder removes their files'
 _IMAGES = {'labels': '.png', 'overlay': '.jpg'}
@@ -37,8 +39,8 @@ class OutputFolder:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def add(self, name: str) -> tuple[Path, Path]:
-        """Return where labels and overlay of a frame belong, and note its name."""
+    def add(self, name: str, stamp_ns: int | None = None) -> tuple[Path, Path]:
+        """Return where labels and overlay of a frame belong, and note its name and stamp."""
         frame_list = self.path / FRAME_LIST
         try:
             if not self._begun:
@@ -48,7 +50,7 @@ class OutputFolder:
                 self._begun = True
             # Before the files are written, so that the list holds for runs that are broken off.
             with frame_list.open('a', encoding='utf-8') as file:
-                file.write(f'{name}\n')
+                file.write(f'{name}\n' if stamp_ns is None else f'{name}\t{stamp_ns}\n')
         except OSError as error:
             raise self._unusable(error) from error
         labels, overlay = (self.path / f / f'{name}{suffix}' for f, suffix in _IMAGES.items())
@@ -57,7 +59,8 @@ class OutputFolder:
     def _left_by_earlier_run(self) -> list[Path]:
         """Return the files of the run that wrote here before, the list of its frames last."""
         try:
-            mark, *names = (self.path / FRAME_LIST).read_text(encoding='utf-8').splitlines()
+            mark, *frames = (self.path / FRAME_LIST).read_text(encoding='utf-8').splitlines()
+            names = [frame.partition('\t')[0] for frame in frames]
             written = {f'{f}/{n}{suffix}' for n in names for f, suffix in _IMAGES.items()}
             known = written.union(_FILES) if mark == _MARK else set()
         except (OSError, ValueError):
@@ -65,13 +68,18 @@ class OutputFolder:
         images = [p for f, suffix in _IMAGES.items() for p in (self.path / f).glob(f'*{suffix}')]
         found = [*images, *(self.path / name for name in _FILES if (self.path / name).exists())]
         inside = [path.relative_to(self.path).as_posix() for path in found]
-        if foreign := sorted(set(inside) - known):
-            others = f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''
-            raise InputError(
-                f'{self.path} holds {foreign[0]}{others}, not written by an earlier run into it; '
-                'choose another folder for the results, or move what is there away'
-            )
+        refuse_foreign(self.path, set(inside) - known)
         return found
 
     def _unusable(self, error: OSError) -> InputError:
         return InputError(f'{self.path} cannot be used for the results: {error}')
+
+
+def refuse_foreign(folder: Path, foreign: Collection[str]) -> None:
+    """Raise an InputError if a folder holds files, in the places of results, that no run wrote."""
+    if foreign:
+        others = f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''
+        raise InputError(
+            f'{folder} holds {min(foreign)}{others}, not written by an earlier run into it; '
+            'choose another folder for the results, or move what is there away'
+        )

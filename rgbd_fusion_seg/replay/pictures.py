@@ -12,6 +12,10 @@ import numpy as np
 from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.errors import InputError
 
+_LEAST_VIDEO = 16  # pixels, a block of MPEG-4; encoders crash on less
+_VIDEO_RATES_HZ = (1.0, 120.0)
+_USUAL_RATE_HZ = 30.0
+_MOST_WAITING = 16  # images, of a megabyte or more each
 _MARGIN = 8
 _HEADING = 24
 _PAPER = (255, 255, 255)
@@ -53,10 +57,13 @@ class VideoWriter:
             self._writer = None
 
     def write(self, rgb: np.ndarray) -> None:
-        """Append uint8 (H, W, 3) RGB; the first image sets the size, others are scaled to it."""
+        """Append uint8 (H, W, 3) RGB; the first image sets the size, others are scaled to it.
+
+        It is at least 16x16: images of a line of pixels are widened.
+        """
         if self._writer is None:
             # Colour is stored at half resolution, so sizes must be even.
-            self._shape = (rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2)
+            self._shape = tuple(max(_LEAST_VIDEO, size // 2 * 2) for size in rgb.shape[:2])
             self._writer = cv2.VideoWriter(
                 str(self.path),
                 cv2.VideoWriter_fourcc(*'mp4v'),
@@ -71,6 +78,59 @@ class VideoWriter:
         if rgb.shape[:2] != self._shape:
             rgb = cv2.resize(rgb, self._shape[::-1], interpolation=cv2.INTER_AREA)
         self._writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+
+
+class StampedVideoWriter:
+    """A video that plays as fast as its images were taken.
+
+    Files have one rate, which must be known before the first image: the median of the differences
+    of the first stamps.
+
+    Args:
+        path: file to write, ``.mp4``.
+
+    Raises:
+        InputError: as `VideoWriter`, in `write` or `close`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: VideoWriter | None = None
+        self._waiting: list[tuple[int, np.ndarray]] = []
+
+    def close(self) -> None:
+        """Finish the file."""
+        try:
+            self._begin()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    def write(self, rgb: np.ndarray, stamp_ns: int) -> None:
+        """Append uint8 (H, W, 3) RGB, see `VideoWriter.write`, that was taken at this time."""
+        if self._writer is not None:
+            self._writer.write(rgb)
+            return
+        self._waiting.append((stamp_ns, rgb))
+        if len(self._waiting) == _MOST_WAITING:
+            self._begin()
+
+    def _begin(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._writer = VideoWriter(self.path, video_rate_hz([stamp for stamp, _ in waiting]))
+        for _, rgb in waiting:
+            self._writer.write(rgb)
+
+
+def video_rate_hz(stamps_ns: Sequence[int]) -> float:
+    """Return the frames per second of images with these stamps, 1 to 120; 30 where none tell."""
+    periods_ns = np.diff(stamps_ns)
+    periods_ns = periods_ns[periods_ns > 0]  # a recording may start again, or have no clock
+    if not periods_ns.size:
+        return _USUAL_RATE_HZ
+    # MPEG-4 has no rates of more digits.
+    return round(float(np.clip(1e9 / np.median(periods_ns), *_VIDEO_RATES_HZ)), 2)
 
 
 def contact_sheet(
@@ -96,7 +156,8 @@ def contact_sheet(
     """
     if not rows or any(len(row) != len(headings) for row in rows):
         raise InputError(f'a contact sheet needs moments of {len(headings)} images each')
-    height = round(rows[0][0].shape[0] * width / rows[0][0].shape[1])
+    # Images of a line of pixels are shown, but not as a tower.
+    height = min(max(1, round(rows[0][0].shape[0] * width / rows[0][0].shape[1])), 4 * width)
     legend_height, legend_width = (0, 0) if legend is None else legend.shape[:2]
     right = _MARGIN + len(headings) * (width + _MARGIN)
     below = _HEADING + max(len(rows) * (height + _MARGIN), legend_height + _MARGIN)

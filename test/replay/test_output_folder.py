@@ -44,6 +44,18 @@ def test_a_run_leaves_nothing_of_the_one_before(tmp_path, finishes):
     assert files(tmp_path) == of_run('f') | mine | set(FILES)
 
 
+def test_stamps_stand_behind_the_names(tmp_path):
+    folder = OutputFolder(tmp_path)
+    for name, stamp_ns in (('a', 1_700_000_000_123_456_789), ('b c', 5), ('d', None)):
+        for path in folder.add(name, stamp_ns):
+            path.touch()
+    mark, *lines = (tmp_path / FRAME_LIST).read_text().splitlines()
+    assert mark.startswith('#')
+    assert lines == ['a\t1700000000123456789', 'b c\t5', 'd']
+    write_run(tmp_path, ('e',))
+    assert files(tmp_path) == of_run('e') | set(FILES)
+
+
 @pytest.mark.parametrize('name', ['labels/mine.png', 'overlay/mine.jpg', *FILES, FRAME_LIST])
 def test_files_of_others_are_kept_and_refused(tmp_path, name):
     path = tmp_path / name

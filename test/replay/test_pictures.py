@@ -6,11 +6,13 @@ import pytest
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.replay.pictures import (
+    StampedVideoWriter,
     VideoWriter,
     contact_sheet,
     depth_picture,
     evenly,
     main_classes,
+    video_rate_hz,
     write_image,
 )
 
@@ -30,6 +32,55 @@ def test_video_holds_what_was_written(tmp_path):
         # MPEG-4 is lossy and stores 16..235.
         assert np.abs(bgr[..., ::-1].mean(axis=(0, 1)) - color).max() < 12
     assert not capture.read()[0]
+
+
+@pytest.mark.parametrize('shape', [(1, 1000), (40, 1), (1, 1)])
+def test_images_of_a_line_of_pixels(tmp_path, shape):
+    image = np.full((*shape, 3), 90, np.uint8)
+    with VideoWriter(tmp_path / 'v.mp4', 10) as video:
+        video.write(image)
+    ok, bgr = cv2.VideoCapture(str(tmp_path / 'v.mp4')).read()
+    assert ok
+    assert bgr.shape == (*(max(16, pixels) for pixels in shape), 3)
+    sheet = contact_sheet([[image]], ['a'])
+    assert (sheet == 90).all(axis=2).sum() >= 320
+    assert sheet.shape[0] < 2000
+
+
+@pytest.mark.parametrize('count', [1, 2, 5, 40])
+def test_stamped_video_holds_all_images(tmp_path, count):
+    path = tmp_path / 'v.mp4'
+    video = StampedVideoWriter(path)
+    for index in range(count):
+        video.write(np.full((48, 64, 3), 6 * index, np.uint8), 10**9 + index * 125_000_000)
+    video.close()
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FPS) == (8 if count > 1 else 30)
+    for index in range(count):
+        ok, bgr = capture.read()
+        assert ok
+        assert abs(bgr.mean() - 6 * index) < 4
+    assert not capture.read()[0]
+
+
+def test_stamped_video_without_images(tmp_path):
+    StampedVideoWriter(tmp_path / 'v.mp4').close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('stamps_s', 'expected'),
+    [
+        ([0, 0.1, 0.2, 5, 5.1], 10),  # a pause
+        ([8, 8.2, 8.4, 0, 0.2], 5),  # a recording that starts again
+        ([1, 1, 1], 30),
+        ([0, 60, 120], 1),
+        ([0, 0.0001, 0.0002], 120),
+        ([0, 0.03337, 0.06674], 29.97),
+    ],
+)
+def test_video_rate(stamps_s, expected):
+    assert video_rate_hz([round(s * 1e9) for s in stamps_s]) == expected
 
 
 def test_video_that_cannot_be_written(tmp_path):
