@@ -147,6 +147,37 @@ def test_bag_gives_the_same_labels_as_its_folder(folder, tiny_bundle, tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+def test_labels_of_a_bag_are_told_with_stamps_and_topics(folder, tiny_bundle, tmp_path, capsys):
+    bag, output = tmp_path / 'a_bag', tmp_path / 'out'
+    assert run('bag', folder, bag, '--rate', 8) == 0
+    arguments = ('--bundle', tiny_bundle, '--output', output)
+    assert run('segment', bag, *arguments) == 0
+    topics = ['/rgb/image_rect_color', '/depth_registered/image_rect', '/rgb/camera_info']
+    printed = capsys.readouterr().out
+    table = json.loads((output / 'result.json').read_text())
+    for role, topic in zip(('colour', 'depth', 'camera info'), topics, strict=True):
+        assert table[f'{role} topic'] == topic
+        assert topic in printed
+        assert topic in (output / 'result.txt').read_text()
+    lines = (output / 'frames.txt').read_text().splitlines()[1:]
+    expected = [f'frame-{i:06d}\t{frame.stamp_ns}' for i, frame in enumerate(BagFrames(bag))]
+    assert lines == expected
+    assert len(lines) == COUNT
+    assert cv2.VideoCapture(str(output / 'overlay.mp4')).get(cv2.CAP_PROP_FPS) == 8
+    # The stamps of a folder's frames are made up; their names are those of its files.
+    assert run('segment', folder, *arguments) == 0
+    assert (output / 'frames.txt').read_text().splitlines()[1:] == ['f0', 'f1', 'f2', 'f3']
+    assert 'colour topic' not in json.loads((output / 'result.json').read_text())
+    assert cv2.VideoCapture(str(output / 'overlay.mp4')).get(cv2.CAP_PROP_FPS) == 30
+
+
+def test_images_of_a_line_of_pixels_are_labelled(folder, tiny_bundle, tmp_path):
+    for path in folder.glob('*.png'):
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[70:71])
+    assert run('segment', folder, '--bundle', tiny_bundle, '--output', tmp_path / 'out') == 0
+    assert cv2.imread(str(tmp_path / 'out/labels/f0.png')).shape == (1, WIDTH, 3)
+
+
 def test_max_frames_and_no_video(folder, tiny_bundle, tmp_path):
     output = tmp_path / 'out'
     arguments = ('--bundle', tiny_bundle, '--output', output, '--max-frames', 2, '--no-video')
@@ -186,6 +217,7 @@ def test_options_of_the_camera(folder, tiny_bundle, tmp_path, capsys):
         (['segment', '{folder}', '--output', '/proc/x'], '/proc/x cannot be used'),
         (['bag', '{empty}', '{empty}/bag'], 'no pairs of colour and depth images'),
         (['bag', '{folder}', '{empty}'], 'exists already'),
+        (['bag', '{folder}', '{empty}/b', '--rate', '1e-12'], 'rate must be 0.001 to 1000'),
         (['demo', '--bundle', 'nonsense', '--output', '{empty}/o'], "called 'nonsense'"),
     ],
 )

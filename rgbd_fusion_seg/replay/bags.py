@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
 from rgbd_fusion_seg.progress import progress_bar
+from rgbd_fusion_seg.replay.bag_files import BAG_SUFFIXES, error_text, open_bag, readable, remedy
 from rgbd_fusion_seg.replay.calibration import Calibration
 from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M, FolderFrames
 from rgbd_fusion_seg.replay.matching import StampMatcher
@@ -32,11 +33,10 @@ from rgbd_fusion_seg.replay.messages import (
     stamp_ns,
 )
 from rgbd_fusion_seg.replay.single_sensor import intrinsics_of, read_images
-from rgbd_fusion_seg.replay.topics import BagTopics, find_topics
+from rgbd_fusion_seg.replay.topics import BagTopics, find_topics, other_cameras
 
 _log = logging.getLogger(__name__)
 
-BAG_SUFFIXES = ('.bag', '.mcap', '.db3')
 MATCH_TOLERANCE_NS = 20_000_000
 """Colour and depth further apart belong to different frames of a 30 Hz camera."""
 
@@ -45,22 +45,8 @@ NODE_TOPICS = BagTopics(
 )
 """The topics that the segmentation node subscribes to."""
 
-METADATA = 'metadata.yaml'
-"""In every folder that is a whole bag of ROS 2."""
-STORAGE_SUFFIXES = ('.mcap', '.db3')
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
-
 _MAX_DEPTH_M = 65.535  # what 16 bits hold in millimetres
 _MAX_REPORTED = 10  # sentences about bad messages; further ones are only counted
-
-
-def is_bag(path: Path) -> bool:
-    """Tell a bag (ROS 1 file, storage file, rosbag2 folder) from a folder of images."""
-    if path.suffix in BAG_SUFFIXES or (path / METADATA).is_file():
-        return True
-    # A recorder that was killed writes no metadata. Bags may lie beside images, too.
-    files = _storage_files(path)
-    return bool(files) and not any(entry.suffix in IMAGE_SUFFIXES for entry in path.rglob('*'))
 
 
 class BagFrames:
@@ -68,7 +54,9 @@ class BagFrames:
 
     A message that cannot be used is skipped, with one sentence in the log, and counted in
     ``skipped``; a colour image without a depth image within the tolerance is counted in
-    ``unmatched``. Both are of the latest iteration.
+    ``unmatched``. Both are of the latest iteration. Of MCAP files that were cut short, what is
+    whole is read, which the log tells, as it tells the topics and other cameras of the bag.
+    ``topics`` are those that are read.
 
     Args:
         path: a ROS 1 ``.bag``, a rosbag2 folder, or a ``.mcap`` or ``.db3`` file.
@@ -96,9 +84,11 @@ class BagFrames:
         self.skipped = self.unmatched = 0
         self._told = ('', '')
         self._calibration, self._tolerance_ns, self._only = calibration, tolerance_ns, only
-        with _open(self.path) as reader:
+        self._storage = readable(self.path)
+        wanted = topics or BagTopics()
+        with open_bag(self._storage) as reader:
             types = {c.topic: c.msgtype for c in reader.connections}
-            self.topics = find_topics(types, topics or BagTopics(), self.path, only)
+            self.topics = find_topics(types, wanted, self.path, only)
             self._leading, self._partner = self.topics.color, self.topics.depth
             if only == 'depth':
                 self._leading, self._partner = self._partner, self._leading
@@ -108,13 +98,34 @@ class BagFrames:
                 f'{self.path} has no camera info for {self._leading}; '
                 'give the intrinsics fx,fy,cx,cy'
             )
+        if calibration is not None:  # camera info is not read then
+            self.topics = dataclasses.replace(self.topics, camera_info=None)
+        self._tell_topics(
+            () if wanted.color or wanted.depth else other_cameras(types, self.topics, only)
+        )
+
+    def _tell_topics(self, others: Sequence[str]) -> None:
+        """Say what is read of the bag, and which topics would take another camera instead."""
+        roles = zip(('colour', 'depth', 'camera info'), self.topics.names, strict=True)
+        read = ', '.join(f'{role} from {topic}' for role, topic in roles if topic is not None)
+        _log.info('%s: reading %s', self.path, read)
+        if others:
+            option = 'depth' if self._only == 'depth' else 'color'
+            _log.warning(
+                '%s has several cameras, of which that of %s is taken; for another one name its '
+                'topic (segment --%s-topic): %s',
+                self.path,
+                self._leading,
+                option,
+                ', '.join(others),
+            )
 
     def __len__(self) -> int:
         """Return the number of images that may become frames, of colour unless depth is alone."""
         return self._count
 
     def name(self, index: int) -> str:
-        """Return a file name for the ``index``-th frame."""
+        """Return a file name for the ``index``-th frame that can be used."""
         return f'frame-{index:06d}'
 
     def __iter__(self) -> Iterator[RgbdFrame]:
@@ -125,7 +136,7 @@ class BagFrames:
         """
         self.skipped = self.unmatched = 0
         frames = 0
-        with _open(self.path) as reader:
+        with open_bag(self._storage) as reader:
             for leading, partner, info in self._triples(reader):
                 try:
                     frame = self._frame(leading, partner, info)
@@ -140,7 +151,7 @@ class BagFrames:
         """Yield a leading message, its partner (or None), and the camera info in force."""
         info = self._first_info(reader)
         matcher = StampMatcher(self._tolerance_ns, keep_unmatched=bool(self._only))
-        for topic, message in self._messages(reader, self._connections(reader)):
+        for topic, message in self._messages(reader, self._connections(reader), self._skip):
             if topic == self.topics.camera_info:
                 info = message
                 continue
@@ -200,12 +211,14 @@ class BagFrames:
         wanted = [c for c in reader.connections if c.topic == self.topics.camera_info]
         if not wanted:
             return None
-        return next((message for _, message in self._messages(reader, wanted)), None)
+        # What cannot be read is met again among the images, and told then.
+        messages = self._messages(reader, wanted, lambda _: None)
+        return next((message for _, message in messages), None)
 
     def _messages(
-        self, reader: AnyReader, connections: list[Connection]
+        self, reader: AnyReader, connections: list[Connection], skip: Callable[[str], None]
     ) -> Iterator[tuple[str, Any]]:
-        """Yield (topic, message); what cannot be read is skipped."""
+        """Yield (topic, message); what cannot be read is told to ``skip``."""
         stream = reader.messages(connections)
         while True:
             # rosbags, struct, sqlite3 and zstd each raise errors of their own on damaged data.
@@ -214,12 +227,13 @@ class BagFrames:
             except StopIteration:
                 return
             except Exception as error:
-                self._skip(f'{self.path} is damaged and ends early: {_text(error)}')
+                reason = f'{error_text(error)}{remedy(self._storage)}'
+                skip(f'{self.path} is damaged and ends early: {reason}')
                 return
             try:
                 message = reader.deserialize(raw, connection.msgtype)
             except Exception as error:
-                self._skip(f'{connection.topic} has a message that is damaged: {_text(error)}')
+                skip(f'{connection.topic} has a message that is damaged: {error_text(error)}')
                 continue
             yield connection.topic, message
 
@@ -300,7 +314,7 @@ def folder_to_bag(
         # Half a bag would be taken for a whole one.
         shutil.rmtree(bag_path, ignore_errors=True)
         if isinstance(error, OSError):
-            raise InputError(f'{bag_path} cannot be written: {_text(error)}') from error
+            raise InputError(f'{bag_path} cannot be written: {error_text(error)}') from error
         raise
     return len(source)
 
@@ -365,47 +379,3 @@ class _FrameWriter:
                 x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
             ),
         )
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[AnyReader]:
-    if not path.exists():
-        raise InputError(f'there is no bag {path}')
-    path = _readable(path)
-    try:
-        # Bags of ROS 2 before Iron do not hold the definitions of their messages.
-        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
-        reader.open()
-    except Exception as error:  # each storage raises errors of its own on damaged files
-        raise InputError(f'{path} cannot be read as a bag: {_text(error)}') from error
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
-def _storage_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.glob('*') if file.suffix in STORAGE_SUFFIXES)
-
-
-def _readable(path: Path) -> Path:
-    """Return what the library can open of a bag: the file in a folder that it cannot.
-
-    Raises:
-        InputError: there are several files in such a folder, or none.
-    """
-    if not path.is_dir() or ((path / METADATA).is_file() and path.suffix != '.bag'):
-        return path
-    files = _storage_files(path)
-    if len(files) == 1:
-        return files[0]
-    if path.suffix == '.bag' and (path / METADATA).is_file():
-        raise InputError(f'{path} is a ROS 2 bag with a name as of ROS 1; rename it without .bag')
-    raise InputError(
-        f'{path} has {len(files)} files of a bag and no {METADATA} with their order; run '
-        f'ros2 bag reindex {path}, or name one of the files'
-    )
-
-
-def _text(error: BaseException) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__

@@ -17,12 +17,13 @@ from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame, Segmentation
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.replay.bags import BagFrames, is_bag
+from rgbd_fusion_seg.replay.bag_files import is_bag
+from rgbd_fusion_seg.replay.bags import BagFrames
 from rgbd_fusion_seg.replay.calibration import Calibration
 from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M, FolderFrames
 from rgbd_fusion_seg.replay.output_folder import FRAME_LIST, OutputFolder
 from rgbd_fusion_seg.replay.pictures import (
-    VideoWriter,
+    StampedVideoWriter,
     contact_sheet,
     depth_picture,
     evenly,
@@ -34,7 +35,6 @@ from rgbd_fusion_seg.replay.topics import BagTopics
 from rgbd_fusion_seg.segmenter import Segmenter
 
 _MOMENTS = 6
-_VIDEO_RATE_HZ = 30.0
 
 
 class FrameSource(Protocol):
@@ -44,6 +44,9 @@ class FrameSource(Protocol):
     """Messages that could not be used."""
     unmatched: int
     """Images that were left out because they have no partner."""
+    topics: BagTopics | None
+    """Those that are read of a bag, whose stamps are the camera's; None for folders, whose stamps
+    are made up."""
 
     def __len__(self) -> int:
         """Return the most frames there can be."""
@@ -119,8 +122,10 @@ def segment_recording(
     """Segment every frame of a recording.
 
     Writes ``labels/NAME.png`` (8 bits, pixel = class id, 255 = unlabelled), ``overlay/NAME.jpg``,
-    ``overlay.mp4``, ``contact_sheet.png``, the names of the frames in ``frames.txt``, and the
-    table as ``result.txt`` and ``result.json``.
+    ``overlay.mp4``, which plays as fast as the recording, ``contact_sheet.png``, and the table as
+    ``result.txt`` and ``result.json``. ``frames.txt`` has the NAME of every frame, one a line, for
+    bags with a tab and the stamp of its colour message behind it, in nanoseconds; of its depth
+    message if it is labelled from depth alone.
 
     Args:
         source: the frames.
@@ -135,7 +140,7 @@ def segment_recording(
         InputError: the recording or the output folder cannot be used.
         BundleError: the bundle cannot answer from that sensor alone.
     """
-    writer = _Writer(output, segmenter, video)
+    writer = _Writer(output, segmenter, video, stamped=source.topics is not None)
     total = min(len(source), max_frames if max_frames is not None else len(source))
     moments = set(evenly(total, _MOMENTS))
     began_s = time.monotonic()
@@ -153,10 +158,10 @@ def segment_recording(
 class _Writer:
     """Writes the results of one run and gathers its statistics."""
 
-    def __init__(self, output: Path, segmenter: Segmenter, video: bool) -> None:
+    def __init__(self, output: Path, segmenter: Segmenter, video: bool, *, stamped: bool) -> None:
         self._folder, self._output, self._bundle = OutputFolder(output), output, segmenter.bundle
-        self._engine = segmenter.engine_name
-        self._video = VideoWriter(output / 'overlay.mp4', _VIDEO_RATE_HZ) if video else None
+        self._engine, self._stamped = segmenter.engine_name, stamped
+        self._video = StampedVideoWriter(output / 'overlay.mp4') if video else None
         self._rows: list[list[np.ndarray]] = []
         self._timings: dict[str, list[float]] = defaultdict(list)
         self._busy_ms: list[float] = []
@@ -172,11 +177,13 @@ class _Writer:
 
     def write(self, name: str, frame: RgbdFrame, result: Segmentation, *, in_sheet: bool) -> None:
         picture = palette.overlay(frame.rgb, result.labels, self._bundle.colors)
-        labels_path, overlay_path = self._folder.add(name)
+        labels_path, overlay_path = self._folder.add(
+            name, frame.stamp_ns if self._stamped else None
+        )
         write_image(labels_path, result.labels)
         write_image(overlay_path, picture)
         if self._video is not None:
-            self._video.write(picture)
+            self._video.write(picture, frame.stamp_ns)
         if in_sheet:
             self._rows.append([frame.rgb, depth_picture(frame.depth), picture])
         for stage, milliseconds in result.timings.items():
@@ -205,6 +212,7 @@ class _Writer:
     def _table(self, source: FrameSource, seconds: float) -> dict[str, Value]:
         stages = {stage: float(np.median(ms)) for stage, ms in self._timings.items()}
         return {
+            **_topic_rows(source.topics),
             'frames': self._count,
             'messages skipped': source.skipped,
             'images without a partner': source.unmatched,
@@ -212,3 +220,10 @@ class _Writer:
             'frames/s, with reading and writing': self._count / seconds,
             **{f'{stage}, median (ms)': ms for stage, ms in stages.items()},
         }
+
+
+def _topic_rows(topics: BagTopics | None) -> dict[str, Value]:
+    if topics is None:
+        return {}
+    roles = ('colour topic', 'depth topic', 'camera info topic')
+    return dict(zip(roles, topics.names, strict=True))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 from rgbd_fusion_seg.errors import InputError
@@ -12,6 +14,13 @@ from rgbd_fusion_seg.replay.single_sensor import alone_advice
 
 _IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
 _OTHER_IMAGES = ('infra', '/ir', 'confidence', 'segmentation', 'mask', 'label', 'theora')
+# By which drivers tell the images of one camera apart; what is left of a topic names the camera.
+_KINDS_OF_IMAGE = frozenset(
+    (
+        *('image', 'raw', 'rect', 'color', 'colour', 'rgb', 'mono', 'depth', 'stereo'),
+        *('aligned', 'registered', 'to', 'sw', 'hw', 'compressed', 'compresseddepth'),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +31,19 @@ class BagTopics:
     depth: str | None = None
     camera_info: str | None = None
 
+    @property
+    def names(self) -> tuple[str | None, str | None, str | None]:
+        """All three."""
+        return self.color, self.depth, self.camera_info
+
 
 def find_topics(
     types: Mapping[str, str], wanted: BagTopics, bag: Path, only: str = ''
 ) -> BagTopics:
-    """Choose the colour, depth and camera info topics of a bag.
+    """Choose the colour, depth and camera info topics of a bag, all of one camera.
+
+    Colour and depth are chosen together: the pair whose topics share most of their namespace,
+    then depth that is registered to colour, then colour that is called so.
 
     Args:
         types: topic -> message type (ROS 2 style).
@@ -39,17 +56,18 @@ def find_topics(
         none.
 
     Raises:
-        InputError: a named topic that is absent or of another type, or no topic that fits.
+        InputError: a named topic that is absent or of another type, one that is named as both
+            colour and depth, or no topic that fits.
     """
     if not types:
         raise InputError(f'{bag} holds no messages; record it again')
+    if wanted.color is not None and wanted.color == wanted.depth:
+        raise InputError(
+            f'{wanted.color} is named as colour and as depth topic; name one topic for each'
+        )
     images = [topic for topic, kind in types.items() if kind in _IMAGE_TYPES]
     infos = [topic for topic, kind in types.items() if kind == CAMERA_INFO]
-    usable = [t for t in images if not any(word in t.lower() for word in _OTHER_IMAGES)]
-    depths = [t for t in usable if _shows_depth(t) and t != wanted.color]
-    colors = [t for t in usable if t not in depths and t != wanted.depth]
-    color = wanted.color or _best(colors, _color_rank, types)
-    depth = wanted.depth or _best(depths, _depth_rank, types)
+    color, depth = _best_pair(*_candidates(types, wanted), types)
     _check_found(color, depth, images, types, bag, only)
     for topic, role, right in (
         (color, 'colour', images),
@@ -65,15 +83,77 @@ def find_topics(
     return BagTopics(color, depth, wanted.camera_info or _info_of(str(leading), infos))
 
 
-def _best(
-    candidates: Sequence[str], rank: Callable[[str], tuple[int, ...]], types: Mapping[str, str]
-) -> str | None:
-    # Compressed copies lose to raw ones; the name breaks ties, so that the choice is stable.
-    return min(
-        candidates,
-        key=lambda t: (rank(t), types[t] == COMPRESSED_IMAGE, len(t), t),
-        default=None,
+def other_cameras(types: Mapping[str, str], used: BagTopics, only: str = '') -> list[str]:
+    """Return a topic of each camera of a bag that is not the one in use.
+
+    Args:
+        types: topic -> message type (ROS 2 style).
+        used: what `find_topics` returned.
+        only: as of `find_topics`. Where it is empty, a camera is colour with depth of its own.
+
+    Returns:
+        The topics by which a user takes these cameras: depth topics if `only` is 'depth', else
+        colour topics.
+    """
+    colors, depths = _candidates(types, BagTopics())
+    mine, its = str(used.color), str(used.depth)
+    if only == 'depth':
+        colors, mine = depths, its
+    others: dict[tuple[str, ...], str] = {}
+    for topic in sorted(colors, key=lambda t: (_color_rank(t), _depth_rank(t), len(t), t)):
+        partner = min(depths, key=partial(_distance, topic), default='')
+        elsewhere = min(_distance(topic, its), _distance(mine, partner))
+        if _camera(topic) != _camera(mine) and (only or _distance(topic, partner) < elsewhere):
+            others.setdefault(_camera(topic), topic)
+    return sorted(others.values())
+
+
+def _candidates(types: Mapping[str, str], wanted: BagTopics) -> tuple[list[str], list[str]]:
+    """Return the topics that may be colour and those that may be depth."""
+    usable = [
+        topic
+        for topic, kind in types.items()
+        if kind in _IMAGE_TYPES and not any(word in topic.lower() for word in _OTHER_IMAGES)
+    ]
+    depths = [t for t in usable if _shows_depth(t) and t != wanted.color]
+    colors = [t for t in usable if t not in depths and t != wanted.depth]
+    return (
+        [wanted.color] if wanted.color else colors,
+        [wanted.depth] if wanted.depth else depths,
     )
+
+
+def _best_pair(
+    colors: Sequence[str], depths: Sequence[str], types: Mapping[str, str]
+) -> tuple[str | None, str | None]:
+    """Return the colour and the depth topic that fit each other best, None where there is none."""
+
+    def rank(pair: tuple[str, str]) -> tuple[object, ...]:
+        color, depth = pair
+        # Compressed copies lose to raw ones; names break ties, so that the choice is stable.
+        copies = [(types.get(t) == COMPRESSED_IMAGE, len(t), t) for t in pair]
+        return (_distance(color, depth), _depth_rank(depth), _color_rank(color), *copies)
+
+    color, depth = min(product(colors or [''], depths or ['']), key=rank)
+    return color or None, depth or None
+
+
+def _distance(topic: str, other: str) -> tuple[int, int]:
+    """Sort key that puts topics of the same camera first, of nested namespaces the nearest."""
+    one, two = _camera(topic), _camera(other)
+    pairs = enumerate(zip(one, two, strict=False))
+    shared = next((i for i, (a, b) in pairs if a != b), min(len(one), len(two)))
+    # Cameras may be named behind what they publish: /robot/camera/back and /robot/depth/back.
+    return -shared, len(set(one) ^ set(two))
+
+
+def _camera(topic: str) -> tuple[str, ...]:
+    """Return what a topic says of its camera: its names, without the words for kinds of images."""
+    names = (
+        '_'.join(word for word in name.split('_') if word not in _KINDS_OF_IMAGE)
+        for name in topic.lower().removesuffix('/camera_info').split('/')
+    )
+    return tuple(name for name in names if name)
 
 
 def _check_found(
@@ -130,7 +210,7 @@ def _info_of(image: str, infos: Sequence[str]) -> str | None:
     # Registered depth is a view of the colour camera.
     of_depth = 'depth' in image.lower() and not _registered(image)
     likely = [t for t in infos if of_depth == ('depth' in t.lower() and not _registered(t))]
-    return min(likely, key=lambda topic: (*_color_rank(topic), topic), default=None)
+    return min(likely, key=lambda t: (_distance(image, t), *_color_rank(t), t), default=None)
 
 
 def _choice(role: str, right: Sequence[str], types: Mapping[str, str]) -> str:

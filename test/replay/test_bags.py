@@ -12,7 +12,8 @@ from rosbags.highlevel import AnyReader
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
-from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag, is_bag, read_frames
+from rgbd_fusion_seg.replay.bag_files import is_bag
+from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag, read_frames
 from rgbd_fusion_seg.replay.calibration import parse_calibration
 from rgbd_fusion_seg.replay.folders import FolderFrames
 from rgbd_fusion_seg.replay.messages import CAMERA_INFO, IMAGE
@@ -109,6 +110,82 @@ def test_a_folder_without_metadata(kinect_folder, tmp_path):
     assert not is_bag(bag)
 
 
+def write_out_of_order(path: Path, count: int, compressed: bool) -> bytes:
+    """Write a bag whose messages do not lie in order, without metadata; return its MCAP file."""
+    with Camera(path, compressed=compressed) as camera:
+        for index in range(count):
+            camera.received_ns -= 1_500_000 * (index % 5 == 1)
+            camera.info(INFO, stamp(index))
+            write_pair(camera, index)
+    (path / 'metadata.yaml').unlink()  # which is written last, too
+    return (path / f'{path.name}.mcap').read_bytes()
+
+
+@pytest.mark.parametrize('compressed', [False, True])
+def test_of_an_mcap_file_without_an_end_what_is_whole_is_read(tmp_path, compressed, caplog):
+    whole, file = write_out_of_order(tmp_path / 'bag', 600, compressed), tmp_path / 'bag/bag.mcap'
+    # Chunks are of a megabyte, and hold some 240 frames.
+    for length, fewest in ((len(whole) - 1, 600), (len(whole) - 9, 600), (len(whole) // 2, 230)):
+        for behind in (b'', bytes(5000)):  # as a power cut may leave
+            caplog.clear()
+            file.write_bytes(whole[:length] + behind)
+            source = BagFrames(tmp_path / 'bag')
+            frames = list(source)
+            # Of the last colour image of a chunk the depth may be lost.
+            assert len(source) - 1 <= len(frames)
+            assert len(frames) >= fewest
+            for index in (0, fewest // 2, fewest - 1):
+                assert_frame(frames[index], index)
+            told = [r.getMessage() for r in caplog.records if 'lacks its end' in r.getMessage()]
+            assert len(told) == 1
+            assert told[0].endswith(f'of {length + len(behind)} bytes')
+
+
+def test_a_chunk_whose_index_was_cut_is_read(tmp_path, caplog):
+    whole, file = write_out_of_order(tmp_path / 'bag', 600, False), tmp_path / 'bag/bag.mcap'
+    head = struct.Struct('<BQ')
+    place, chunk_ends = 8, []
+    while whole[place] != 0x0F:  # the end of the data
+        kind, length = head.unpack_from(whole, place)
+        place += head.size + length
+        chunk_ends += [place] if kind == 0x06 else []
+    assert len(chunk_ends) == 3
+    for place in (chunk_ends[1], chunk_ends[1] + 40, chunk_ends[2]):
+        file.write_bytes(whole[:place] + bytes(9000))
+        source = BagFrames(file)
+        assert len(source) - 1 <= len(list(source)) <= len(source)
+        assert len(source) > 400
+    assert f'is read, {chunk_ends[2]} of {chunk_ends[2] + 9000} bytes' in caplog.text
+
+
+def test_damaged_storage_names_its_remedy(tmp_path):
+    with Camera(tmp_path / 'bag', 'sqlite3') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(9):
+            write_pair(camera, index)
+    file = tmp_path / 'bag/bag.db3'
+    file.write_bytes(file.read_bytes()[:20_000])
+    for path in (file, tmp_path / 'bag'):
+        with pytest.raises(InputError, match=f'malformed; .* with: sqlite3 {file} .recover'):
+            list(BagFrames(path))
+    whole, file = write_out_of_order(tmp_path / 'mcap', 9, True), tmp_path / 'mcap/mcap.mcap'
+    content = whole.index(b'zstd') + 12
+    file.write_bytes(whole[:content] + bytes(4) + whole[content + 4 : -9])
+    with pytest.raises(InputError, match=f'read as a bag: .* with: mcap recover {file}$'):
+        BagFrames(file)
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_a_compressed_file_without_metadata_is_named(tmp_path, storage):
+    """Not even taken for a folder of images."""
+    file = tmp_path / f'bag_0.{"mcap" if storage == "mcap" else "db3"}.zstd'
+    file.write_bytes(b'compressed')
+    for path in (tmp_path, file):
+        assert is_bag(path)
+        with pytest.raises(InputError, match=rf'unzstd {file}\) and give {file.stem}$'):
+            BagFrames(path)
+
+
 def test_a_ros2_bag_that_is_named_as_one_of_ros1(kinect_folder, tmp_path):
     folder_to_bag(kinect_folder, tmp_path / 'run')
     bag = (tmp_path / 'run').rename(tmp_path / 'run.bag')
@@ -174,6 +251,20 @@ def test_bad_messages_are_skipped_and_counted(tmp_path, caplog):
         assert part in text
     assert COLOUR in skipped[0]
     assert '4 skipped' in caplog.records[-1].getMessage()
+
+
+def test_damaged_camera_infos_are_counted_once(tmp_path, caplog):
+    with Camera(tmp_path / 'bag') as camera:
+        for _ in range(3):
+            camera.write(INFO, CAMERA_INFO, raw=b'\0\1\0\0\7')
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            write_pair(camera, index)
+    source = BagFrames(tmp_path / 'bag')
+    with caplog.at_level(logging.WARNING):
+        assert len(list(source)) == 3
+    assert source.skipped == 3
+    assert sum(r.getMessage().startswith('skipped') for r in caplog.records) == 3
 
 
 def test_stamps_decide_not_the_order_of_arrival(tmp_path):
@@ -384,8 +475,10 @@ def test_a_given_calibration_wins_over_that_of_the_bag(tmp_path):
         camera.info(INFO, stamp(0), focal=99.0)
         write_pair(camera, 0)
     given = parse_calibration('30,30,15.5,11.5')
-    (frame,) = read_frames(tmp_path / 'bag', calibration=given)
+    source = BagFrames(tmp_path / 'bag', calibration=given)
+    (frame,) = source
     assert_frame(frame, 0)
+    assert source.topics == BagTopics(COLOUR, DEPTH, None)
 
 
 def test_the_tolerance_is_that_which_was_asked_for(tmp_path):

@@ -1,0 +1,138 @@
+"""What bags are on the disk: which paths are bags, and how they are opened."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rosbags.highlevel import AnyReader
+from rosbags.typesys import Stores, get_typestore
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.replay.cut_mcap import MAGIC as MCAP_MAGIC
+from rgbd_fusion_seg.replay.cut_mcap import CutMcap, was_cut
+
+_log = logging.getLogger(__name__)
+
+BAG_SUFFIXES = ('.bag', '.mcap', '.db3')
+METADATA = 'metadata.yaml'
+"""In every folder that is a whole bag of ROS 2."""
+STORAGE_SUFFIXES = ('.mcap', '.db3')
+COMPRESSED_SUFFIXES = ('.mcap.zstd', '.db3.zstd')
+"""Of storage files that were compressed as a whole; only metadata tells how to read them."""
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
+
+_REMEDIES = {
+    MCAP_MAGIC: 'mcap recover {path}',
+    b'SQLite format 3\0': 'sqlite3 {path} .recover | sqlite3 recovered.db3',
+}
+"""How each kind of storage is repaired, by the first bytes of its files."""
+
+
+def is_bag(path: Path) -> bool:
+    """Tell a bag (ROS 1 file, storage file, rosbag2 folder) from a folder of images."""
+    if path.name.endswith(BAG_SUFFIXES + COMPRESSED_SUFFIXES) or (path / METADATA).is_file():
+        return True
+    # A recorder that was killed writes no metadata. Bags may lie beside images, too.
+    files = _storage_files(path) + _storage_files(path, COMPRESSED_SUFFIXES)
+    return bool(files) and not any(entry.suffix in IMAGE_SUFFIXES for entry in path.rglob('*'))
+
+
+@contextmanager
+def open_bag(storage: Path | CutMcap) -> Iterator[AnyReader]:
+    """Yield a reader of what `readable` returned.
+
+    Raises:
+        InputError: it is no bag, or damaged.
+    """
+    try:
+        # Bags of ROS 2 before Iron do not hold the definitions of their messages.
+        reader = AnyReader([storage], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        reader.open()
+    except Exception as error:  # each storage raises errors of its own on damaged files
+        raise InputError(
+            f'{storage} cannot be read as a bag: {error_text(error)}{remedy(storage)}'
+        ) from error
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def readable(path: Path) -> Path | CutMcap:
+    """Return what the library can open of a bag: of a file without an end, what is whole.
+
+    Raises:
+        InputError: no such bag, or one that the library cannot open.
+    """
+    if not path.exists():
+        raise InputError(f'there is no bag {path}')
+    path = _storage(path)
+    try:
+        if path.suffix != '.mcap' or not was_cut(path):
+            return path
+        cut = CutMcap(path)
+    except (OSError, struct.error) as error:
+        raise InputError(f'{path} cannot be read as a bag: {error_text(error)}') from error
+    _log.warning(
+        '%s lacks its end, as after a recorder that was killed: what is whole is read, %d of %d '
+        'bytes',
+        path,
+        cut.whole_bytes,
+        path.stat().st_size,
+    )
+    return cut
+
+
+def _storage(path: Path) -> Path:
+    """Return the bag, or the file in the folder of a bag without metadata.
+
+    Raises:
+        InputError: there are several files in such a folder, none, or compressed ones.
+    """
+    if (path / METADATA).is_file() and path.suffix != '.bag':
+        return path
+    compressed = [path] if path.is_file() else _storage_files(path, COMPRESSED_SUFFIXES)
+    if compressed and compressed[0].name.endswith(COMPRESSED_SUFFIXES):
+        raise InputError(
+            f'{compressed[0]} is a compressed file of a bag, which cannot be read without the '
+            f'{METADATA} of its folder; decompress it (unzstd {compressed[0]}) and give '
+            f'{compressed[0].stem}'
+        )
+    if path.is_file():
+        return path
+    files = _storage_files(path)
+    if len(files) == 1:
+        return files[0]
+    if path.suffix == '.bag' and (path / METADATA).is_file():
+        raise InputError(f'{path} is a ROS 2 bag with a name as of ROS 1; rename it without .bag')
+    raise InputError(
+        f'{path} has {len(files)} files of a bag and no {METADATA} with their order; run '
+        f'ros2 bag reindex {path}, or name one of the files'
+    )
+
+
+def _storage_files(path: Path, suffixes: tuple[str, ...] = STORAGE_SUFFIXES) -> list[Path]:
+    return sorted(file for file in path.glob('*') if file.name.endswith(suffixes))
+
+
+def remedy(storage: Path | CutMcap) -> str:
+    """Return what can be done about a damaged bag, as the end of a sentence."""
+    path = Path(str(storage))
+    files = _storage_files(path) if path.is_dir() else [path]
+    if len(files) != 1:
+        return ''
+    with suppress(OSError), files[0].open('rb') as content:
+        begin = content.read(max(map(len, _REMEDIES)))
+        for magic, command in _REMEDIES.items():
+            if begin.startswith(magic):
+                return f'; what is whole may be saved with: {command.format(path=files[0])}'
+    return ''
+
+
+def error_text(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    return ' '.join(str(error).split()) or type(error).__name__
