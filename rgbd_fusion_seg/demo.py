@@ -20,6 +20,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.processes import Processes
 from rgbd_fusion_seg.replay.evaluate import scores
 from rgbd_fusion_seg.replay.folders import read_color
+from rgbd_fusion_seg.replay.output_folder import refuse_foreign
 from rgbd_fusion_seg.replay.pictures import (
     VideoWriter,
     contact_sheet,
@@ -36,13 +37,11 @@ DEMO_SEED = 1_000_002
 _MOMENTS = 6
 _POLL_S = 0.1
 _FIRST_MASK_S = 240.0  # a slow machine compiles kernels and renders the room in this time
-_FILES = (
-    'overlay.mp4',
-    'contact_sheet.png',
-    'result.txt',
-    'result.json',
-    'camera.log',
-    'node.log',
+_RESULTS = ('overlay.mp4', 'contact_sheet.png', 'result.txt', 'result.json')
+_LOGS = ('camera.log', 'node.log')
+_MARK_FILE = 'demo.txt'
+_MARK = (
+    f'rgbd-fusion-seg demo wrote {", ".join(_RESULTS + _LOGS)} here; its next run replaces them\n'
 )
 
 
@@ -85,8 +84,8 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None] = lambda _: None)
         tell: called with sentences about what happens.
 
     Raises:
-        InputError: no ROS 2, a process that died, or no mask in reasonable time; with the last
-            lines of the processes' logs.
+        InputError: no ROS 2, a process that died, or no mask in reasonable time, with the last
+            lines of the processes' logs; or a folder with results of something else.
         BundleError: the bundle cannot be used.
     """
     if not options.seconds > 0:
@@ -98,6 +97,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None] = lambda _: None)
         _record(options, bundle, environment, Path(folder), tell)
         recording = json.loads((Path(folder) / 'recording.json').read_text(encoding='utf-8'))
         tell('writing pictures')
+        _remove_results(options.output)
         files = _write_pictures(recording, Path(folder), options.output, bundle)
     rows = result_rows(recording)
     title = f'{bundle.name}: synthetic_camera -> segmentation_node over DDS'
@@ -134,13 +134,30 @@ def result_rows(recording: dict[str, Any]) -> dict[str, Value]:
 
 
 def _prepare(output: Path) -> None:
-    """Make the output folder and remove what an earlier demo left, so that nothing is mixed."""
+    """Make the output folder and mark it as a demo's, unless it holds what no demo wrote."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
+        mark = output / _MARK_FILE
+        if mark.exists() and mark.read_bytes() == _MARK.encode():
+            return
+        names = (_MARK_FILE, *_RESULTS, *_LOGS)
+        refuse_foreign(output, [name for name in names if (output / name).exists()])
+        mark.write_text(_MARK, encoding='utf-8')
+    except OSError as error:
+        raise _unusable(output, error) from error
+
+
+def _remove_results(output: Path) -> None:
+    """Remove what an earlier demo left, now that there is something to take its place."""
+    try:
+        for name in _RESULTS:
             (output / name).unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f'{output} cannot be used for the results: {error}') from error
+        raise _unusable(output, error) from error
+
+
+def _unusable(output: Path, error: OSError) -> InputError:
+    return InputError(f'{output} cannot be used for the results: {error}')
 
 
 def _record(

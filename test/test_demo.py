@@ -77,6 +77,30 @@ def test_output_that_cannot_be_written(needs_ros, tiny_bundle, tmp_path):
         run_demo(options)
 
 
+@pytest.mark.parametrize('name', ['overlay.mp4', 'result.json', 'node.log', 'demo.txt'])
+def test_files_that_no_demo_wrote_are_kept_and_refused(needs_ros, tiny_bundle, tmp_path, name):
+    (tmp_path / 'labels').mkdir()
+    mine = {tmp_path / name: 'mine', tmp_path / 'labels/a.png': 'labels'}
+    for path, text in mine.items():
+        path.write_text(text)
+    options = DemoOptions(output=tmp_path, bundle=str(tiny_bundle), progress=False)
+    with pytest.raises(InputError, match=f'holds {name}, not written by an earlier run') as caught:
+        run_demo(options)
+    assert '\n' not in str(caught.value)
+    assert {path: path.read_text() for path in tmp_path.rglob('*') if path.is_file()} == mine
+
+
+@pytest.mark.slow
+def test_a_demo_that_fails_leaves_the_results_of_the_one_before(needs_ros, tiny_bundle, tmp_path):
+    fails = DemoOptions(output=tmp_path, bundle=str(tiny_bundle), backend='abacus', progress=False)
+    with pytest.raises(InputError, match='node with exit code 1'):
+        run_demo(fails)  # marks the folder as a demo's
+    (tmp_path / 'result.json').write_text('of a good one')
+    with pytest.raises(InputError, match='node with exit code 1'):
+        run_demo(fails)
+    assert (tmp_path / 'result.json').read_text() == 'of a good one'
+
+
 def recording(**changes) -> dict:
     """Five images a tenth of a second apart; two get masks, after 30 and 50 ms."""
     stamps = [SECOND + i * SECOND // 10 for i in range(-1, 6)]

@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from rgbd_fusion_seg.demo import DEMO_SEED
+
 ROOT = Path(__file__).parents[2]
 HAS_LAUNCH = all(importlib.util.find_spec(name) for name in ('launch', 'launch_ros'))
 # As the drivers publish them: the colour image, depth registered to it, the colour CameraInfo.
@@ -219,6 +221,9 @@ def test_demo_starts_camera_and_node(load):
     assert passed.keys() <= {e.args[0] for e in known if type(e).__name__.startswith('Declare')}
     nodes = [e.kwargs['executable'] for e in entities if type(e).__name__ == 'Node']
     assert nodes[0] == 'synthetic_camera'
+    arguments = [e for e in entities if type(e).__name__ == 'DeclareLaunchArgument']
+    defaults = {e.args[0]: e.kwargs['default_value'] for e in arguments}
+    assert int(defaults['seed']) == DEMO_SEED
 
 
 @pytest.mark.parametrize('name', ['segmentation', 'demo'])
