@@ -61,6 +61,19 @@ def test_segment_writes_the_labels_of_the_segmenter(folder, tiny_bundle, tmp_pat
     assert str(output / 'overlay.mp4') in printed
 
 
+def test_segment_knows_where_the_camera_is(folder, tiny_bundle, tmp_path):
+    arguments = ('--bundle', tiny_bundle, '--output', tmp_path, '--max-frames', '1')
+    given = ('--camera-height', '0.3', '--gravity', '0.5,1,-0.5')
+    assert run('segment', folder, *arguments, *given) == 0
+    labels = cv2.imread(str(tmp_path / 'labels/f0.png'), cv2.IMREAD_UNCHANGED)
+    frame = next(iter(FolderFrames(folder)))
+    with Segmenter(tiny_bundle) as segmenter:
+        expected = segmenter.segment(frame, np.array([0.5, 1, -0.5]), '', 0.3).labels
+        for known in ((None, '', 0.3), (np.array([0.5, 1, -0.5]), '', None)):
+            assert (segmenter.segment(frame, *known).labels != expected).any()
+    np.testing.assert_array_equal(labels, expected)
+
+
 def test_segment_labels_from_one_sensor_alone(folder, tiny_bundle, tmp_path, capsys):
     parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
     bundle = parts.write_with_parts(tmp_path / 'parts')
@@ -256,6 +269,10 @@ def test_damaged_image_in_the_middle(folder, tiny_bundle, tmp_path, capsys):
         ['bag', 'x', 'y', '--rate', '-3'],
         ['bag', 'x', 'y', '--depth-scale', 'nan'],
         ['demo', '--seconds', '0'],
+        ['segment', 'x', '--camera-height', '0'],
+        ['segment', 'x', '--gravity', '0,1'],
+        ['segment', 'x', '--gravity', '0,0,0'],
+        ['segment', 'x', '--gravity', '0,inf,0'],
     ],
 )
 def test_wrong_usage(arguments, capsys):

@@ -71,6 +71,14 @@ def positive(text: str) -> float:
     return value
 
 
+def direction(text: str) -> tuple[float, float, float]:
+    """Parse ``X,Y,Z``, not all 0."""
+    x, y, z = (float(number) for number in text.split(','))
+    if not 0 < abs(x) + abs(y) + abs(z) < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is no direction')
+    return x, y, z
+
+
 def size(text: str) -> tuple[int, int]:
     """Parse ``WIDTHxHEIGHT``."""
     width, cross, height = text.partition('x')

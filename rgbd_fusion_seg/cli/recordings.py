@@ -13,6 +13,7 @@ from rgbd_fusion_seg.cli.arguments import (
     add_command,
     add_input_size,
     count,
+    direction,
     positive,
     print_files,
     tell,
@@ -61,6 +62,8 @@ def _segment(options: argparse.Namespace) -> int:
             video=options.video,
             max_frames=options.max_frames,
             only=options.only,
+            gravity=options.gravity,
+            camera_height=options.camera_height,
             progress=True,
         )
         print(table_text(f'{bundle.name} on {segmenter.engine_name}', result.rows))
@@ -135,6 +138,19 @@ def _add_segment(commands: Commands) -> None:
         'other one then (default: from both)',
     )
     add_camera(parser)
+    parser.add_argument(
+        '--camera-height',
+        type=positive,
+        metavar='METRES',
+        help='of the camera above the floor; give it where it is below 0.9 (default: guessed)',
+    )
+    parser.add_argument(
+        '--gravity',
+        type=direction,
+        metavar='X,Y,Z',
+        help='direction of gravity seen by the camera: to its right, down, forward; 0,1,0 for a '
+        'level one (default: estimated, up to 45 degrees from there)',
+    )
     for role in ('color', 'depth', 'camera-info'):
         parser.add_argument(f'--{role}-topic', metavar='TOPIC', help='of a bag (default: found)')
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,10 +10,6 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.replay.cut_mcap import MAGIC as MCAP_MAGIC
-from rgbd_fusion_seg.replay.cut_mcap import CutMcap, was_cut
-
-_log = logging.getLogger(__name__)
 
 BAG_SUFFIXES = ('.bag', '.mcap', '.db3')
 METADATA = 'metadata.yaml'
@@ -26,7 +20,7 @@ COMPRESSED_SUFFIXES = ('.mcap.zstd', '.db3.zstd')
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 _REMEDIES = {
-    MCAP_MAGIC: 'mcap recover {path}',
+    b'\x89MCAP0\r\n': 'mcap recover {path} -o recovered.mcap',
     b'SQLite format 3\0': 'sqlite3 {path} .recover | sqlite3 recovered.db3',
 }
 """How each kind of storage is repaired, by the first bytes of its files."""
@@ -42,8 +36,8 @@ def is_bag(path: Path) -> bool:
 
 
 @contextmanager
-def open_bag(storage: Path | CutMcap) -> Iterator[AnyReader]:
-    """Yield a reader of what `readable` returned.
+def open_bag(storage: Path) -> Iterator[AnyReader]:
+    """Yield a reader of a bag.
 
     Raises:
         InputError: it is no bag, or damaged.
@@ -62,37 +56,15 @@ def open_bag(storage: Path | CutMcap) -> Iterator[AnyReader]:
         reader.close()
 
 
-def readable(path: Path) -> Path | CutMcap:
-    """Return what the library can open of a bag: of a file without an end, what is whole.
+def readable(path: Path) -> Path:
+    """Return what the library can open of a bag: the file in a folder without metadata.
 
     Raises:
-        InputError: no such bag, or one that the library cannot open.
+        InputError: there is no such bag, or in such a folder are several files, none, or
+            compressed ones.
     """
     if not path.exists():
         raise InputError(f'there is no bag {path}')
-    path = _storage(path)
-    try:
-        if path.suffix != '.mcap' or not was_cut(path):
-            return path
-        cut = CutMcap(path)
-    except (OSError, struct.error) as error:
-        raise InputError(f'{path} cannot be read as a bag: {error_text(error)}') from error
-    _log.warning(
-        '%s lacks its end, as after a recorder that was killed: what is whole is read, %d of %d '
-        'bytes',
-        path,
-        cut.whole_bytes,
-        path.stat().st_size,
-    )
-    return cut
-
-
-def _storage(path: Path) -> Path:
-    """Return the bag, or the file in the folder of a bag without metadata.
-
-    Raises:
-        InputError: there are several files in such a folder, none, or compressed ones.
-    """
     if (path / METADATA).is_file() and path.suffix != '.bag':
         return path
     compressed = [path] if path.is_file() else _storage_files(path, COMPRESSED_SUFFIXES)
@@ -119,10 +91,9 @@ def _storage_files(path: Path, suffixes: tuple[str, ...] = STORAGE_SUFFIXES) -> 
     return sorted(file for file in path.glob('*') if file.name.endswith(suffixes))
 
 
-def remedy(storage: Path | CutMcap) -> str:
+def remedy(storage: Path) -> str:
     """Return what can be done about a damaged bag, as the end of a sentence."""
-    path = Path(str(storage))
-    files = _storage_files(path) if path.is_dir() else [path]
+    files = _storage_files(storage) if storage.is_dir() else [storage]
     if len(files) != 1:
         return ''
     with suppress(OSError), files[0].open('rb') as content:

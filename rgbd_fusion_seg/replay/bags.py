@@ -54,9 +54,8 @@ class BagFrames:
 
     A message that cannot be used is skipped, with one sentence in the log, and counted in
     ``skipped``; a colour image without a depth image within the tolerance is counted in
-    ``unmatched``. Both are of the latest iteration. Of MCAP files that were cut short, what is
-    whole is read, which the log tells, as it tells the topics and other cameras of the bag.
-    ``topics`` are those that are read.
+    ``unmatched``. Both are of the latest iteration. ``topics`` are those that are
+    read, which the log tells, with those of other cameras in the bag.
 
     Args:
         path: a ROS 1 ``.bag``, a rosbag2 folder, or a ``.mcap`` or ``.db3`` file.

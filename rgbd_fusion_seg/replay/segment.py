@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -117,6 +117,8 @@ def segment_recording(
     video: bool = True,
     max_frames: int | None = None,
     only: str = '',
+    gravity: Sequence[float] | None = None,
+    camera_height: float | None = None,
     progress: bool = False,
 ) -> SegmentedRecording:
     """Segment every frame of a recording.
@@ -134,6 +136,7 @@ def segment_recording(
         video: write ``overlay.mp4`` too.
         max_frames: stop after so many.
         only: label from this sensor alone, 'rgb' or 'depth', see `Segmenter.segment`.
+        gravity, camera_height: of the camera through all of the recording, see there too.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -149,7 +152,7 @@ def segment_recording(
         progress_bar(total=total, desc='segmenting', unit='frame', disable=not progress) as bar,
     ):
         for index, frame in enumerate(islice(source, max_frames)):
-            result = segmenter.segment(frame, only=only)
+            result = segmenter.segment(frame, gravity, only, camera_height)
             writer.write(source.name(index), frame, result, in_sheet=index in moments)
             bar.update()
     return writer.finish(source, time.monotonic() - began_s)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from rosbags.rosbag1 import Writer as Rosbag1Writer
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
+from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as Rosbag2Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -18,7 +18,7 @@ PERIOD_NS = 33_333_333
 class Camera:
     """An open bag, and messages for it."""
 
-    def __init__(self, path: Path, storage: str = 'mcap', compressed: bool = False) -> None:
+    def __init__(self, path: Path, storage: str = 'mcap') -> None:
         self.ros1 = storage == 'ros1'
         self.store = get_typestore(Stores.ROS1_NOETIC if self.ros1 else Stores.ROS2_HUMBLE)
         if self.ros1:
@@ -26,8 +26,6 @@ class Camera:
         else:
             plugin = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}[storage]
             self.writer = Rosbag2Writer(path, version=8, storage_plugin=plugin)
-            if compressed:
-                self.writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self.connections = {}
         self.received_ns = 10**9
 
