@@ -96,7 +96,10 @@ class SegmentationNode(LifecycleNode):
         if not self.config.autostart:
             return
         for transition in (self.trigger_configure, self.trigger_activate):
-            if transition() != SUCCESS and self.context.ok():
+            result = transition()
+            if not self.context.ok():
+                return  # shut down meanwhile
+            if result != SUCCESS:
                 raise EngineError('segmentation_node could not start; the reason is given above')
 
     def stop(self) -> None:

@@ -38,20 +38,18 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
         The exit code: 0 after a signal or shutdown, 1 after an error of the user's making.
     """
     interrupt = _Interrupt()
-    # Before rclpy's own handler, which calls this one.
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        rclpy.init(args=args)
-    except Exception as error:  # rclpy's exceptions about ROS arguments are not public
-        sys.exit(f'ROS 2 cannot start: {error}')
+    # Before rclpy's own handlers, which call this one.
+    _handle_signals(interrupt)
     node = None
     try:
+        _init(args)
         node = make_node()
         node.start()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)  # type: ignore[arg-type]
         interrupt.raises = False
-        executor.spin()
+        if rclpy.ok():
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)  # type: ignore[arg-type]
+            executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except (RgbdFusionSegError, ParameterException) as error:
@@ -68,16 +66,28 @@ def run_node(make_node: Callable[[], RunnableNode], args: Sequence[str] | None =
             node.destroy_node()
         rclpy.try_shutdown()
         # An ignored signal stays ignored while the interpreter ends; a handled one would kill it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _handle_signals(signal.SIG_IGN)
     return 0
 
 
-class _Interrupt:
-    """Raises KeyboardInterrupt for a SIGINT that comes before the node spins.
+def _init(args: Sequence[str] | None) -> None:
+    try:
+        rclpy.init(args=args)
+    except Exception as error:  # rclpy's exceptions about ROS arguments are not public
+        sys.exit(f'ROS 2 cannot start: {error}')
 
-    After that rclpy's own handler ends the spinning, as for SIGTERM; an exception could come
-    anywhere in its code and leave half an object. Impatient users and launch send the signal
-    twice; the second must not cut the clean end short.
+
+def _handle_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt for a signal that comes before the node spins.
+
+    After that rclpy's own handlers end the spinning; an exception could come anywhere in its code
+    and leave half an object. Impatient users and launch send a second signal; it must not cut the
+    clean end short.
     """
 
     raises = True

@@ -23,7 +23,7 @@ from rgbd_fusion_seg.point_cloud import POINT, labelled_points
 from rgbd_fusion_seg.ros.images import frame_from_msgs, msg_from_array, stamp_to_ns
 from rgbd_fusion_seg.segmenter import Segmenter
 
-NODE = 'rgbd_fusion_seg.ros.node'
+NODE, CAMERA = 'rgbd_fusion_seg.ros.node', 'rgbd_fusion_seg.ros.synthetic_camera'
 IMAGES = tuple(f'segmentation/{name}' for name in ('mask', 'confidence', 'overlay', 'color'))
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -481,7 +481,14 @@ def test_mistyped_parameters_are_told(ros_context, tmp_path):
 
 @pytest.mark.parametrize(
     'signals',
-    [(signal.SIGINT,), (signal.SIGINT,) * 3, (signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT)],
+    [
+        (signal.SIGINT,),
+        (signal.SIGINT,) * 3,
+        (signal.SIGTERM,),
+        (signal.SIGTERM,) * 3,
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGINT, signal.SIGTERM, signal.SIGTERM),  # as launch escalates
+    ],
 )
 def test_signals_end_a_busy_node_cleanly(ros_context, tiny_bundle, signals):
     node = NodeProcess(NODE, {'engine.bundle': tiny_bundle}, '/ending')
@@ -498,6 +505,26 @@ def test_signals_end_a_busy_node_cleanly(ros_context, tiny_bundle, signals):
         assert 'Traceback' not in node.output()
     finally:
         client.close()
+        node.stop()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ('module', 'parameters', 'moment', 'later'),
+    [
+        (NODE, {}, 'loading kernels', 'waiting for'),
+        (CAMERA, {'num_frames': 10_000}, 'rendering 10000 images', 'publishing'),
+    ],
+)
+def test_signals_end_a_start_at_once(ros_context, module, parameters, moment, later, number):
+    node = NodeProcess(module, parameters, '/starting')
+    try:
+        node.wait_for_output(moment)
+        node.signal(number)
+        assert node.wait() == 0, node.output()
+        for words in (later, 'Traceback', 'Exception', 'ERROR'):
+            assert words not in node.output(), node.output()
+    finally:
         node.stop()
 
 
