@@ -28,6 +28,9 @@ from rgbd_fusion_seg.ros.parameters import SegmentationConfig
 from rgbd_fusion_seg.ros.publishers import SegmentationPublishers
 from rgbd_fusion_seg.segmenter import Segmenter
 
+CLOCK_JUMPED = 'clock jumped'
+"""Why pairs are dropped whose stamps belong to a time that is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Topics:
@@ -126,7 +129,7 @@ class PairProcessor:
         gravity, height_m = self._pose(frame)
         result = self._segmenter.segment(frame, gravity, pair.only, height_m)
         if pair.epoch != self._epoch():
-            return self._health.dropped('clock jumped')
+            return self._health.dropped(CLOCK_JUMPED)
         header = pair.leading.header
         if pair.color is None:  # which may name the frame of the depth sensor
             header = Header(stamp=header.stamp, frame_id=frame.frame_id)

@@ -16,7 +16,7 @@ from rgbd_fusion_seg.frame import SENSORS
 from rgbd_fusion_seg.ros import single_sensor
 from rgbd_fusion_seg.ros.camera_pose import FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN
-from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor
+from rgbd_fusion_seg.ros.pipeline import CLOCK_JUMPED, Pair, PairProcessor
 from rgbd_fusion_seg.ros.publishers import (
     SegmentationPublishers,
     qos_overrides,
@@ -186,5 +186,6 @@ class Stream:
 
     def _start_epoch(self, reason: str) -> None:
         self._epoch += 1
-        self._worker.clear()
+        if self._worker.clear():
+            self._health.dropped(CLOCK_JUMPED)
         self._health.complain('reset', reason)

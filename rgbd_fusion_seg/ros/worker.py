@@ -47,10 +47,12 @@ class LatestOnlyWorker(Generic[Job]):
         if replaced:
             self._on_replaced()
 
-    def clear(self) -> None:
-        """Forget the waiting job; the one under way is not stopped."""
+    def clear(self) -> bool:
+        """Forget the waiting job, return whether there was one; that under way is not stopped."""
         with self._condition:
+            waited = self._waiting is not None
             self._waiting = None
+        return waited
 
     def stop(self, timeout_s: float = 10.0) -> bool:
         """Let the job under way finish, start no other; return False if it takes too long."""

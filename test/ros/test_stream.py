@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from itertools import pairwise
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +20,9 @@ from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 
+from rgbd_fusion_seg.ros.diagnostics import Health
 from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg, stamp_to_ns
+from rgbd_fusion_seg.ros.stream import Stream
 
 NODE = 'rgbd_fusion_seg.ros.node'
 SLOW_CONVOLUTIONS = 2
@@ -115,6 +117,15 @@ def test_slow_inference_works_on_the_newest_pair(ros_context, tmp_path):
     assert np.median(lags[len(lags) // 2 :]) <= 2
     assert int(values['dropped: a newer pair came']) > 0
     assert set(mask_stamps(client)) <= set(sender.stamps)
+
+
+@pytest.mark.parametrize('waits', [False, True])
+def test_a_pair_that_a_reset_throws_away_is_counted(waits):
+    health = Health(lambda *_: None)
+    worker = SimpleNamespace(clear=lambda: waits)
+    Stream._start_epoch(SimpleNamespace(_epoch=0, _worker=worker, _health=health), 'a jump')
+    assert health.snapshot()['dropped'] == str(int(waits))
+    assert ('dropped: clock jumped' in health.snapshot()) == waits
 
 
 def test_simulated_time_that_starts_over(ros_context, tiny_bundle):

@@ -70,8 +70,9 @@ def test_an_error_does_not_end_the_thread(recorder):
 def test_cleared_jobs_are_not_done(recorder):
     recorder.worker.submit('under way')
     recorder.started.wait(5)
+    assert not recorder.worker.clear()
     recorder.worker.submit('stale')
-    recorder.worker.clear()
+    assert recorder.worker.clear()
     recorder.go.set()
     assert recorder.worker.stop()
     assert recorder.done == ['under way']
