@@ -35,6 +35,8 @@ from rgbd_fusion_seg.ros.parameters import (
     parameter_names,
     read_parameters,
     unknown_parameters,
+    unknown_qos_overrides,
+    wrong_choices,
 )
 from rgbd_fusion_seg.ros.pipeline import Topics
 from rgbd_fusion_seg.ros.process import run_node
@@ -215,6 +217,7 @@ class SegmentationNode(LifecycleNode):
         self.health.clear(keep={f'qos {topic}' for topic in self._topics_of_misfits})
         self._rates = Rates()
         self._stream = Stream(self, self._segmenter, self._outputs)
+        self._unknown_parameters |= unknown_qos_overrides(self)
         self._outputs.publish_label_info()
         if self._builder is not None:
             self._builder.start()
@@ -240,11 +243,12 @@ class SegmentationNode(LifecycleNode):
             self._segmenter = None
 
     def _allow_parameters(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
-        """Refuse changes that would have no effect, instead of accepting them in silence."""
+        """Refuse changes that could have no effect, instead of accepting them in silence."""
         ours = parameter_names(SegmentationConfig)
         late = [p.name for p in parameters if p.name in ours]
         if not late or self._segmenter is None:
-            return SetParametersResult(successful=True)
+            wrong = wrong_choices(SegmentationConfig, {p.name: p.value for p in parameters})
+            return SetParametersResult(successful=not wrong, reason='; '.join(wrong))
         return SetParametersResult(
             successful=False,
             reason=f'{", ".join(late)} is read when the node is configured: deactivate and clean '

@@ -22,8 +22,11 @@ from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.ros.synchroniser import MATCHERS
 
 Config = TypeVar('Config')
-_OF_ROS = ('qos_overrides.', 'start_type_description_service')
+_QOS = 'qos_overrides.'
+_OF_ROS = (_QOS, 'start_type_description_service')
 """Parameters of every node, which rclpy declares later or, in some distributions, not at all."""
+_ALIKE, _QOS_ALIKE = 0.6, 0.9
+"""How similar names must be, 0 to 1, for the one to be meant; all overrides look much alike."""
 
 
 def setting(
@@ -326,11 +329,28 @@ def unknown_parameters(node: Node) -> dict[str, str]:
     Returns:
         The most similar name among those the node has declared, or '', by name.
     """
+    given = [name for name in node._parameter_overrides if not name.startswith(_OF_ROS)]
+    return _tell_unknown(node, given, _ALIKE)
+
+
+def unknown_qos_overrides(node: Node) -> dict[str, str]:
+    """Find the QoS overrides that no topic of a node takes; warn of them.
+
+    They are declared with publishers and subscriptions, so ask when all of these have been made.
+
+    Returns:
+        The most similar name among those the node has declared, or '', by name.
+    """
+    given = [name for name in node._parameter_overrides if name.startswith(_QOS)]
+    return _tell_unknown(node, given, _QOS_ALIKE)
+
+
+def _tell_unknown(node: Node, given: Collection[str], alike: float) -> dict[str, str]:
     known = node.get_parameters_by_prefix('')
     unknown = {
-        name: next(iter(get_close_matches(name, known, 1)), '')
-        for name in node._parameter_overrides
-        if name not in known and not name.startswith(_OF_ROS)
+        name: next(iter(get_close_matches(name, known, 1, alike)), '')
+        for name in given
+        if name not in known
     }
     if unknown:
         node.get_logger().warning(
@@ -351,6 +371,13 @@ def parameter_names(config: type) -> set[str]:
     return {name for name, _, _ in _settings(config)}
 
 
+def wrong_choices(config: type, values: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for every value, by parameter, that is none of its setting's choices."""
+    entries = {name: entry for name, entry, _ in _settings(config)}
+    sentences = (_wrong_choice(n, entries[n], v) for n, v in values.items() if n in entries)
+    return [sentence for sentence in sentences if sentence]
+
+
 def read_parameters(node: Node, config: type[Config]) -> Config:
     """Return the current values as an instance of ``config``.
 
@@ -369,12 +396,16 @@ def _read(node: Node, config: type[Config], prefix: str) -> Config:
             values[entry.name] = _read(node, hints[entry.name], f'{name}.')
             continue
         value = values[entry.name] = node.get_parameter(name).value
-        choices = entry.metadata['choices']
-        if choices and value not in choices:
-            raise InputError(
-                f'the parameter {name} is {value!r}; choose one of {", ".join(choices)}'
-            )
+        if sentence := _wrong_choice(name, entry, value):
+            raise InputError(sentence)
     return config(**values)
+
+
+def _wrong_choice(name: str, entry: Any, value: Any) -> str:
+    choices = entry.metadata['choices']
+    if not choices or value in choices:
+        return ''
+    return f'the parameter {name} is {value!r}; choose one of {", ".join(choices)}'
 
 
 def _settings(config: type, prefix: str = '') -> list[tuple[str, Any, Any]]:

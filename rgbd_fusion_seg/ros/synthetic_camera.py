@@ -14,6 +14,7 @@ import numpy as np
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -26,8 +27,10 @@ from rgbd_fusion_seg.ros.parameters import (
     parameter_names,
     read_parameters,
     unknown_parameters,
+    unknown_qos_overrides,
 )
 from rgbd_fusion_seg.ros.process import run_node
+from rgbd_fusion_seg.ros.publishers import qos_overrides, told_overrides
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room
 from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
 
@@ -56,12 +59,12 @@ class SyntheticCamera(Node):
         self.intrinsics = camera_intrinsics(self.config.width, self.config.height)
         self._shots: list[Shot] = []
         self._index = 0
-        qos = QoSProfile(depth=QOS_DEPTH)
-        self._rgb = self.create_publisher(Image, 'rgb/image_rect_color', qos)
-        self._rgb_info = self.create_publisher(CameraInfo, 'rgb/camera_info', qos)
-        self._depth = self.create_publisher(Image, 'depth_registered/image_rect', qos)
-        self._depth_info = self.create_publisher(CameraInfo, 'depth_registered/camera_info', qos)
-        self._mask = self.create_publisher(Image, 'ground_truth/mask', qos)
+        self._rgb = self._create(Image, 'rgb/image_rect_color')
+        self._rgb_info = self._create(CameraInfo, 'rgb/camera_info')
+        self._depth = self._create(Image, 'depth_registered/image_rect')
+        self._depth_info = self._create(CameraInfo, 'depth_registered/camera_info')
+        self._mask = self._create(Image, 'ground_truth/mask')
+        unknown_qos_overrides(self)
 
     def start(self) -> None:
         """Render the walk, then publish it at the configured rate."""
@@ -99,6 +102,16 @@ class SyntheticCamera(Node):
     def stop(self) -> None:
         """Free the rendered images."""
         self._shots.clear()
+
+    def _create(self, msg_type: type, topic: str) -> Publisher:
+        with told_overrides(f'{self.resolve_topic_name(topic)}.publisher'):
+            return self.create_publisher(
+                msg_type,
+                topic,
+                # One for each, because overrides are written into it.
+                QoSProfile(depth=QOS_DEPTH),
+                qos_overriding_options=qos_overrides(),
+            )
 
 
 def camera_intrinsics(width: int, height: int) -> Intrinsics:

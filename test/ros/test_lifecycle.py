@@ -39,6 +39,10 @@ def test_a_managed_life(managed, tiny_bundle):
     assert not manager.change(Transition.TRANSITION_CONFIGURE)
     assert manager.state() == State.PRIMARY_STATE_UNCONFIGURED
     client.wait_for_complaint("cannot configure: there is no bundle at or called 'no_such_model'")
+    refused = manager.set('sync.matcher', 'foo')
+    assert not refused.successful
+    assert "sync.matcher is 'foo'; choose one of auto, message_filters" in refused.reason
+    assert manager.set('sync.matcher', 'builtin').successful
     assert manager.set('engine.bundle', str(tiny_bundle)).successful
     assert manager.change(Transition.TRANSITION_CONFIGURE)
 

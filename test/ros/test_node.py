@@ -439,6 +439,7 @@ def test_intrinsics_by_parameter_and_reliable_by_override(ros_context, tiny_bund
         'sync.warn_after_s': 0.5,
         'camera.fx': 50.0,
         f'qos_overrides.{topic}.subscription.reliability': 'reliable',
+        f'qos_overrides.{topic}.subscription.durabilty': 'transient_local',
     }
     node = NodeProcess(NODE, parameters, '/given')
     client = Client(ros_context, '/given')
@@ -455,6 +456,8 @@ def test_intrinsics_by_parameter_and_reliable_by_override(ros_context, tiny_bund
         assert best_effort.get_subscription_count() == 0
         client.destroy_publisher(best_effort)
         client.wait_for(lambda: not client.complains('incompatible'), 'its end')
+        assert client.complains(f'{topic}.subscription.durabilty (did you mean qos_overrides.')
+        assert 'durabilty (did you mean' in node.output()
     finally:
         client.close()
         node.stop()

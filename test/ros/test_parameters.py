@@ -13,6 +13,9 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSPolicyKind
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import Image
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.ros.parameters import (
@@ -24,6 +27,7 @@ from rgbd_fusion_seg.ros.parameters import (
     read_parameters,
     setting,
     unknown_parameters,
+    unknown_qos_overrides,
 )
 
 CONFIG = Path(__file__).parents[2] / 'config'
@@ -95,6 +99,25 @@ def test_what_the_node_does_not_have_is_told(make_node, capfd):
     assert log.count('WARN') == 1
     assert 'engine.bundel (did you mean engine.bundle?)' in log
     assert 'publish_tf' in log
+
+
+def test_qos_overrides_that_no_topic_takes_are_told(make_node, capfd):
+    taken = '/ns/image.publisher.depth'
+    near = ['/image.publisher.depth', '/ns/image.publisher.dept', '/ns/image.pubilsher.depth']
+    far = ['/tf.publisher.depth', '/camera/color/image_raw.subscription.reliability']
+    node = make_node(**{f'qos_overrides.{name}': 3 for name in (taken, *near, *far)})
+    node.create_publisher(
+        Image, '/ns/image', 1, qos_overriding_options=QoSOverridingOptions((QoSPolicyKind.DEPTH,))
+    )
+    capfd.readouterr()
+    found = unknown_qos_overrides(node)
+    assert found == {
+        **{f'qos_overrides.{name}': f'qos_overrides.{taken}' for name in near},
+        **{f'qos_overrides.{name}': '' for name in far},
+    }
+    log = capfd.readouterr().err
+    assert log.count('WARN') == 1
+    assert all(name in log for name in found)
 
 
 def test_what_is_read_at_start_alone_cannot_be_set_later(make_node):

@@ -15,7 +15,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 pytest.importorskip('onnx', reason='making bundles needs onnx')
 
 from onnx import ModelProto, helper, numpy_helper
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
@@ -25,6 +25,7 @@ from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg, stamp_to_
 from rgbd_fusion_seg.ros.stream import Stream
 
 NODE = 'rgbd_fusion_seg.ros.node'
+TRANSIENT_LOCAL = QoSDurabilityPolicy.TRANSIENT_LOCAL
 SLOW_CONVOLUTIONS = 2
 """10 GFLOP together: some 40 ms on one thread of a good core."""
 
@@ -171,7 +172,16 @@ def test_simulated_time_that_starts_over(ros_context, tiny_bundle):
 def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
     """Two processes: a rendered room, and the node that labels it."""
     size = {'width': 160, 'height': 120}
-    parameters = {**size, 'num_frames': 4, 'rate_hz': 15, 'depth_encoding': '32FC1', 'seeed': 3}
+    overridden = 'qos_overrides./room/ground_truth/mask.publisher'
+    parameters = {
+        **size,
+        'num_frames': 4,
+        'rate_hz': 15,
+        'depth_encoding': '32FC1',
+        'seeed': 3,
+        f'{overridden}.durability': 'transient_local',
+        f'{overridden}.deepth': 9,
+    }
     camera = NodeProcess('rgbd_fusion_seg.ros.synthetic_camera', parameters, '/room')
     node = NodeProcess(NODE, {'engine.bundle': tiny_bundle}, '/room')
     client = Client(ros_context, '/room')
@@ -198,6 +208,13 @@ def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
         stamps = sorted(complete())
         received = {t: by_stamp(t) for t in (*images, 'rgb/camera_info')}
         assert 'seeed (did you mean seed?)' in camera.output()
+        assert f'deepth (did you mean {overridden}.depth?)' in camera.output()
+        durabilities = {
+            topic: client.get_publishers_info_by_topic(f'/room/{topic}')[0].qos_profile.durability
+            for topic in images[1:]
+        }
+        latched = [t for t, d in durabilities.items() if d == TRANSIENT_LOCAL]
+        assert latched == ['ground_truth/mask']
         assert not Manager(client, 'synthetic_camera').set('rate_hz', 5.0).successful
     finally:
         client.close()
