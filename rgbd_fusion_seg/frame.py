@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import atan, degrees, isfinite
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from rgbd_fusion_seg.errors import FrameError
 
 SENSORS = ('rgb', 'depth')
 """What a frame comes from: a colour camera and a depth sensor."""
+SMALLEST_FOCAL, LARGEST_INTRINSIC = 1e-3, 1e6
+"""Pixels, far beyond any camera; points computed with more would not be finite."""
 UNLABELLED = 255
 """Label of a pixel that has no class; the value ROS consumers and the datasets use for void."""
 
@@ -23,7 +25,8 @@ class Intrinsics:
     Pixel (u, v) counts from 0 and names the centre of a pixel, as in ROS ``CameraInfo``.
 
     Raises:
-        FrameError: a focal length or size that is not positive, or a value that is not finite.
+        FrameError: a focal length or size that is not positive, or a value that is not finite or
+            far beyond those of any camera.
     """
 
     fx: float
@@ -44,6 +47,13 @@ class Intrinsics:
                 f'focal lengths must be positive, got fx={self.fx}, fy={self.fy}; the camera '
                 'publishes an uncalibrated CameraInfo, so calibrate it or give the intrinsics'
             )
+        largest = max(self.fx, self.fy, abs(self.cx), abs(self.cy))
+        if min(self.fx, self.fy) < SMALLEST_FOCAL or largest > LARGEST_INTRINSIC:
+            raise FrameError(
+                f'camera intrinsics are in pixels, with focal lengths from {SMALLEST_FOCAL:g} on '
+                f'and nothing beyond {LARGEST_INTRINSIC:g}, got fx={self.fx:g}, fy={self.fy:g}, '
+                f'cx={self.cx:g}, cy={self.cy:g}; check the camera calibration'
+            )
         if self.width <= 0 or self.height <= 0:
             raise FrameError(
                 f'image size must be positive, got {self.width}x{self.height}; '
@@ -62,6 +72,14 @@ class Intrinsics:
     def of_some_camera(cls, width: int, height: int) -> Intrinsics:
         """Return those of a usual camera, for images whose labels do not depend on them."""
         return cls(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
+
+    @property
+    def fields_of_view_deg(self) -> tuple[float, float]:
+        """Angles in degrees that an image sees across and down, were it centred on the axis."""
+        return (
+            degrees(2 * atan(self.width / (2 * self.fx))),
+            degrees(2 * atan(self.height / (2 * self.fy))),
+        )
 
     @property
     def matrix(self) -> np.ndarray:

@@ -58,12 +58,21 @@ def test_frames_that_do_not_fit_together_are_refused(changes, words):
         ((math.nan, 1.0, 0.0, 0.0, 4, 4), ['finite', 'fx=nan']),
         ((1.0, 1.0, math.inf, 0.0, 4, 4), ['finite', 'cx=inf']),
         ((1.0, 1.0, 0.0, 0.0, 0, 4), ['size', '0x4']),
+        ((1e300, 1.0, 0.0, 0.0, 4, 4), ['beyond 1e+06', 'fx=1e+300']),
+        ((1.0, 1e-30, 0.0, 0.0, 4, 4), ['from 0.001 on', 'fy=1e-30']),
+        ((1.0, 1.0, 0.0, -1e300, 4, 4), ['beyond 1e+06', 'cy=-1e+300']),
     ],
 )
 def test_cameras_that_cannot_be_are_refused(values, words):
     with pytest.raises(FrameError) as caught:
         Intrinsics(*values)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_fields_of_view():
+    across, down = Intrinsics(320.0, 120.0 * math.sqrt(3), 0.0, 0.0, 640, 240).fields_of_view_deg
+    assert across == pytest.approx(90.0)
+    assert down == pytest.approx(60.0)
 
 
 def test_matrix_and_camera_are_the_same():

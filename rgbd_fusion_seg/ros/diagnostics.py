@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.depth import FARTHEST_M, NEAREST_M, valid_mask
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.ros.parameters import name_unknown
 from rgbd_fusion_seg.ros.synchroniser import Synchroniser
@@ -40,6 +40,7 @@ class Problem:
     sticky: bool
     count: int = 0
     made_s: float = 0.0
+    logged: str = ''
     logged_s: float = float('-inf')
 
     @property
@@ -95,7 +96,8 @@ class Health:
             sentence: what is wrong, where, what to do.
             level: WARN or ERROR.
             sticky: show it until :meth:`clear` or :meth:`show`, for events that happen once.
-            log_period_s: log it at most once in this time; ``inf`` for what does not change.
+            log_period_s: log the same sentence at most once in this time; ``inf`` for what does
+                not repeat itself. Another one is logged after the usual time.
         """
         now = time.monotonic()
         with self._lock:
@@ -106,9 +108,10 @@ class Health:
             problem.sentence, problem.level, problem.made_s = sentence, level, now
             problem.count += 1
             self._last_error = sentence
-            loud = now - problem.logged_s >= log_period_s
+            period_s = log_period_s if sentence == problem.logged else LOG_PERIOD_S
+            loud = now - problem.logged_s >= period_s
             if loud:
-                problem.logged_s = now
+                problem.logged, problem.logged_s = sentence, now
         if loud:
             self._log(level, sentence)
 
@@ -160,7 +163,7 @@ class Health:
         """
         # Every fourth row and column: this is a statistic, and costs 0.1 ms instead of 4.
         sample = depth[::4, ::4]
-        readings = sample[valid_mask(sample)]
+        readings = np.clip(sample[valid_mask(sample)], NEAREST_M, FARTHEST_M)
         ratio = readings.size / sample.size
         median_m = float(np.median(readings)) if readings.size else None
         with self._lock:

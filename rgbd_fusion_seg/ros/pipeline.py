@@ -30,6 +30,12 @@ from rgbd_fusion_seg.segmenter import Segmenter
 
 CLOCK_JUMPED = 'clock jumped'
 """Why pairs are dropped whose stamps belong to a time that is over."""
+PLAUSIBLE_FIELD_OF_VIEW_DEG = (5.0, 170.0)
+"""No pinhole camera of a robot sees less or more, across or down."""
+_VARYING = re.compile(
+    r"""(?<!\w)'(?:[^'\\]|\\.)*'|(?<!\w)"(?:[^"\\]|\\.)*"|0x[0-9a-f]+|[-+.\d]+"""
+)
+"""Sentences that differ only in what they quote and in numbers are one to the log's throttle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +159,7 @@ class PairProcessor:
         if not isinstance(error, RgbdFusionSegError):
             sentence = ''.join(traceback.format_exception(error))
         self._health.dropped(reason)
-        # Sentences that differ in numbers alone are one complaint to the log's throttle.
-        self._health.complain(re.sub(r'[-+.\d]+', '#', sentence), sentence, ERROR)
+        self._health.complain(_VARYING.sub('#', sentence), sentence, ERROR)
 
     def _frame(self, pair: Pair, intrinsics: Intrinsics) -> RgbdFrame:
         if pair.color is None:
@@ -216,10 +221,12 @@ class PairProcessor:
                         'camera info', f'{fault}; using camera.fx and the others'
                     )
             else:
-                self._check_rectified(pair.info)
+                self._check_info(pair)
+                self._check_plausible(intrinsics, self._topics.info)
                 return intrinsics, pair.info
         image = pair.leading
         if (given := self._config.camera.intrinsics(image.width, image.height)) is not None:
+            self._check_plausible(given, 'the section camera of the parameters')
             return given, info_from_intrinsics(given, image.header)
         if not colour_alone:
             return None
@@ -231,7 +238,19 @@ class PairProcessor:
         # An image without pixels is refused where it is read.
         return Intrinsics.of_some_camera(max(1, image.width), max(1, image.height)), None
 
-    def _check_rectified(self, info: CameraInfo) -> None:
+    def _check_info(self, pair: Pair) -> None:
+        """Complain where a CameraInfo looks like that of another image."""
+        info = pair.info
+        frame_id = info.header.frame_id
+        other = pair.color.header.frame_id if pair.color is not None else ''
+        if frame_id and other and frame_id != other:
+            self._health.complain(
+                'camera info frame',
+                f'{self._topics.info} is in frame {frame_id!r} but {self._topics.color} is in '
+                f'{other!r}, so it may be the calibration of another camera; subscribe to the '
+                'CameraInfo of the colour image',
+                log_period_s=inf,
+            )
         # Rectified topics often keep the D of the raw image beside a P, so D alone says nothing.
         if any(info.d) and not (info.p[0] and info.p[5]):
             self._health.complain(
@@ -239,5 +258,22 @@ class PairProcessor:
                 f'{self._topics.info} has a lens distortion D but no P, so {self._topics.color} '
                 'looks unrectified, which costs accuracy; give this node rectified images '
                 '(image_proc) and depth registered to them',
+                log_period_s=inf,
+            )
+
+    def _check_plausible(self, intrinsics: Intrinsics, source: str) -> None:
+        i = intrinsics
+        narrowest, widest = PLAUSIBLE_FIELD_OF_VIEW_DEG
+        seen_deg = i.fields_of_view_deg
+        fault = ''
+        if not (0 < i.cx < i.width and 0 < i.cy < i.height):
+            fault = f'the principal point ({i.cx:.6g}, {i.cy:.6g}) outside the image'
+        elif min(seen_deg) < narrowest or max(seen_deg) > widest:
+            fault = f'a field of view of {seen_deg[0]:.3g} by {seen_deg[1]:.3g} degrees'
+        if fault:
+            self._health.complain(
+                'implausible intrinsics',
+                f'{source} gives a camera of {i.width}x{i.height} pixels {fault}; check the '
+                'calibration and that it belongs to this image',
                 log_period_s=inf,
             )

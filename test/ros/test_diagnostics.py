@@ -151,6 +151,19 @@ def test_what_does_not_change_is_logged_once(health, clock, log):
     assert health.problems() == []
 
 
+def test_what_has_changed_is_logged_again(health, clock, log):
+    for second in range(20):
+        clock.now += 1
+        health.complain('frame', f'in frame {second // 7}', log_period_s=inf)
+    assert [sentence for _, sentence in log] == [f'in frame {n}' for n in range(3)]
+
+
+def test_depth_that_nothing_can_measure_overflows_nothing(health, log):
+    with np.errstate(all='raise'):
+        health.saw_depth(np.full((48, 64), np.finfo(np.float32).max), (0.7, 8.0))
+    assert 'check the unit of the depth publisher' in log[0][1]
+
+
 def test_only_what_looks_mistyped_is_a_problem():
     unknown = {'publish_tf': '', 'engine.bundel': 'engine.bundle'}
     assert diagnostics.unknown_parameter_values(unknown) == {

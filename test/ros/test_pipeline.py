@@ -14,6 +14,7 @@ from ros_harness import Camera
 from sensor_msgs.msg import CameraInfo
 
 from rgbd_fusion_seg.errors import EngineError, FrameError
+from rgbd_fusion_seg.point_cloud import labelled_points
 from rgbd_fusion_seg.ros.camera_pose import CameraPose
 from rgbd_fusion_seg.ros.diagnostics import Health
 from rgbd_fusion_seg.ros.images import stamp_to_ns
@@ -222,6 +223,49 @@ def test_images_that_look_unrectified_are_told_once(bench, distortion, has_p, wa
     assert [sentence.partition(', which')[0] for sentence in bench.log] == told
 
 
+def test_a_calibration_of_another_frame_is_told_once_for_each(bench):
+    frames = ('', 'camera_color_optical_frame', 'left', 'left')
+    for frame_id in frames:
+        info = bench.camera.info()
+        info.header.frame_id = frame_id
+        bench.processor.process(bench.pair(info=info))
+    assert len(bench.outputs.published) == len(frames)
+    (told,) = bench.log
+    assert told.startswith(
+        "/info is in frame 'left' but /color is in 'camera_color_optical_frame', so it may be"
+    )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({}, None),
+        ({'cx': 0.0, 'cy': 0.0}, 'the principal point (0, 0) outside the image'),
+        ({'cy': 700.0}, 'the principal point (31.5, 700) outside the image'),
+        ({'fx': 5e5, 'fy': 5e5}, 'a field of view of 0.00733 by 0.0055 degrees'),
+        ({'fy': 1.0}, 'a field of view of 62.7 by 175 degrees'),
+    ],
+)
+def test_intrinsics_that_no_camera_has_are_told(bench, changes, words):
+    bench.camera.intrinsics = replace(bench.camera.intrinsics, **changes)
+    with np.errstate(all='raise'):
+        for _ in range(2):
+            bench.processor.process(bench.pair())
+    assert len(bench.outputs.published) == 2
+    frame, result, _, _ = bench.outputs.published[0]
+    points = labelled_points(frame, result)
+    assert np.isfinite([points['x'], points['y']]).all()
+    told = [f'/info gives a camera of 64x48 pixels {words}; check the calibration'] * bool(words)
+    assert [sentence.partition(' and that')[0] for sentence in bench.log] == told
+
+
+def test_parameters_that_no_camera_has_are_told(tiny_bundle):
+    bench = Bench(tiny_bundle, SegmentationConfig(camera=CameraConfig(fx=55.0, cx=0.0)))
+    bench.processor.process(bench.pair(info=None))
+    (told,) = bench.log
+    assert told.startswith('the section camera of the parameters gives a camera of 64x48 pixels')
+
+
 @pytest.mark.parametrize(
     ('error', 'reason', 'words'),
     [
@@ -240,6 +284,18 @@ def test_complaints_that_differ_in_numbers_are_throttled_together(bench):
         bench.processor.failed(EngineError(f'failed on frame {index} after {index / 7} s'))
     bench.processor.failed(EngineError('another thing'))
     assert len(bench.log) == 2
+
+
+def test_complaints_that_differ_in_names_are_throttled_together(bench):
+    for name in ('left', "it's", 'a "b" \'c\''):
+        bench.camera.frame_id = name
+        color, depth = bench.camera.color(), bench.camera.depth()
+        depth.header.frame_id = 'depth of ' + name
+        with pytest.raises(FrameError) as caught:
+            bench.processor.process(bench.pair(color=color, depth=depth))
+        bench.processor.failed(caught.value)
+    (told,) = bench.log
+    assert told.startswith("/depth is in frame 'depth of left' but /color is in 'left';")
 
 
 def test_old_pairs_are_dropped(tiny_bundle):
