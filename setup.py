@@ -86,8 +86,8 @@ setup(
     entry_points={
         'console_scripts': [
             f'rgbd-fusion-seg = {NAME}.cli:main',
-            f'segmentation_node = {NAME}.ros.node:main',
-            f'synthetic_camera = {NAME}.ros.synthetic_camera:main',
+            f'segmentation_node = {NAME}.ros.commands:segmentation_node',
+            f'synthetic_camera = {NAME}.ros.commands:synthetic_camera',
         ],
     },
 )

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class NodeProcess:
         parameters: name -> value, as text for ``-p``.
         namespace: of the node, so that several tests can share a domain.
         arguments: further ROS arguments.
+        path: a folder to look in for modules first.
     """
 
     def __init__(
@@ -57,17 +59,21 @@ class NodeProcess:
         parameters: Mapping[str, Any],
         namespace: str,
         arguments: tuple[str, ...] = (),
+        path: Path | None = None,
     ) -> None:
         command = [sys.executable, '-m', module, '--ros-args', '-r', f'__ns:={namespace}']
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
             command += ['-p', f'{name}:={text}']
+        folders = [str(path)] if path is not None else []
+        folders += os.environ['PYTHONPATH'].split(os.pathsep) if 'PYTHONPATH' in os.environ else []
         self._file = tempfile.TemporaryFile('w+')  # noqa: SIM115 - closed in stop
         self._process = subprocess.Popen(
             [*command, *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
+            env=os.environ
+            | {'RCUTILS_COLORIZED_OUTPUT': '0', 'PYTHONPATH': os.pathsep.join(folders)},
         )
 
     @property

@@ -9,9 +9,12 @@ and publishing run on a thread of their own.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -27,7 +30,7 @@ from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
 from rgbd_fusion_seg.ros import diagnostics, single_sensor
-from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Rates
+from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Problem, Rates
 from rgbd_fusion_seg.ros.engine_builder import EngineBuilder, build_is_due
 from rgbd_fusion_seg.ros.parameters import (
     SegmentationConfig,
@@ -97,12 +100,38 @@ class SegmentationNode(LifecycleNode):
         """
         if not self.config.autostart:
             return
-        for transition in (self.trigger_configure, self.trigger_activate):
-            result = transition()
-            if not self.context.ok():
-                return  # shut down meanwhile
-            if result != SUCCESS:
-                raise EngineError('segmentation_node could not start; the reason is given above')
+        with self._reports_meanwhile():
+            for transition in (self.trigger_configure, self.trigger_activate):
+                result = transition()
+                if not self.context.ok():
+                    return  # shut down meanwhile
+                if result != SUCCESS:
+                    raise EngineError(
+                        'segmentation_node could not start; the reason is given above'
+                    )
+
+    @contextmanager
+    def _reports_meanwhile(self) -> Iterator[None]:
+        """Publish a status from a thread, for nothing spins while ``autostart`` is at work."""
+        ended = threading.Event()
+
+        def report() -> None:
+            while not ended.is_set():
+                try:
+                    self._publish_status('starting: loading kernels and the network', {}, [])
+                except Exception:
+                    if self.context.ok():
+                        raise
+                    return
+                ended.wait(self.config.output.diagnostics_period_s)
+
+        thread = threading.Thread(target=report, name='report', daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def stop(self) -> None:
         """Stop the inference thread and free the network, in whatever state the node is."""
@@ -217,7 +246,7 @@ class SegmentationNode(LifecycleNode):
         self.health.clear(keep={f'qos {topic}' for topic in self._topics_of_misfits})
         self._rates = Rates()
         self._stream = Stream(self, self._segmenter, self._outputs)
-        self._unknown_parameters |= unknown_qos_overrides(self)
+        self._unknown_parameters = self._unknown_parameters | unknown_qos_overrides(self)
         self._outputs.publish_label_info()
         if self._builder is not None:
             self._builder.start()
@@ -257,7 +286,7 @@ class SegmentationNode(LifecycleNode):
 
     def _report(self) -> None:
         """Publish a DiagnosticArray; complain first when no pair comes."""
-        values = diagnostics.unknown_parameter_values(self._unknown_parameters)
+        values: dict[str, str] = {}
         ok_message, step_downs, losses = 'inactive', (), []
         for topic in self._topics_of_misfits:
             self.health.show(f'qos {topic}', not qos_fits(self, topic))
@@ -270,6 +299,7 @@ class SegmentationNode(LifecycleNode):
             values['engine build'] = self._builder.progress
         if self._stream is not None:
             self._stream.complain_about_silence()
+            self._complain_about_rivals()
             values |= self._rates.update(self._stream.counters())
             bundle, sync = self._segmenter.bundle, self._stream.sync
             values |= diagnostics.synchroniser_values(sync)
@@ -278,19 +308,34 @@ class SegmentationNode(LifecycleNode):
             ok_message = f'{values["masks Hz"]} masks/s'
             if self.config.output.lazy and not self._outputs.wanted():
                 ok_message = 'idle: nobody subscribes to segmentation/*'
+        problems = losses + diagnostics.step_down_problems(step_downs)
+        self._publish_status(ok_message, values, problems)
+
+    def _publish_status(
+        self, ok_message: str, values: dict[str, str], problems: list[Problem]
+    ) -> None:
+        """Publish a DiagnosticArray of these and what is always told."""
+        unknown = self._unknown_parameters
         status = diagnostics.make_status(
             f'{self.get_fully_qualified_name()[1:]}: segmentation',
             values.get('engine', ''),
-            self.health.problems()
-            + losses
-            + diagnostics.step_down_problems(step_downs)
-            + diagnostics.unknown_parameter_problems(self._unknown_parameters),
+            self.health.problems() + problems + diagnostics.unknown_parameter_problems(unknown),
             ok_message,
-            values | self.health.snapshot(),
+            diagnostics.unknown_parameter_values(unknown) | values | self.health.snapshot(),
         )
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
+
+    def _complain_about_rivals(self) -> None:
+        if rivals := self._outputs.rivals():
+            self.health.complain(
+                'rivals',
+                f'{self._outputs.mask.topic_name} is published by several nodes '
+                f'({", ".join(rivals)}), whose masks mix; stop all but one or start each in a '
+                'namespace of its own',
+                log_period_s=inf,
+            )
 
     def complain_about_qos(self, topic: str, sentence: str) -> None:
         """Note that a partner's QoS does not fit."""

@@ -118,6 +118,17 @@ def qos_fits(node: Node, topic: str) -> bool:
     )
 
 
+def foreign_types(node: Node, topic: str, msg_type: type) -> list[str]:
+    """Return the types that are published on a topic, where the one that is read is not."""
+    types = {publisher.topic_type for publisher in node.get_publishers_info_by_topic(topic)}
+    return [] if type_name(msg_type) in types else sorted(types)
+
+
+def type_name(msg_type: type) -> str:
+    """Return what ROS calls a message class, such as ``sensor_msgs/msg/Image``."""
+    return f'{msg_type.__module__.partition(".")[0]}/msg/{msg_type.__name__}'
+
+
 class SegmentationPublishers:
     """Publishes segmentations on the topics that somebody subscribes to.
 
@@ -159,6 +170,12 @@ class SegmentationPublishers:
         """Return True if anybody subscribes to a result of inference."""
         results = (self.mask, self.confidence, self.points, self.overlay, self.color)
         return any(p.get_subscription_count() for p in results)
+
+    def rivals(self) -> list[str]:
+        """Return the full names of all nodes that publish masks here, where there are several."""
+        found = self._node.get_publishers_info_by_topic(self.mask.topic_name)
+        names = [f'{end.node_namespace.rstrip("/")}/{end.node_name}' for end in found]
+        return sorted(names) if len(names) > 1 else []
 
     def publish_label_info(self) -> None:
         """Publish the meaning of the labels, latched for subscribers that come later."""

@@ -19,9 +19,11 @@ from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN
 from rgbd_fusion_seg.ros.pipeline import CLOCK_JUMPED, Pair, PairProcessor
 from rgbd_fusion_seg.ros.publishers import (
     SegmentationPublishers,
+    foreign_types,
     qos_overrides,
     subscription_events,
     told_overrides,
+    type_name,
 )
 from rgbd_fusion_seg.ros.synchroniser import Synchroniser
 from rgbd_fusion_seg.ros.worker import LatestOnlyWorker
@@ -121,8 +123,11 @@ class Stream:
     def complain_about_silence(self) -> None:
         """Say which topic is missing when no pair or no calibration has come for long."""
         after_s = self._config.sync.warn_after_s
-        if self.sync.goes_on_alone:
-            return
+        if not self.sync.goes_on_alone:
+            self._complain_about_missing(after_s)
+        self._complain_about_types(after_s)
+
+    def _complain_about_missing(self, after_s: float) -> None:
         if sentence := self.sync.complaint(after_s):
             lost = single_sensor.loss_sentence(self._bundle, self.sync)
             self._health.complain('no pair', lost or sentence, ERROR)
@@ -138,6 +143,25 @@ class Stream:
                 'the colour camera or set camera.fx and the others',
                 ERROR,
             )
+
+    def _complain_about_types(self, after_s: float) -> None:
+        """Say which silent topic is published, only as another type."""
+        silent = [
+            (stream.topic, Image)
+            for stream in self.sync.streams
+            if stream.silent_s(self._began_s) >= after_s
+        ]
+        if not self._info_count and time.monotonic() - self._began_s >= after_s:
+            silent.append((self._topics.info, CameraInfo))
+        for topic, msg_type in silent:
+            if foreign := foreign_types(self._node, topic, msg_type):
+                self._health.complain(
+                    f'type of {topic}',
+                    f'{topic} carries {" and ".join(foreign)}, but this node reads '
+                    f'{type_name(msg_type)}; republish compressed images as raw ones (ros2 run '
+                    'image_transport republish), or remap the node to another topic',
+                    ERROR,
+                )
 
     def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> None:
         name = self._node.resolve_topic_name(topic)

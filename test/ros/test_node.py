@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
+import rclpy
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from ros_harness import Camera, Client, NodeProcess, bare_image, mask_stamps
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 
 from rgbd_fusion_seg import palette
@@ -23,6 +28,7 @@ from rgbd_fusion_seg.point_cloud import POINT, labelled_points
 from rgbd_fusion_seg.ros.images import frame_from_msgs, msg_from_array, stamp_to_ns
 from rgbd_fusion_seg.segmenter import Segmenter
 
+ROOT = Path(__file__).parents[2]
 NODE, CAMERA = 'rgbd_fusion_seg.ros.node', 'rgbd_fusion_seg.ros.synthetic_camera'
 IMAGES = tuple(f'segmentation/{name}' for name in ('mask', 'confidence', 'overlay', 'color'))
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
@@ -357,6 +363,17 @@ def silent(ros_context, tiny_bundle):
         node.stop()
 
 
+def test_nodes_that_publish_to_one_topic_are_told(running):
+    _, client, _ = running
+    rival = client.create_publisher(Image, 'segmentation/mask', 1)
+    client.wait_for_complaint(
+        '/running/segmentation/mask is published by several nodes '
+        '(/running/client, /running/segmentation_node)'
+    )
+    client.destroy_publisher(rival)
+    client.wait_for(lambda: not client.complains('several nodes'), 'the end of the complaint')
+
+
 class TestSilence:
     """A node that gets too little says what is missing; the steps build on each other."""
 
@@ -370,6 +387,27 @@ class TestSilence:
             'no image arrives on /silent/rgb/image_rect_color (never received) and '
             '/silent/depth_registered/image_rect (never received)'
         )
+
+    def test_1b_another_type_comes(self, silent):
+        node, client, _ = silent
+        topic = '/silent/depth_registered/image_rect'
+        context = rclpy.context.Context()  # one of ours has one type for a topic
+        rclpy.init(context=context)
+        foreign = rclpy.create_node('foreign', context=context)
+        for name in (topic, '/silent/rgb/image_rect_color'):
+            foreign.create_publisher(CompressedImage, name, 1)
+        words = (
+            f'{topic} carries sensor_msgs/msg/CompressedImage, but this node reads '
+            'sensor_msgs/msg/Image; republish compressed images as raw ones'
+        )
+        client.destroy_publisher(client.depth)
+        client.wait_for_complaint(words)
+        assert words in client.statuses[-1].message
+        assert 'rgb/image_rect_color carries' not in node.output()
+        client.depth = client.create_publisher(Image, topic, 5)
+        foreign.destroy_node()
+        context.try_shutdown()
+        client.wait_for_matched()
 
     def test_2_depth_is_missing(self, silent):
         _, client, camera = silent
@@ -509,6 +547,50 @@ def test_signals_end_a_busy_node_cleanly(ros_context, tiny_bundle, signals):
     finally:
         client.close()
         node.stop()
+
+
+HANGING_NODE = """
+import sys, threading
+from rgbd_fusion_seg.ros import node
+node.kernels.warm_up = threading.Event().wait
+sys.exit(node.main())
+"""
+
+
+def test_a_node_that_takes_long_to_start_says_so(ros_context, tmp_path, tiny_bundle):
+    (tmp_path / 'hanging_node.py').write_text(HANGING_NODE)
+    parameters = {'output.diagnostics_period_s': 0.1, 'engine.bundle': tiny_bundle}
+    node = NodeProcess('hanging_node', parameters, '/long', path=tmp_path)
+    client = Client(ros_context, '/long')
+    try:
+        client.wait_for(lambda: len(client.statuses) >= 2, 'diagnostics')
+        assert client.statuses[-1].message == 'starting: loading kernels and the network'
+        node.signal(signal.SIGTERM)
+        assert node.wait() == 0
+        assert 'Traceback' not in node.output()
+    finally:
+        client.close()
+        node.stop()
+
+
+@pytest.mark.parametrize('command', ['segmentation_node', 'synthetic_camera'])
+def test_commands_end_quietly_while_they_load(command, tmp_path):
+    (tmp_path / 'rclpy.py').write_text('import sys, time\nprint("loading")\ntime.sleep(600)\n')
+    folders = [str(tmp_path), str(ROOT), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    with subprocess.Popen(
+        [sys.executable, '-u', ROOT / 'scripts' / command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {'PYTHONPATH': os.pathsep.join(folders)},
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == 'loading\n'
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.read() == ''
+            assert process.wait() == 130
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
