@@ -28,7 +28,6 @@ TOPICS = {
 SHOWN = (
     'depth_registered/image_rect',
     'segmentation/overlay',
-    'segmentation/mask',
     'segmentation/color',
     'segmentation/points',
 )
@@ -102,11 +101,12 @@ def make_actions(context: LaunchContext) -> list[Action]:
         ),
     ]
     if value('rviz') == 'true':
+        frame = value('rviz_frame') or CAMERAS[camera]['frame']
         actions.append(
             Node(
                 package='rviz2',
                 executable='rviz2',
-                arguments=['-d', str(CONFIG / 'segmentation.rviz'), '-f', value('rviz_frame')],
+                arguments=['-d', str(CONFIG / 'segmentation.rviz'), '-f', frame],
                 remappings=rviz_remappings(pairs, value('namespace')),
             )
         )
@@ -134,8 +134,8 @@ def generate_launch_description() -> LaunchDescription:
             argument('backend', '', 'Inference backend; empty = as in params_file.'),
             argument('autostart', '', 'Configure, activate; empty = as in params_file.', **maybe),
             argument('use_sim_time', '', 'Time of /clock; empty = as in params_file.', **maybe),
-            argument('rviz', 'false', 'Show overlay, mask and depth cloud.', **switch),
-            argument('rviz_frame', 'camera_color_optical_frame', 'Fixed frame of RViz.'),
+            argument('rviz', 'false', 'Show overlay, labels and depth cloud.', **switch),
+            argument('rviz_frame', '', 'Fixed frame of RViz; empty = as the camera preset says.'),
             *transport_actions(),
             OpaqueFunction(function=make_actions),
         ]

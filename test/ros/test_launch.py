@@ -47,6 +47,16 @@ PRESETS = {
         '/zed/zed_node/rgb/color/rect/camera_info',
     ),
 }
+# With the drivers' default names of the camera.
+FRAMES = {
+    'realsense': 'camera_color_optical_frame',
+    'kinect': 'camera_rgb_optical_frame',
+    'openni2': 'camera_rgb_optical_frame',
+    'azure_kinect': 'rgb_camera_link',
+    'oak': 'oak_rgb_camera_optical_frame',
+    'zed': 'zed_left_camera_frame_optical',
+    'zed_v4': 'zed_left_camera_optical_frame',
+}
 OURS = ('rgb/image_rect_color', 'depth_registered/image_rect', 'rgb/camera_info')
 
 
@@ -162,11 +172,21 @@ def test_rviz_sees_the_cameras_depth(load):
     )
 
 
+@pytest.mark.parametrize('camera', [*FRAMES, 'synthetic', 'custom'])
+def test_rviz_looks_from_the_frame_of_the_colour_image(load, camera):
+    module = load('segmentation')
+    for given in ('', 'base_link'):
+        _, rviz = started(module, camera=camera, rviz='true', rviz_frame=given)
+        _, _, option, frame = rviz.kwargs['arguments']
+        default = FRAMES.get(camera, 'camera_color_optical_frame')
+        assert (option, frame) == ('-f', given or default)
+
+
 @pytest.mark.parametrize('camera', ['synthetic', 'oak'])
 def test_rviz_sees_what_a_namespace_holds(load, camera):
     _, rviz = started(load('segmentation'), camera=camera, rviz='true', namespace='robot1')
     remapped = dict(rviz.kwargs['remappings'])
-    for output in ('overlay', 'mask', 'color', 'points'):
+    for output in ('overlay', 'color', 'points'):
         assert remapped.pop(f'/segmentation/{output}') == f'/robot1/segmentation/{output}'
     depth = '/oak/stereo' if camera == 'oak' else '/robot1/depth_registered'
     assert remapped['/depth_registered/camera_info'] == f'{depth}/camera_info'
@@ -184,7 +204,7 @@ def test_rviz_config_shows_our_topics():
     topics = {d['Name']: d['Topic']['Value'] for d in displays if 'Topic' in d}
     assert topics == {
         'Overlay': '/segmentation/overlay',
-        'Mask': '/segmentation/mask',
+        'Labels': '/segmentation/color',
         'Labelled points': '/segmentation/points',
     }
     (cloud,) = [d for d in displays if d['Class'].endswith('/DepthCloud')]
