@@ -401,12 +401,14 @@ class TestSilence:
             'sensor_msgs/msg/Image; republish compressed images as raw ones'
         )
         client.destroy_publisher(client.depth)
-        client.wait_for_complaint(words)
-        assert words in client.statuses[-1].message
-        assert 'rgb/image_rect_color carries' not in node.output()
-        client.depth = client.create_publisher(Image, topic, 5)
-        foreign.destroy_node()
-        context.try_shutdown()
+        try:
+            client.wait_for_complaint(words)
+            assert words in client.statuses[-1].message
+            assert 'rgb/image_rect_color carries' not in node.output()
+        finally:
+            client.depth = client.create_publisher(Image, topic, 5)
+            foreign.destroy_node()
+            context.try_shutdown()
         client.wait_for_matched()
 
     def test_2_depth_is_missing(self, silent):
