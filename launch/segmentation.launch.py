@@ -31,6 +31,15 @@ SHOWN = (
     'segmentation/color',
     'segmentation/points',
 )
+GIVEN = {
+    'use_sim_time': ('use_sim_time', 'true'.__eq__),
+    'autostart': ('autostart', 'true'.__eq__),
+    'bundle': ('engine.bundle', str),
+    'backend': ('engine.backend', str),
+    'camera_height': ('camera.height_m', float),
+    'floor_frame': ('camera.floor_frame', str),
+}
+"""The node's parameters by the arguments that replace those of the file, and their types."""
 
 
 def remappings(camera: str, overrides: dict[str, str]) -> list[tuple[str, str]]:
@@ -82,12 +91,8 @@ def make_actions(context: LaunchContext) -> list[Action]:
     camera = value('camera')
     pairs = remappings(camera, {key: value(f'{key}_topic') for key in TOPICS.values()})
     parameters = {
-        name: value(name) == 'true' for name in ('use_sim_time', 'autostart') if value(name)
+        name: kind(value(given)) for given, (name, kind) in GIVEN.items() if value(given)
     }
-    if value('bundle'):
-        parameters['engine.bundle'] = value('bundle')
-    if value('backend'):
-        parameters['engine.backend'] = value('backend')
     actions = [
         LogInfo(msg=f'camera {camera} needs: {CAMERAS[camera]["needs"]}'),
         Node(
@@ -132,6 +137,8 @@ def generate_launch_description() -> LaunchDescription:
             argument('params_file', str(CONFIG / 'segmentation.yaml'), 'Parameters (YAML).'),
             argument('bundle', '', 'Model name or folder; empty = as in params_file.'),
             argument('backend', '', 'Inference backend; empty = as in params_file.'),
+            argument('camera_height', '', 'Metres above the floor; empty = as in params_file.'),
+            argument('floor_frame', '', 'Frame of TF on the floor; empty = as in params_file.'),
             argument('autostart', '', 'Configure, activate; empty = as in params_file.', **maybe),
             argument('use_sim_time', '', 'Time of /clock; empty = as in params_file.', **maybe),
             argument('rviz', 'false', 'Show overlay, labels and depth cloud.', **switch),

@@ -156,6 +156,12 @@ def test_arguments_become_parameters(load):
     file, values = node.kwargs['parameters']
     assert Path(file).is_file()
     assert values == {'use_sim_time': True, 'autostart': False, 'engine.bundle': 'mine'}
+    (node,) = started(module, camera_height='0.4', floor_frame='odom', backend='openvino')
+    assert node.kwargs['parameters'][1] == {
+        'camera.height_m': 0.4,
+        'camera.floor_frame': 'odom',
+        'engine.backend': 'openvino',
+    }
 
 
 def test_what_is_not_said_is_left_to_the_file(load):
