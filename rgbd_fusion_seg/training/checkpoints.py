@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -104,10 +105,11 @@ def write_output(path: Path, write: Callable[[Path], object]) -> None:
         with replacing_file(path, path.with_name(f'{path.name}.partial')) as part:
             write(part)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors wrap a full disk into errors of their own.
+        # safetensors wraps a full disk into an error of its own, without a number.
+        full = getattr(error, 'errno', None) in (None, errno.ENOSPC, errno.EDQUOT)
         raise TrainingError(
-            f'{path} could not be written ({error}); free some space and start the same '
-            'command again, it goes on from the last checkpoint'
+            f'{path} could not be written ({error}); {"free some space" if full else "mend that"} '
+            'and start the same command again, a run goes on from its last checkpoint'
         ) from error
 
 

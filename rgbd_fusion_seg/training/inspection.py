@@ -36,6 +36,7 @@ from rgbd_fusion_seg.training.predictors import (
     NetworkPredictor,
     open_predictor,
 )
+from rgbd_fusion_seg.training.run_log import LOG_NAME, read_log
 
 ALL_NORMS = 'all norms'
 """Name of the one "branch" of networks that are not made of branches."""
@@ -111,7 +112,7 @@ def inspect(
         make_folder(folder)
         summary = summarise(network, scales, info)
         summary['model'] = predictor.model
-        history = read_history(path.with_name('log.jsonl'), network.monitored())
+        history = read_history(path.with_name(LOG_NAME), network.monitored())
         drawn = draw_scales(folder, scales, summary, history)
         if chosen and frames:
             drawn += draw_maps(folder, predictor, scales, chosen, data, frames)
@@ -233,11 +234,7 @@ def read_history(path: Path, keys: Iterable[str]) -> dict[str, dict[str, np.ndar
     Returns:
         quantity -> output -> (2, n) steps and values.
     """
-    entries = []
-    if path.is_file():
-        for line in path.read_text(encoding='utf-8').splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed run
-                entries.append(json.loads(line))
+    entries = read_log(path)
     history: dict[str, dict[str, np.ndarray]] = {}
     for key in keys:
         points = [(entry['step'], entry[key]) for entry in entries if key in entry]
@@ -363,7 +360,7 @@ def missing(summary: dict[str, Any], history: dict[str, Any]) -> list[str]:
         sentences.append(f'{network} has no learnt ensemble here, so no weights of one.')
     elif not history:
         sentences.append(
-            'No log.jsonl beside the checkpoint tells of them, so there is no history.'
+            f'No {LOG_NAME} beside the checkpoint tells of them, so there is no history.'
         )
     if not summary['whole']:
         sentences.append(f'{network} has no batch norms, so no scales.')

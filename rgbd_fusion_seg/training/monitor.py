@@ -14,6 +14,7 @@ from tqdm import tqdm
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.checkpoints import write_output
+from rgbd_fusion_seg.training.run_log import LOG_NAME, read_log
 
 
 class Monitor:
@@ -31,11 +32,13 @@ class Monitor:
         if not speaks:
             return
         # A run that was killed has told more than it saved; that is taken back.
-        path = folder / 'log.jsonl'
-        lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
-        kept = ''.join(f'{line}\n' for line in lines if _is_before(line, step))
+        path = folder / LOG_NAME
+        kept = ''.join(
+            json.dumps(entry) + '\n' for entry in read_log(path) if entry['step'] <= step
+        )
         write_output(path, lambda part: part.write_text(kept, encoding='utf-8'))
-        self.log = path.open('a', encoding='utf-8')
+        # Line by line, so that a run that is killed has told all that its state covers.
+        self.log = path.open('a', encoding='utf-8', buffering=1)
         self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
         self.bar = progress_bar(
             total=num_steps, initial=step, desc='train', unit='step', smoothing=0.05
@@ -85,7 +88,6 @@ class Monitor:
         self.say(f'{name} at step {step}: mIoU {miou:.4f}, pixel accuracy {accuracy:.4f}')
         for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy'):
             self.board.add_scalar(f'{name}/{key}', result[key], step)
-        self.log.flush()
 
     def overlays(
         self,
@@ -108,11 +110,3 @@ class Monitor:
             row = [rgb, *(palette.overlay(rgb, x, colors) for x in (truth, labels))]
             image = np.concatenate(row, axis=1)
             self.board.add_image(f'{name}/{number}', image, step, dataformats='HWC')
-
-
-def _is_before(line: str, step: int) -> bool:
-    """Whether a line of the log is whole and of a step up to this one."""
-    try:
-        return json.loads(line)['step'] <= step
-    except json.JSONDecodeError:
-        return False

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
+import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import TorchCheckpointIO
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.config import TrainConfig
+
+
+class StateFiles(TorchCheckpointIO):
+    """Writes a state straight to its file; who asks for it takes care that the file is whole.
+
+    Fabric itself writes to the folder for temporary files first, which may be small or on another
+    disk.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a file.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        with open(path, 'wb') as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's own end of the file, for the disk's reason
+                raise error.__context__ or error from None
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -23,6 +49,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
             devices=local,
             num_nodes=world // local,
             precision=config.precision,
+            plugins=StateFiles(),
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
 from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import (  # noqa: E402
     class_entries,
@@ -44,6 +44,21 @@ def test_what_a_killed_run_left_of_a_file_is_overwritten(tmp_path):
     write_output(tmp_path / 'file', lambda part: part.write_text('whole'))
     assert (tmp_path / 'file').read_text() == 'whole'
     assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (OSError(28, 'No space left on device'), 'No space left on device.; free some space'),
+        (OSError(13, 'Permission denied'), 'Permission denied.; mend that'),
+    ],
+)
+def test_what_kept_a_file_from_being_written_is_told(tmp_path, error, words):
+    def fails(part):
+        raise error
+
+    with pytest.raises(TrainingError, match=words):
+        write_output(tmp_path / 'file', fails)
 
 
 def test_files_that_are_no_checkpoints_are_named(tmp_path):

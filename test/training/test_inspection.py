@@ -80,7 +80,7 @@ def test_a_run_of_cen_is_told_in_numbers_and_pictures(tmp_path, data):
         for s in (10, 20)
     ]  # fmt: skip
     cut = '{"step": 30, "lo'  # by a power cut
-    (run / 'log.jsonl').write_text('\n'.join([*map(json.dumps, rows), cut]))
+    (run / 'log.jsonl').write_bytes('\n'.join([*map(json.dumps, rows), cut]).encode() + b'\xff')
     inspect(run, data, frames=1, blocks=('layer1.0',))
     folder = run / 'inspection'
     summary = json.loads((folder / 'summary.json').read_text())

@@ -6,8 +6,10 @@ import itertools
 import json
 import math
 import os
+import resource
 import shutil
 import signal
+import tempfile
 
 import cv2
 import numpy as np
@@ -357,6 +359,34 @@ def test_a_full_disk_keeps_the_older_checkpoint(run_config, monkeypatch):
     assert not list(run.folder.glob('*.partial'))
 
 
+def test_a_state_needs_no_room_but_beside_its_file(run_config, monkeypatch, tmp_path):
+    run = Trainer(run_config())
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'absent'))
+    with pytest.raises(FileNotFoundError):
+        tempfile.mkstemp()
+    run.step(next(run.views().batches(0, 1)))
+    run.save()
+    again = Trainer(run_config())
+    assert again.state['step'] == 1
+    assert_equal_weights(again.network.state_dict(), run.network.state_dict())
+    assert not list(run.folder.glob('*.partial'))
+
+
+def test_why_a_state_cannot_be_written_is_told(run_config):
+    run = Trainer(run_config())
+    run.save()
+    before = (run.folder / 'resume.ckpt').read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(TrainingError, match=r'resume\.ckpt could not .*File too large'):
+            run.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (run.folder / 'resume.ckpt').read_bytes() == before
+    assert not list(run.folder.glob('*.partial'))
+
+
 def test_the_loss_is_the_weighted_cross_entropy_of_torch(run_config):
     config = run_config(loss=LossConfig(stride=1, auxiliary=0))
     run = Trainer(config)
@@ -511,6 +541,30 @@ def test_the_log_of_a_killed_run_has_no_step_twice(run_config, monkeypatch):
         log.write('{"step": 6, "lo')
     monkeypatch.setattr(Trainer, 'loss', real)
     trainer.train(config)
+    assert [entry['step'] for entry in log_of(config)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_log_holds_all_that_a_state_covers(run_config, monkeypatch):
+    """Whenever a run is killed behind a save; nothing of it is closed or flushed then."""
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    config, told, real = run_config(), [], Trainer.save
+
+    def save(self):
+        real(self)
+        told.append([entry['step'] for entry in log_of(config)])
+
+    monkeypatch.setattr(Trainer, 'save', save)
+    trainer.train(config)
+    assert told[:2] == [[1, 2, 3], [1, 2, 3, 4, 5, 6]]
+
+
+def test_damaged_lines_of_the_log_are_left_out(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    config = run_config(epochs=1)
+    trainer.train(config)
+    with (trainer.Path(config.output) / 'log.jsonl').open('ab') as log:
+        log.write(b'{"step": 3, "lo\xff\xfe\n7\n{}\n{"step": null}\n')
+    trainer.train(run_config(epochs=2))
     assert [entry['step'] for entry in log_of(config)] == [1, 2, 3, 4, 5, 6]
 
 
