@@ -172,7 +172,7 @@ class OptimiserConfig:
                 if isinstance(gamma, list)
             ),
         }
-        require(self, rules)
+        require(self, rules, limits=('clip_norm',))
 
 
 @dataclass
@@ -237,6 +237,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         rules = {
+            'an output folder': bool(self.output),
             'epochs >= 1': self.epochs >= 1,
             'batch_size >= 1': self.batch_size >= 1,
             '0 <= seed < 2**32': 0 <= self.seed < 2**32,
@@ -245,4 +246,4 @@ class TrainConfig:
         }
         for name in ('max_minutes', 'evaluate_every', 'save_every', 'save_minutes'):
             rules[f'{name} >= 0'] = getattr(self, name) >= 0
-        require(self, rules)
+        require(self, rules, limits=('max_minutes', 'save_minutes'))

@@ -37,9 +37,19 @@ class StateFiles(TorchCheckpointIO):
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """Return the device and process group: one process, or those that torchrun started."""
+    """Return the device and process group: one process, or those that torchrun started.
+
+    Raises:
+        InputError: a device or precision that is not there, or a batch that the processes cannot
+            share.
+    """
     local = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     world = int(os.environ.get('WORLD_SIZE', 1))
+    if config.batch_size % world:
+        raise InputError(
+            f'a batch of {config.batch_size} views cannot be shared by {world} processes; make '
+            'batch_size a multiple of their number'
+        )
     # Auxiliary heads take no part in runs without their loss.
     strategy = 'ddp_find_unused_parameters_true' if world > 1 else 'auto'
     try:
@@ -51,10 +61,10 @@ def make_fabric(config: TrainConfig) -> Fabric:
             precision=config.precision,
             plugins=StateFiles(),
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:  # of a device's library
         raise InputError(
             f'accelerator {config.accelerator} with precision {config.precision} cannot be used: '
-            f'{error}'
+            f'{" ".join(str(error).split())}'
         ) from error
     if config.precision == '16-mixed' and fabric.device.type == 'cpu':
         raise InputError(
@@ -62,9 +72,4 @@ def make_fabric(config: TrainConfig) -> Fabric:
             'bf16-mixed where the processor has instructions for it'
         )
     fabric.launch()
-    if config.batch_size % fabric.world_size:
-        raise InputError(
-            f'a batch of {config.batch_size} views cannot be shared by {fabric.world_size} '
-            'processes; make batch_size a multiple of their number'
-        )
     return fabric

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
-from rgbd_fusion_seg.training.rules import require
+from rgbd_fusion_seg.training.rules import is_folder_name, require
 
 
 @dataclass
@@ -34,7 +34,9 @@ class RowConfig:
     paper_miou: str = ''
 
     def __post_init__(self) -> None:
-        require(self, {'epochs >= 1': self.epochs >= 1})
+        named = is_folder_name(self.name)
+        rules = {'a name that a folder can have': named, 'epochs >= 1': self.epochs >= 1}
+        require(self, rules)
 
 
 @dataclass
@@ -90,5 +92,11 @@ class StudyConfig:
     def __post_init__(self) -> None:
         different = len(self.seeds) == len(set(self.seeds))
         rules = {'minutes >= 0': self.minutes >= 0, 'noise >= 0': self.noise >= 0}
-        rules |= {'one of seeds at least': bool(self.seeds)}
-        require(self, {**rules, 'seeds that differ': different})
+        rules |= {
+            'a name that a file can have': is_folder_name(self.name),
+            'an output folder': bool(self.output),
+            'one of seeds at least': bool(self.seeds),
+            'seeds that differ': different,
+            'seeds from 0 to 2**32 - 1': all(0 <= seed < 2**32 for seed in self.seeds),
+        }
+        require(self, rules)

@@ -45,10 +45,10 @@ class TrainingViews:
             neither.
         device: where batches are made.
         modalities: inputs that the network reads.
-        rank, world_size: this training process and how many there are.
+        rank, world_size: this training process and how many share a batch, equal parts each.
 
     Raises:
-        InputError: a batch that cannot be shared by the processes, or an unknown ``resident``.
+        InputError: an unknown ``resident``.
     """
 
     def __init__(
@@ -62,11 +62,6 @@ class TrainingViews:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if config.batch_size % world_size:
-            raise InputError(
-                f'a batch of {config.batch_size} views cannot be shared by {world_size} '
-                'processes; make batch_size a multiple of their number'
-            )
         self.config, self.device = config, torch.device(device)
         size = config.data.height, config.data.width
         sizes = {'rgb': size, 'hha': hha_size, 'depth': hha_size, 'labels': size}

@@ -292,10 +292,22 @@ def test_a_plan_of_an_older_version_is_kept(tiny_study, tmp_path):
         study_plan.planned_epochs(tiny_study, tmp_path)
 
 
-@pytest.mark.parametrize('settings', [{'minutes': -3}, {'seeds': []}, {'seeds': [1, 1]}])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'minutes': -3}, {'minutes': math.inf}, {'seeds': []}, {'seeds': [1, 1]}, {'seeds': [-1]},
+        {'seeds': [2**32]}, {'output': ''}, {'name': 'a/b'},
+    ],
+)  # fmt: skip
 def test_studies_without_a_meaning_are_refused(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         StudyConfig(**settings)
+
+
+@pytest.mark.parametrize('name', ['a/b', '', '..', '/tmp', 'a\0'])
+def test_rows_are_named_as_folders_can_be(name):
+    with pytest.raises(InputError, match='the row settings must have a name that a folder can'):
+        RowConfig(name)
 
 
 def test_the_speed_of_a_row_is_measured(tiny_study, tmp_path):

@@ -606,6 +606,18 @@ def test_damaged_lines_of_the_log_are_left_out(run_config, monkeypatch):
             '^the data settings must have workers >= 0, but workers is -1$',
         ),
         (LossConfig, {'class_weight': 1.0}, 'class_weight 0 or above 1'),
+        (LossConfig, {'auxiliary': math.inf}, 'a finite auxiliary, but auxiliary is inf$'),
+        (AugmentConfig, {'hue': math.inf}, 'must have a finite hue, but hue is inf$'),
+        (AugmentConfig, {'hha_shift': math.inf}, 'a finite hha_shift, but'),
+        (AugmentConfig, {'noise': math.inf}, 'a finite noise, but'),
+        (AugmentConfig, {'aspect': math.inf}, 'a finite aspect, but'),
+        (AugmentConfig, {'max_zoom': math.inf}, 'a finite max_zoom, but'),
+        (OptimiserConfig, {'power': math.inf}, 'a finite power, but'),
+        (OptimiserConfig, {'gamma': [0.1, math.inf]}, r'a finite gamma, but gamma is \[0\.1, inf'),
+        (OptimiserConfig, {'clip_norm': math.nan}, 'clip_norm >= 0'),
+        (GroupConfig, {'lr_scale': math.inf}, 'a finite lr_scale, but'),
+        (TrainConfig, {'max_minutes': math.nan}, 'max_minutes >= 0'),
+        (TrainConfig, {'output': ''}, "must have an output folder, but output is ''$"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(section, settings, words):
@@ -613,16 +625,29 @@ def test_settings_without_a_meaning_are_refused(section, settings, words):
         section(**settings)
 
 
+def test_a_limit_may_be_infinite():
+    assert TrainConfig(max_minutes=math.inf, save_minutes=math.inf).max_minutes == math.inf
+    assert OptimiserConfig(clip_norm=math.inf).clip_norm == math.inf
+
+
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
         ({'accelerator': 'abacus'}, 'abacus'),
+        ({'accelerator': 'tpu'}, 'accelerator tpu .* cannot be used'),
         ({'precision': '16-mixed'}, '16-mixed needs a GPU'),
     ],
 )
 def test_devices_and_precisions_that_are_not_there_are_named(run_config, changes, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         Trainer(run_config(**changes))
+    assert '\n' not in str(caught.value)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(run_config, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    with pytest.raises(InputError, match=r'a batch of 4 views.*3 processes'):
+        Trainer(run_config(batch_size=4))
 
 
 BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
