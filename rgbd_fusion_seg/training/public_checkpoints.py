@@ -21,7 +21,13 @@ from torch import Tensor
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.palette import NYU40_COLORS
-from rgbd_fusion_seg.training.checkpoints import class_entries, save_checkpoint
+from rgbd_fusion_seg.training.checkpoints import (
+    CHECKPOINT_SUFFIX,
+    check_writable,
+    class_entries,
+    make_folder,
+    save_checkpoint,
+)
 from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.network_options import check_options
@@ -29,6 +35,7 @@ from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.public_names import SYSTEMS, Variant
 from rgbd_fusion_seg.training.public_weights import translate
+from rgbd_fusion_seg.training.run_checks import check_sides
 from rgbd_fusion_seg.training.tf_checkpoint import read_tf_checkpoint
 
 
@@ -59,13 +66,23 @@ def import_weights(
         height: of the colour input; default: that of the authors' trainings.
 
     Raises:
-        InputError: the file cannot be read or is not of that system, or an option does not fit.
+        InputError: the file cannot be read, is not of that system or has weights that are not
+            finite, the output cannot be written, or an option does not fit.
     """
+    if output.suffix != CHECKPOINT_SUFFIX:
+        raise InputError(
+            f'the output {output} is not named as checkpoints are; give a name that ends with '
+            f'{CHECKPOINT_SUFFIX}'
+        )
+    check_writable(output.parent)
+    if num_classes is not None and not 2 <= num_classes <= 255:
+        raise InputError(f'num_classes must be 2 to 255, not {num_classes}')
     tensors = read_tensors(source)
     try:
         variant, found, weights = translate(system, tensors)
     except InputError as error:
         raise InputError(f'{source}: {error}') from error
+    _check_finite(source, weights)
     published = SYSTEMS[system]()
     count = num_classes or found
     class_set = _read_classes(classes) if classes else _usual(system, count, published.void)
@@ -78,6 +95,11 @@ def import_weights(
     check_options(variant.network, network_options)
     _check_branches(source, variant, network_options)
     network = _network(variant, len(class_set), network_options, weights)
+    size = tuple(
+        usual if given is None else given
+        for given, usual in zip((width, height), published.size, strict=True)
+    )
+    check_sides(variant.network, network, size, 'width and height')
     if unknown := [name for name in network.modalities if name not in published.statistics]:
         raise InputError(
             f'the public {system} was trained on {" and ".join(published.statistics)}, so how '
@@ -88,14 +110,14 @@ def import_weights(
         'options': network_options,
         'classes': class_entries(class_set),
         'statistics': {name: published.statistics[name] for name in network.modalities},
-        'width': width or published.size[0],
-        'height': height or published.size[1],
+        'width': size[0],
+        'height': size[1],
         'step': 0,
         'minutes': 0.0,
         'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
         'data': [{'name': source.name, 'frames': 0, 'terms': published.reference}],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     save_checkpoint(output, network, info)
     print(f'wrote {output}: {variant.network} with {len(class_set)} classes')
 
@@ -155,6 +177,16 @@ READ_ERRORS = (
     zlib.error,
     SafetensorError,
 )
+
+
+def _check_finite(source: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise InputError where a weight is infinite or no number."""
+    for name, values in weights.items():
+        if not bool(values.isfinite().all()):
+            raise InputError(
+                f'{source} has values in {name} (as it is named here) that are not finite; '
+                'download it again, or save it from before its training diverged'
+            )
 
 
 def _check_branches(source: Path, variant: Variant, options: Mapping[str, Any]) -> None:

@@ -24,15 +24,28 @@ def check_frozen(config: TrainConfig) -> None:
         )
 
 
-def check_size(network: nn.Module, config: TrainConfig) -> None:
-    """Raise InputError unless network and loss take views of the size that is set."""
-    size, multiple = (config.data.width, config.data.height), network.size_multiple
+def check_sides(name: str, network: nn.Module, size: tuple[int, int], settings: str) -> None:
+    """Raise InputError unless a network takes images of a size.
+
+    Args:
+        name: of the network.
+        network: what is asked for its multiple.
+        size: width and height.
+        settings: what sets them, for the message.
+    """
+    multiple = network.size_multiple
     if any(side < multiple or side % multiple for side in size):
         fits = [max(1, round(side / multiple)) * multiple for side in size]
         raise InputError(
-            f'{config.network.name} needs data.width and data.height to be multiples of '
-            f'{multiple}, not {size[0]}x{size[1]}; {fits[0]}x{fits[1]} would do'
+            f'{name} needs {settings} to be multiples of {multiple}, not {size[0]}x{size[1]}; '
+            f'{fits[0]}x{fits[1]} would do'
         )
+
+
+def check_size(network: nn.Module, config: TrainConfig) -> None:
+    """Raise InputError unless network and loss take views of the size that is set."""
+    size = config.data.width, config.data.height
+    check_sides(config.network.name, network, size, 'data.width and data.height')
     if config.loss.stride > min(size):
         raise InputError(
             f'loss.stride {config.loss.stride} leaves nothing of views of {size[0]}x{size[1]}; '

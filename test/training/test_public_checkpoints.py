@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,9 @@ def test_erfnets_encoder_from_imagenet(tmp_path, erfnet, erfnet_weights):
     source, output = tmp_path / 'erfnet_encoder_pretrained.pth.tar', tmp_path / 'c.safetensors'
     with pytest.raises(InputError, match='give num_classes'):
         import_weights('erfnet', source, output)
+    for number in (-3, 0, 1, 256):
+        with pytest.raises(InputError, match=f'num_classes must be 2 to 255, not {number}'):
+            import_weights('erfnet', source, output, num_classes=number)
     (tmp_path / 'classes.yaml').write_text('names: [wall, floor, door]\n')
     import_weights('erfnet', source, output, classes=tmp_path / 'classes.yaml')
     checkpoint = load_checkpoint(output)
@@ -422,6 +426,41 @@ def test_other_class_counts_are_refused(tmp_path, erfnet_weights):
     with pytest.raises(InputError, match=r'erfnet was trained on rgb and hha, so how depth is'):
         import_weights('erfnet', source, output, options={'modality': 'depth'})
     assert not output.exists()
+
+
+def test_outputs_that_could_not_be_used_are_refused(tmp_path, erfnet_weights):
+    source, file = tmp_path / 'a.pth', tmp_path / 'tiny.yaml'
+    torch.save(erfnet_weights, source)
+    file.write_text('')
+    for name in ('c.pth', 'c', ''):
+        with pytest.raises(InputError, match=r'give a name that ends with \.safetensors'):
+            import_weights('erfnet', source, tmp_path / name)
+    with pytest.raises(InputError, match=r'tiny\.yaml cannot be a folder'):
+        import_weights('erfnet', source, file / 'c.safetensors')
+    with pytest.raises(InputError, match=r'/proc.* choose another output'):
+        import_weights('erfnet', source, Path('/proc/w/c.safetensors'))
+
+
+@pytest.mark.parametrize('size', [(0, 512), (1024, -8), (1020, 512), (4, 512)])
+def test_sizes_that_the_network_cannot_take_are_refused(tmp_path, erfnet_weights, size):
+    source, output = tmp_path / 'a.pth', tmp_path / 'c.safetensors'
+    torch.save(erfnet_weights, source)
+    with pytest.raises(InputError, match='erfnet needs width and height to be multiples of 8'):
+        import_weights('erfnet', source, output, width=size[0], height=size[1])
+    assert not output.exists()
+    import_weights('erfnet', source, output, width=640, height=480)
+    assert load_checkpoint(output).info['width'] == 640
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, erfnet_weights, value):
+    name = 'encoder.layers.0.conv.bias'
+    spoilt = {**erfnet_weights, name: erfnet_weights[name].clone()}
+    spoilt[name][3] = value
+    torch.save(spoilt, tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=r'a\.pth has values in \S+bias .* not finite'):
+        import_weights('erfnet', tmp_path / 'a.pth', tmp_path / 'c.safetensors')
+    assert not (tmp_path / 'c.safetensors').exists()
 
 
 @pytest.mark.parametrize('name', ['a.pth', 'old.pth', 'a.npz', 'a.safetensors'])
