@@ -18,6 +18,9 @@ from rgbd_fusion_seg.training.datasets.base import ClassSet
 BOUNDARY_TOLERANCE = Fraction(75, 10_000)
 """Distance below which boundaries match, as a share of the image's diagonal (Csurka et al.)."""
 
+NEIGHBOUR = 2
+"""A squared distance below which 4-neighbours are, and no other pixels."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatrixScores:
@@ -126,8 +129,9 @@ def boundary_f(
     where a class meets void, and
 
     * precision counts the predicted boundary only where the truth is known;
-    * recall counts the true boundary only where another class is within the tolerance: across
-      a thin band there is a boundary somewhere, at the rim of a hole nobody knows.
+    * recall counts the true boundary only where another class is within the tolerance, or next
+      to it where that is less than a pixel: across a thin band there is a boundary somewhere, at
+      the rim of a hole nobody knows.
 
     Where nothing of a boundary can be counted, it cannot be wrong: that share is 1.
 
@@ -164,7 +168,7 @@ def _class_f(labels: np.ndarray, truth: np.ndarray, k: int, num_classes: int, li
     predicted, true = _boundary(labels == k), _boundary(truth == k)
     known = truth < num_classes
     shown = predicted & known
-    counted = true & _near(known & (truth != k), limit)
+    counted = true & _near(known & (truth != k), max(limit, NEIGHBOUR))
     if not shown.any() and not counted.any():
         return math.nan
     precision = _share(shown, _near(true, limit), predicted)

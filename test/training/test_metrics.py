@@ -75,7 +75,7 @@ def brute_force_f(labels, truth, num_classes, tolerance):
                 out.append((y, x))
         return out
 
-    def near(p, others):
+    def near(p, others, limit=limit):
         return any(math.dist(p, q) < limit for q in others)
 
     result = []
@@ -83,7 +83,8 @@ def brute_force_f(labels, truth, num_classes, tolerance):
         shown, true = boundary(labels, k), boundary(truth, k)
         others = np.argwhere((truth < num_classes) & (truth != k)).tolist()
         counted_shown = [p for p in shown if truth[p] < num_classes]
-        counted_true = [p for p in true if near(p, others)]
+        beside = max(limit, 1.01)
+        counted_true = [p for p in true if near(p, others, beside)]
         if not counted_shown and not counted_true:
             result.append(math.nan)
             continue
@@ -117,6 +118,31 @@ def test_boundary_f_is_that_of_its_definition():
         np.testing.assert_allclose(ours, expected, rtol=1e-12)
         compared += np.count_nonzero(np.isfinite(ours))
     assert compared > 30
+
+
+@pytest.mark.parametrize(('shape', 'pixels'), [((48, 64), 0), ((120, 160), 1)])
+def test_boundary_f_of_small_images_is_that_of_its_definition(shape, pixels):
+    """With tolerances of less than a pixel, and of one and a half."""
+    rng = np.random.default_rng(2)
+    height, width = shape
+    truth, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    truth[5:30, 20:40], labels[5:30, 24:40] = 1, 1
+    truth[32:45, 40:60] = 2  # is missed
+    labels[32:45, 5:15] = 3  # is invented
+    truth[rng.random(shape) < 0.01] = 255
+    ours = boundary_f(labels, truth, 5)
+    tolerance = metrics.BOUNDARY_TOLERANCE
+    assert math.floor(tolerance * math.isqrt(height**2 + width**2)) == pixels
+    np.testing.assert_allclose(ours, brute_force_f(labels, truth, 5, tolerance), rtol=1e-12)
+    np.testing.assert_array_equal(ours[2:], [0, 0, np.nan])
+    assert 0 < ours[1] < 1
+    np.testing.assert_array_equal(boundary_f(truth, truth, 3), 1)
+
+
+@pytest.mark.parametrize(('shift', 'expected'), [(0, 1), (1, 0)])
+def test_without_a_pixel_of_tolerance_boundaries_must_be_the_same(shift, expected):
+    labels, truth = (edge_at(x)[:48, 280:344] for x in (300 + shift, 300))
+    assert (boundary_f(labels, truth, 2) == 1).all() == expected
 
 
 def edge_at(x: int) -> np.ndarray:

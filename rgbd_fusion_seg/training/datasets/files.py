@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,10 +92,16 @@ def read_lines(path: Path) -> list[str]:
         InputError: the file is absent or no text.
     """
     try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
+        # Editors of Windows begin files with a mark, which is no part of the first line.
+        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'{path} cannot be read ({error}); copy the data set again') from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def repeated(names: Iterable[str]) -> str:
+    """Return the first name that occurs twice, or nothing."""
+    return next((name for name, count in Counter(names).items() if count > 1), '')
 
 
 def labelled_frame(

@@ -25,7 +25,7 @@ import scipy.io
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
 from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS
-from rgbd_fusion_seg.training.datasets import files
+from rgbd_fusion_seg.training.datasets import files, layouts
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
 
 NYU40 = ClassSet('nyu40', NYU40_CLASSES, NYU40_COLORS)
@@ -61,8 +61,8 @@ class NyuDepthV2:
         depth_scale: of image folders: metres per unit of the depth images.
 
     Raises:
-        InputError: none of the forms, a missing or damaged file of lists, an unknown split or
-            option.
+        InputError: none of the forms, a missing or damaged file of lists, a frame that is listed
+            twice, an unknown split or option.
     """
 
     SPLITS = ('train', 'test')
@@ -91,6 +91,11 @@ class NyuDepthV2:
         self._options = [depth, labels, depth_scale]
         self._form = _open(Path(folder), depth == 'raw', labels, depth_scale)
         self.ids = self._form.ids(split)
+        if twice := files.repeated(self.ids):
+            raise InputError(
+                f'the {split} split of {folder} has the frame {twice} twice; take one of them out '
+                'of its list'
+            )
         self.name = f'nyudv2-{split}'
 
     def __len__(self) -> int:
@@ -251,7 +256,10 @@ class _Images:
                     f"hold 0..39 and 255 for void, set the option labels to '{FROM_ZERO}'"
                 )
             classes = classes.astype(np.uint8) - np.uint8(1)  # 0 becomes 255
-        return files.read_rgb(rgb), files.read_depth(depth, self.depth_scale), classes
+        remedy = 'give depth images in units of depth_scale, such as millimetres'
+        units = layouts.read_16bit(depth, remedy)
+        metres = units.astype(np.float32) * np.float32(self.depth_scale)
+        return files.read_rgb(rgb), metres, classes
 
 
 class _Pack:

@@ -8,8 +8,6 @@ file; each ``*`` stands for a part of the frame's id, the same in colour, depth 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +144,11 @@ class OwnFolder:
                     f'{key} is {pattern!r}, but patterns are relative to the folder of the YAML '
                     'file; start it there, with ../ where the files lie beside that folder'
                 )
+            if '**' in pattern:
+                raise self._error(
+                    f"{key} is {pattern!r}, but each * stands for a part of the frame's id; "
+                    'write */* where frames lie in folders'
+                )
             if '*' not in pattern:
                 raise self._error(
                     f"{key} is {pattern!r}, but a pattern needs a * in the place of the frame's "
@@ -156,7 +159,7 @@ class OwnFolder:
         names, colors = self.config.classes, self.config.colors
         if not all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors):
             raise self._error('colors must be lists of three numbers 0..255')
-        if twice := _repeated(names):
+        if twice := files.repeated(names):
             raise self._error(f'classes has {twice!r} twice; a class needs a name of its own')
         table = np.array(colors, np.uint8) if colors else distinct_colors(len(names))
         try:
@@ -200,8 +203,11 @@ class OwnFolder:
             return read_camera_info(self.file.parent / camera)
         if sorted(camera) != sorted(CAMERA_KEYS):
             raise self._error(f'camera has {", ".join(camera)}; give {", ".join(CAMERA_KEYS)}')
+        sides = camera['width'], camera['height']
+        if not np.isfinite(sides).all():
+            raise self._error('camera is {:g}x{:g}; give its size in pixels'.format(*sides))
         try:
-            sizes = int(camera['width']), int(camera['height'])
+            sizes = int(sides[0]), int(sides[1])
             return Intrinsics(*(float(camera[k]) for k in CAMERA_KEYS[:4]), *sizes)
         except FrameError as error:
             raise self._error(str(error)) from error
@@ -215,7 +221,7 @@ class OwnFolder:
                 raise self._error(f'has the splits {", ".join(config.splits)}, not {split!r}')
             path = self.file.parent / config.splits[split]
             listed = files.read_lines(path)
-            if twice := _repeated(listed):
+            if twice := files.repeated(listed):
                 raise InputError(f'{path} has the frame {twice!r} twice; take one of them out')
             return listed
         ids = self._found_ids()
@@ -260,11 +266,6 @@ class OwnFolder:
         return pattern.replace('{split}', self.split)
 
 
-def _repeated(names: Sequence[str]) -> str:
-    """Return the first name that occurs twice, or nothing."""
-    return next((name for name, count in Counter(names).items() if count > 1), '')
-
-
 def distinct_colors(count: int) -> np.ndarray:
     """Return uint8 (count, 3) RGB colours, each as far as can be from those before and black.
 
@@ -299,7 +300,10 @@ def read_camera_info(path: Path) -> Intrinsics:
         return Intrinsics.from_matrix(matrix, width, height)
     except FrameError as error:
         raise InputError(f'{path}: {error}') from error
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration) as error:
+    except (
+        *(OSError, yaml.YAMLError, KeyError, TypeError, ValueError),
+        *(OverflowError, StopIteration),
+    ) as error:
         raise InputError(
             f'{path} is no camera_info YAML ({error!r}); give image_width, image_height and '
             'camera_matrix as camera_calibration writes them'

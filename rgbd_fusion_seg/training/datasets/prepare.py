@@ -24,7 +24,7 @@ from rgbd_fusion_seg.training.datasets.cache import (
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
 
-PLAUSIBLE_DEPTH_M = (0.05, 500.0)
+PLAUSIBLE_DEPTH_M = (0.2, 500.0)
 """Median depth of a frame outside this range is depth in another unit."""
 
 

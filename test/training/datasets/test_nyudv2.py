@@ -240,6 +240,34 @@ def test_image_folders_give_the_frames_of_the_official_file(official, tmp_path, 
             np.testing.assert_allclose(ours.frame.depth, theirs.frame.depth, atol=0.6 * unit)
 
 
+def test_depth_of_8_bits_is_not_taken_for_millimetres(tmp_path):
+    folder = write_images(tmp_path / 'images', '1..40')
+    path = f'{folder}/depth/{TRAIN_INDICES[0]:06d}.png'
+    depth = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(path, (depth // 256).astype(np.uint8))
+    with pytest.raises(InputError, match=r'depth/\d+\.png has 8 bits a pixel, not 16'):
+        NyuDepthV2(folder, 'train')[0]
+
+
+@pytest.mark.parametrize('again', ['{0:06d}', 'rgb/{0:06d}.png label/{0:06d}.png'])
+def test_a_frame_that_is_listed_twice_is_refused(tmp_path, again):
+    folder = write_images(tmp_path / 'images', '1..40')
+    first = TRAIN_INDICES[0]
+    with (folder / 'train.txt').open('a') as listing:
+        listing.write(again.format(first) + '\n')
+    with pytest.raises(InputError, match=f'train split of .*images has the frame {first:06d} twi'):
+        NyuDepthV2(folder, 'train')
+    assert len(NyuDepthV2(folder, 'test')) == len(TEST_INDICES)
+
+
+def test_lists_may_begin_with_the_mark_of_windows_editors(tmp_path):
+    folder = write_images(tmp_path / 'images', '1..40')
+    ids = NyuDepthV2(folder, 'train').ids
+    listing = folder / 'train.txt'
+    listing.write_bytes(b'\xef\xbb\xbf' + listing.read_bytes())
+    assert NyuDepthV2(folder, 'train').ids == ids
+
+
 def test_labels_of_the_other_form_are_found_out(tmp_path):
     source = NyuDepthV2(write_images(tmp_path / 'a', '0..39'), 'train', labels='1..40')
     with pytest.raises(InputError, match=r"label 255, not 0 .* option labels to '0\.\.39'"):

@@ -239,6 +239,9 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'void': [-1]}, '-1 in label_map or void'),
         ({'camera': {'fx': 1.0}}, 'camera has fx; give fx, fy, cx, cy, width, height'),
         ({'camera': {**CAMERA, 'fx': -1.0}}, 'focal lengths must be positive'),
+        ({'camera': {**CAMERA, 'width': float('inf')}}, 'camera is infx24; give its size'),
+        ({'camera': {**CAMERA, 'height': float('nan')}}, 'camera is 32xnan; give its size'),
+        ({'camera': 'endless.yaml'}, r'endless\.yaml is no camera_info'),
         ({'camera': 'absent.yaml'}, r'absent\.yaml is no camera_info'),
         ({'splits': {'val': 'test.txt'}}, "has the splits val, not 'train'"),
         ({'splits': {'train': 'absent.txt'}}, r'absent\.txt cannot be read'),
@@ -252,6 +255,8 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'labels': '/data/*.png'}, 'labels is .*relative to the folder of the YAML file'),
         ({'rgb': 'color/f0.png'}, r"rgb is 'color/f0\.png', but a pattern needs a \*"),
         ({'rgb': 'color', 'splits': None, 'test_fraction': 0.4}, r'a pattern needs a \*'),
+        ({'rgb': 'color/**.png'}, r"rgb is 'color/\*\*\.png', but each \* stands for a part"),
+        ({'labels': '**/*.png'}, r'labels is .* write \*/\* where frames lie in folders'),
         ({'depth': 'depth/'}, r"depth is 'depth/', but a pattern needs a \*"),
         ({'labels': 'labels/f0.png'}, r'labels is .*a pattern needs a \*'),
         ({'name': 'a/b'}, "name is 'a/b'"),
@@ -260,6 +265,8 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
 )
 def test_a_wrong_description_is_refused(lab, changes, message):
     (lab / 'twice.txt').write_text('f2\nf0\nf2\n')
+    endless = {'k': [31, 0, 15, 0, 31, 11, 0, 0, 1], 'width': float('inf'), 'height': 24}
+    (lab / 'endless.yaml').write_text(yaml.safe_dump(endless))
     with pytest.raises(InputError, match=message) as caught:
         OwnFolder(describe(lab, **changes), 'train')
     assert '\n' not in str(caught.value)

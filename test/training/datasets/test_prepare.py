@@ -140,6 +140,15 @@ def test_depth_in_millimetres_taken_for_metres_is_implausible(copy):
     assert all('median depth' in fault and 'unit' in fault for fault in found)
 
 
+def test_depth_of_8_bits_taken_for_millimetres_is_implausible(copy):
+    for path in (copy / 'depth').iterdir():
+        depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.where(depth > 0, 140, 0).astype(np.uint8))
+    found = faults(copy)
+    assert len(found) == 10
+    assert all('median depth is 0.14 m' in fault for fault in found)
+
+
 def test_both_splits_are_checked_where_one_cannot_be_opened(copy):
     (copy / 'train.txt').write_text('\n')
     cut(copy / 'rgb/9.jpg', 0.7)
