@@ -170,7 +170,12 @@ def _class_table(result: SetScores) -> list[str]:
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     rule = ['---', *['--:'] * (len(head) - 1)]
-    return [f'| {" | ".join(cells)} |' for cells in (head, rule, *body)]
+    return [f'| {" | ".join(map(escaped, cells))} |' for cells in (head, rule, *body)]
+
+
+def escaped(text: str) -> str:
+    """Return text as a cell of a Markdown table: its bars are none of the table's."""
+    return text.replace('|', '\\|')
 
 
 def _cell(value: Value) -> str:

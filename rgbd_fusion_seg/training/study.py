@@ -27,7 +27,7 @@ from rgbd_fusion_seg.training.initialisation import make_network
 from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
 from rgbd_fusion_seg.training.study_plan import planned_epochs
-from rgbd_fusion_seg.training.study_record import write_record
+from rgbd_fusion_seg.training.study_record import check_record, write_record
 from rgbd_fusion_seg.training.study_report import around, write_report
 from rgbd_fusion_seg.training.study_runs import (
     FAILURE_NAME,
@@ -103,6 +103,7 @@ def _check(study: StudyConfig) -> None:
             raise InputError(f'the claim {claim.text!r} compares rows that the study lacks')
     if study.document:
         around(Path(study.document), study.name)
+    check_record(study)
     recorded_runs(study)
     networks: dict[str, nn.Module] = {}
     for row in study.rows:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import make_folder, write_output
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import FREE_TO_CHANGE, flatten
 
@@ -36,6 +36,20 @@ def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat = {key: value for key, value in flatten(settings).items() if key not in LEFT_OUT}
     different = {k: v for k, v in flat.items() if k not in defaults or defaults[k] != v}
     return {'output': flat['output'], 'epochs': flat['epochs'], **different}
+
+
+def check_record(study: StudyConfig) -> None:
+    """Refuse a record that could not be written; nothing is made yet.
+
+    Raises:
+        InputError: a folder is in its place, or its own cannot be made or written to.
+    """
+    path = Path(study.record)
+    if not study.record:
+        return
+    if path.is_dir():
+        raise InputError(f'study.record {path} is a folder; give the name of a file')
+    check_writable(path.parent)
 
 
 def read_record(study: StudyConfig) -> list[dict[str, Any]]:

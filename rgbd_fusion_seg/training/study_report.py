@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import write_output
+from rgbd_fusion_seg.training.report import escaped
 
 if TYPE_CHECKING:
     from rgbd_fusion_seg.training.study_config import StudyConfig
@@ -64,7 +65,8 @@ def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] =
         failed = [str(f['seed']) for f in failures if f['row'] == row.name]
         if not runs:
             state = 'failed' if failed else 'not trained yet'
-            lines.append(f'| {row.title} | | | | {state} | | | {row.paper_miou} |')
+            title, paper = escaped(row.title), escaped(row.paper_miou)
+            lines.append(f'| {title} | | | | {state} | | | {paper} |')
             continue
         first = runs[0]
         parameters = f'{first["parameters"] / 1e6:.2f} M'
@@ -73,7 +75,7 @@ def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] =
         title = f'{row.title} (failed with seed {", ".join(failed)})' if failed else row.title
         cells = [title, parameters, f'{first["gflops"]:.1f}', str(epochs(study, entries, row))]
         cells += [spread(values(runs, key)) for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy')]
-        lines.append('| ' + ' | '.join([*cells, row.paper_miou]) + ' |')
+        lines.append('| ' + ' | '.join(map(escaped, [*cells, row.paper_miou])) + ' |')
     if study.claims:
         lines += ['', '| claim | here | in the paper | verdict |', '|---|---|---|---|']
         lines += [_claim(claim, entries, study.noise) for claim in study.claims]
@@ -108,8 +110,9 @@ def _claim(claim: Any, entries: list[Entry], noise: float) -> str:
         for name in (claim.better, claim.worse)
     }
     both = sorted(set(runs[claim.better]) & set(runs[claim.worse]))
+    text, paper = escaped(claim.text), escaped(claim.paper)
     if not both:
-        return f'| {claim.text} | not trained yet | {claim.paper} | open |'
+        return f'| {text} | not trained yet | {paper} | open |'
     # As they are shown: what rounds to nothing is nothing.
     differences = [round(runs[claim.better][s] - runs[claim.worse][s], 1) for s in both]
     if abs(mean(differences)) < noise:
@@ -123,7 +126,7 @@ def _claim(claim: Any, entries: list[Entry], noise: float) -> str:
     if len(both) == 1:
         verdict += ' (one seed)'
     here = ', '.join(f'{d:+.1f}' for d in differences)
-    return f'| {claim.text} | {here} | {claim.paper} | {verdict} |'
+    return f'| {text} | {here} | {paper} | {verdict} |'
 
 
 def picture(study: StudyConfig, entries: list[Entry]) -> Figure:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import cv2
@@ -56,6 +57,16 @@ def test_the_report_tells_numbers_and_what_was_measured(tmp_path):
     assert '| toy_test | 2 |' in page
     for words in ('abc', 'python x', 'care', 'made by a test', '40x30'):
         assert words in page
+
+
+def test_bars_in_names_are_none_of_the_table(tmp_path):
+    scores = three_scores()
+    names = ('wall | other', 'a|b', 'dragon')
+    scores = dataclasses.replace(scores, classes=ClassSet('bars', names, THREE.colors))
+    report.write_report(tmp_path, {'path': 'x'}, 'care', 'python x', [scores])
+    lines = (tmp_path / 'report.md').read_text().splitlines()
+    row = next(line for line in lines if line.startswith('| wall'))
+    assert row == r'| wall \| other | 50.0 | 60.0 | 60.0 | 100.0 | 50.0 | a\|b (30 %) |'
 
 
 def test_the_page_links_the_pictures_that_there_are(tmp_path):

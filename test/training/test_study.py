@@ -436,6 +436,17 @@ def test_the_table_names_what_it_has(tiny_study):
     assert '| not trained yet |' in lines[3]
 
 
+def test_bars_in_words_are_none_of_the_table(tiny_study):
+    tiny_study.rows[2].title, tiny_study.claims[0].text = 'RGB | alone', '|F| helps'
+    tiny_study.rows[3].title = 'a | b'
+    text = study_report.report(tiny_study, [entry('rgb', 0, 0.3)])
+    for line in text.splitlines():
+        cells = re.split(r'(?<!\\)\|', line)
+        assert not line or len(cells) in (6, 10), line
+    for words in (r'| RGB \| alone |', r'| a \| b |', r'| \|F\| helps |'):
+        assert words in text
+
+
 def test_the_spread_is_the_sample_standard_deviation():
     assert study_report.spread([30.0, 32.0, 34.0]) == '32.0 ± 2.0'
     assert study_report.spread([30.04]) == '30.0'
@@ -510,6 +521,21 @@ def test_rows_of_a_record_are_trained_only_where_asked_for(tiny_study, tmp_path)
     ]  # fmt: skip
     assert runs[2] == json.loads(kept)['runs'][1]
     assert re.search(r'Fusion helps \| [+-]\d', (output / 'report.md').read_text())
+
+
+def test_a_record_that_cannot_be_written_is_refused_before_training(
+    tiny_study, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study_module, 'Trainer', None)
+    (tmp_path / 'file').write_text('')
+    for record, words in (
+        (tmp_path, 'study.record .* is a folder; give the name of a file'),
+        (tmp_path / 'file' / 'tiny.json', 'file cannot be a folder'),
+    ):
+        tiny_study.record = str(record)
+        with pytest.raises(InputError, match=words):
+            study(tiny_study)
+    assert not (tmp_path / 'study').exists()
 
 
 @pytest.mark.parametrize(
