@@ -32,6 +32,7 @@ from rgbd_fusion_seg.training.continuation import (
     load_state,
     saved_run,
 )
+from rgbd_fusion_seg.training.cpu_norms import synchronise_norms_on_cpus
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.datasets.prepare import depth_fault, prepare_frames
@@ -122,8 +123,9 @@ class Trainer:
         self.steps_per_epoch = max(1, int(len(self.frames['train']) / (config.batch_size * real)))
         self.num_steps = config.epochs * self.steps_per_epoch
 
-        if self.fabric.world_size > 1 and self.fabric.device.type == 'cuda':
-            network = synchronise_norms(network)
+        if self.fabric.world_size > 1:
+            on_gpus = self.fabric.device.type == 'cuda'
+            network = (synchronise_norms if on_gpus else synchronise_norms_on_cpus)(network)
         # Channels last is the layout in which CPUs and tensor cores convolve fastest.
         network = network.to(memory_format=torch.channels_last)
         # On a GPU one task updates all parameters; a loss scaler cannot do with it, though.
@@ -330,16 +332,8 @@ class Trainer:
             clock.saved(self.state['seconds'])
 
     def averaged(self) -> nn.Module:
-        """Return the network that is scored and saved, the same one on every process.
-
-        Without synchronised norms each process has its own running statistics; those of the first
-        are taken, which it also saves to resume from.
-        """
-        network = self.average.network(self.network.module)
-        if self.fabric.world_size > 1:
-            for buffer in network.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-        return network
+        """Return the network that is scored and saved, the same one on every process."""
+        return self.average.network(self.network.module)
 
     def save(self) -> None:
         """Write the state to resume from, and the averaged weights.

@@ -19,35 +19,34 @@ from rgbd_fusion_seg.training.evaluation import evaluate_network  # noqa: E402
 from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 
 SCRIPT = """
-import sys
 from jsonargparse import CLI
 from rgbd_fusion_seg.training import trainer
 
-def frozen(self, config, make=trainer.Trainer.__init__):
-    make(self, config)
-    # Batch statistics are each process's own on a CPU; with frozen ones the runs must be equal.
-    self.network.eval()
-    self.network.train = lambda mode=True: self.network
-
-if sys.argv.pop(1) == 'frozen':
-    trainer.Trainer.__init__ = frozen
+trainer.LOG_EVERY = 1
 CLI(trainer.train, as_positional=False)
 """
+DROP_NOTHING = ('--run.network.options', '{"dropout": [0, 0]}')
+SHARED_NORMS = (
+    '--run.network.name', 'multimodal', '--run.network.options',
+    '{"backbone": "resnet14", "head_options": {"width": 8, "dropout": 0}, "share_norms": true}',
+)  # fmt: skip
 
 
-def train(tmp_path: Path, nyu_pack: Path, norms: str, processes: int) -> Path:
+def train(tmp_path: Path, nyu_pack: Path, processes: int, *arguments: str) -> Path:
     script = tmp_path / 'train.py'
     script.write_text(SCRIPT)
     output = tmp_path / f'run{processes}'
     torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
     command = [
-        sys.executable, *(torchrun if processes > 1 else []), str(script), norms,
+        sys.executable, *(torchrun if processes > 1 else []), str(script),
         '--run.output', str(output), '--run.batch_size', '4', '--run.epochs', '3',
         '--run.precision', '32-true', '--run.accelerator', 'cpu',
         '--run.data.dataset.folder', str(nyu_pack), '--run.data.cache', str(tmp_path / 'cache'),
         '--run.data.width', '64', '--run.data.height', '48', '--run.data.workers', '0',
         '--run.data.synthetic_frames', '0', '--run.data.synthetic_test_frames', '0',
-        '--run.network.options', '{"dropout": [0, 0]}',
+        # Adam makes whole steps of what rounding leaves of gradients that are nought.
+        '--run.optimiser.name', 'sgd', '--run.optimiser.lr', '0.01',
+        *(arguments or DROP_NOTHING),
     ]  # fmt: skip
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
     done = subprocess.run(
@@ -57,19 +56,31 @@ def train(tmp_path: Path, nyu_pack: Path, norms: str, processes: int) -> Path:
     return output
 
 
-def test_two_processes_train_as_one_does(tmp_path, nyu_pack):
-    one, two = (train(tmp_path, nyu_pack, 'frozen', n) for n in (1, 2))
+@pytest.mark.parametrize('arguments', [DROP_NOTHING, SHARED_NORMS])
+def test_two_processes_train_as_one_does(tmp_path, nyu_pack, arguments):
+    """Norms see the whole batch, so nothing tells the runs apart but the order of sums.
+
+    Where that moves a value across a ReLU's bend or to another maximum, gradients differ by some
+    thousandths, as those of one process in another layout of memory do.
+    """
+    one, two = (train(tmp_path, nyu_pack, n, *arguments) for n in (1, 2))
+    losses = [
+        [json.loads(line)['loss'] for line in (run / 'log.jsonl').read_text().splitlines()]
+        for run in (one, two)
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     ours, theirs = (load_checkpoint(run / 'last.safetensors') for run in (two, one))
     assert ours.info['step'] == theirs.info['step'] == 3
     for name, value in theirs.weights.items():
-        torch.testing.assert_close(ours.weights[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(ours.weights[name], value, rtol=1e-2, atol=2e-3, msg=name)
     scores = [json.loads((run / 'scores.json').read_text())['test'] for run in (one, two)]
-    assert scores[0]['pixel_accuracy'] == pytest.approx(scores[1]['pixel_accuracy'], abs=2e-3)
+    assert scores[0]['pixel_accuracy'] == pytest.approx(scores[1]['pixel_accuracy'], abs=5e-3)
 
 
 def test_what_is_published_are_the_scores_of_what_is_saved(tmp_path, nyu_pack):
-    """Norms are live here, and the running statistics of each process its own."""
-    output = train(tmp_path, nyu_pack, 'live', 2)
+    output = train(tmp_path, nyu_pack, 2)
     data = DataConfig(
         DatasetConfig(folder=str(nyu_pack)), cache=str(tmp_path / 'cache'), width=64, height=48,
         synthetic_frames=0, synthetic_test_frames=0,
