@@ -12,7 +12,12 @@ torch = pytest.importorskip('torch')
 
 from torch import nn  # noqa: E402
 
-from rgbd_fusion_seg.training.cpu_norms import synchronise_norms_on_cpus  # noqa: E402
+from rgbd_fusion_seg.training.cpu_norms import (  # noqa: E402
+    CpuSyncBatchNorm2d,
+    SharedCpuSyncBatchNorm2d,
+    synchronise_norms_on_cpus,
+)
+from rgbd_fusion_seg.training.networks import NETWORKS, build_network  # noqa: E402
 from rgbd_fusion_seg.training.networks.branches import (  # noqa: E402
     OneEach,
     SharedBatchNorm2d,
@@ -89,6 +94,18 @@ def test_two_processes_normalise_as_one_does(tmp_path, monkeypatch):
             torch.testing.assert_close(first, second, rtol=0, atol=0)
             ours = first
         torch.testing.assert_close(ours, value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_no_norm_of_a_network_is_left_out(name):
+    with torch.device('meta'):
+        network = build_network(name, 5)
+    names = network.state_dict().keys()
+    synchronise_norms_on_cpus(network)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(m, CpuSyncBatchNorm2d | SharedCpuSyncBatchNorm2d) for m in norms)
+    assert network.state_dict().keys() == names
 
 
 def test_scored_networks_compute_what_they_did():
