@@ -7,7 +7,8 @@ selection, at several shares of exchanged channels. Memory is that of a process 
 opens a graph and labels images, beyond one that has only imported the library; and what a training
 step keeps for its backward pass, with the parameters.
 
-    python benchmarks/bench_exchange.py [--backbone resnet50] [--size 320x240] [--part training]
+    python benchmarks/bench_exchange.py [--backbone resnet50] [--head refinenet]
+        [--size 320x240] [--part training]
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     """Measure, write the result and say whether the limits are kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--backbone', default='resnet50')
+    parser.add_argument('--head', default='refinenet')
     parser.add_argument('--size', type=parse_size, default=(320, 240), metavar='WxH')
     parser.add_argument('--batch', type=int, default=2, help='of the training steps')
     parser.add_argument('--repeats', type=int, default=15)
@@ -78,7 +80,7 @@ def main() -> None:
         print(f'{name}: {worst:.3f} times, limit {LIMITS[name]} {verdict}')
     if not options.part:
         size = list(options.size)
-        shape = {'backbone': options.backbone, 'size': size, 'batch': options.batch}
+        shape = {**parts_of(options), 'size': size, 'batch': options.batch}
         on_gpu = options.device.startswith('cuda')
         device = torch.cuda.get_device_name(options.device) if on_gpu else 'cpu'
         out = options.out or RESULTS / ('exchange_cuda.json' if on_gpu else 'exchange.json')
@@ -89,8 +91,8 @@ def main() -> None:
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """Time training steps with exchange, and without exchange and penalty."""
     networks = {
-        'without exchange': network(options.backbone, exchange='none', penalised='none'),
-        'with exchange': network(options.backbone, share=SHARES[1]),
+        'without exchange': network(options, exchange='none', penalised='none'),
+        'with exchange': network(options, share=SHARES[1]),
     }
     steps = {name: step(net, options) for name, net in networks.items()}
     timing = measure.interleaved(steps, options.repeats)
@@ -98,10 +100,10 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     return {'timing': timing, 'ratio': timing['with exchange']['ratio']}
 
 
-def network(backbone: str, share: float = 0.0, **options: Any) -> nn.Module:
+def network(options: argparse.Namespace, share: float = 0.0, **others: Any) -> nn.Module:
     """Build a CEN in which a share of the channels is below the threshold."""
     torch.manual_seed(0)
-    net = build_network('cen', NUM_CLASSES, backbone=backbone, **options)
+    net = build_network('cen', NUM_CLASSES, **parts_of(options), **others)
     for _, norm in net.exchanges().values():
         for layer in norm:
             small = torch.rand_like(layer.weight) < share
@@ -109,10 +111,15 @@ def network(backbone: str, share: float = 0.0, **options: Any) -> nn.Module:
     return net
 
 
-def unimodal(backbone: str) -> nn.Module:
+def unimodal(options: argparse.Namespace) -> nn.Module:
     """Build the network of one branch."""
     torch.manual_seed(0)
-    return build_network('multimodal', NUM_CLASSES, backbone=backbone, modalities=['rgb'])
+    return build_network('multimodal', NUM_CLASSES, **parts_of(options), modalities=['rgb'])
+
+
+def parts_of(options: argparse.Namespace) -> dict[str, str]:
+    """Return what the networks are made of."""
+    return {'backbone': options.backbone, 'head': options.head}
 
 
 def step(net: nn.Module, options: argparse.Namespace) -> Callable[[], None]:
@@ -145,10 +152,10 @@ def step(net: nn.Module, options: argparse.Namespace) -> Callable[[], None]:
 
 def graphs(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """Export what is compared; return the files by name, that without exchange first."""
-    networks = {'without exchange': network(options.backbone, exchange='none')}
+    networks = {'without exchange': network(options, exchange='none')}
     for share in SHARES:
-        networks[f'{share:.0%} exchanged'] = network(options.backbone, share)
-    networks['unimodal'] = unimodal(options.backbone)
+        networks[f'{share:.0%} exchanged'] = network(options, share)
+    networks['unimodal'] = unimodal(options)
     width, height = options.size
     files = {}
     for name, net in networks.items():
@@ -189,8 +196,8 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     for name, mib in taken.items():
         print(f'{name:18} {mib:8.1f} MiB')
     kept = {
-        'unimodal': kept_for_backward(unimodal(options.backbone), options),
-        'with exchange': kept_for_backward(network(options.backbone, SHARES[1]), options),
+        'unimodal': kept_for_backward(unimodal(options), options),
+        'with exchange': kept_for_backward(network(options, SHARES[1]), options),
     }
     print(
         f'kept in training: {kept["unimodal"]:.1f} MiB unimodal, {kept["with exchange"]:.1f} MiB'

@@ -29,6 +29,8 @@ def fold(model: onnx_ir.Model) -> None:
             _round_down(node)
         elif node.op_type == 'Mul':
             _widen_gate(model.graph, node)
+        elif node.op_type == 'Gather':
+            _reorder_filters(model.graph, node)
     rewrite(model, pattern_rewrite_rules=[_SumForConcat().rule()])
     optimize_ir(model)
 
@@ -175,6 +177,36 @@ def _widen_gate(graph: onnx_ir.Graph, product: onnx_ir.Node) -> None:
         for value in (conv.outputs[0], gate):
             value.shape = onnx_ir.Shape([value.shape[0], channels, *list(value.shape)[2:]])
         return
+
+
+def _reorder_filters(graph: onnx_ir.Graph, gather: onnx_ir.Node) -> None:
+    """Let convolutions behind another order of all channels read these as they come."""
+    (source, indices), (gathered,) = gather.inputs, gather.outputs
+    if indices.const_value is None or gather.attributes.get_int('axis', 0) != 1:
+        return
+    order = indices.const_value.numpy()
+    if source.shape is None or order.ndim != 1 or source.shape[1] != len(order):
+        return
+    convs = [use.node for use in gathered.uses()]
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+        return
+    if gathered.is_graph_output() or not all(_reads_all(conv, gathered) for conv in convs):
+        return
+    for i, conv in enumerate(convs):
+        filters = conv.inputs[1].const_value.numpy()[:, np.argsort(order)]
+        _replace_constant(graph, conv, 1, filters, f'{gathered.name}_filters_{i}')
+        conv.replace_input_with(0, source)
+    graph.remove(gather, safe=True)
+
+
+def _reads_all(node: onnx_ir.Node, features: onnx_ir.Value) -> bool:
+    """Tell whether a node is a convolution across all channels, with constant filters."""
+    return (
+        node.op_type == 'Conv'
+        and node.inputs[0] is features
+        and node.inputs[1].const_value is not None
+        and node.attributes.get_int('group', 1) == 1
+    )
 
 
 class _SumForConcat(pattern.RewriteRuleClassBase):

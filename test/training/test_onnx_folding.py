@@ -109,6 +109,32 @@ def test_a_gate_that_others_read_stays():
     assert_same(model, module, x)
 
 
+class Reordered(nn.Module):
+    """Convolutions with shared filters, behind some order of the channels and as they come."""
+
+    def __init__(self, order: list[int], shown: bool = False) -> None:
+        super().__init__()
+        self.conv, self.order, self.shown = nn.Conv2d(len(order), 5, 3), order, shown
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.index_select(1, torch.tensor(self.order))
+        found = self.conv(y) * self.conv(x[:, : y.shape[1]])
+        return torch.cat([found, y[..., 1:-1, 1:-1]], 1) if self.shown else found
+
+
+@pytest.mark.parametrize(
+    ('order', 'shown', 'gathers'),
+    [([2, 0, 3, 1], False, 0), ([2, 0, 3, 1], True, 1), ([2, 0, 0, 1], False, 1), ([3, 1], 0, 1)],
+    ids=['all', 'read by others', 'one twice', 'some'],
+)
+def test_filters_are_reordered_in_place_of_what_they_read(order, shown, gathers):
+    torch.manual_seed(0)
+    module, x = Reordered(order, shown), torch.randn(1, 4, 8, 8)
+    model = exported(module, x)
+    assert operators(model).count('Gather') == gathers
+    assert_same(model, module, x)
+
+
 @pytest.mark.parametrize(('pooled', 'joined'), [(3, 0), (16, 1)])
 def test_few_channels_join_by_a_sum(pooled: int, joined: int):
     torch.manual_seed(0)

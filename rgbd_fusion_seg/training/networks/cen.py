@@ -31,18 +31,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     Maps,
-    OneEach,
-    each,
     mean,
     norm_scales,
 )
 from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
-from rgbd_fusion_seg.training.networks.resnet import Bottleneck
+from rgbd_fusion_seg.training.networks.settled_exchange import SELECTING, discarding
 
 FORMS = ('public', 'paper')
 SPARSITY = {'public': 2e-4, 'paper': 5e-3}
@@ -286,25 +283,20 @@ class ChannelExchangingNetwork(MultimodalNetwork):
     def for_export(self) -> nn.Module:
         """Return the network with its exchange settled: a fixed selection in each block.
 
-        Scales do not change any more, so nothing is compared at run time. In bottlenecks channels
-        that no branch uses are not computed.
+        Scales do not change any more, so nothing is compared at run time, and channels that no
+        branch uses are not computed. What is discarded is made zero by its norm.
         """
         network = copy.deepcopy(self).eval()
-        for name, block in list(network.named_modules()):
-            exchange = getattr(block, 'fusion', None)
-            if not isinstance(exchange, ChannelExchange):
-                continue
-            if exchange.exchange == 'discard' and isinstance(block.bn2, OneEach):
-                for norm, kept in zip(block.bn2, exchange.kept(block.bn2), strict=True):
-                    norm.weight *= kept
-                    norm.bias *= kept
+        paths = {module: path for path, module in network.named_modules()}
+        for exchange, norm in network.exchanges().values():
+            name = paths[exchange].removesuffix('.fusion')
+            block = network.get_submodule(name)
+            if exchange.exchange == 'discard':
+                network.set_submodule(paths[norm], discarding(norm, exchange.kept(norm)))
                 block.fusion = BlockFusion()
             elif exchange.exchange in ('threshold', 'fixed', 'random'):
-                kept = exchange.kept(block.bn2)
-                if isinstance(block, Bottleneck):
-                    network.set_submodule(name, SelectingBottleneck(block, kept))
-                else:
-                    block.fusion = SettledExchange(kept)
+                settled = SELECTING[type(block)](block, exchange.kept(norm))
+                network.set_submodule(name, settled)
         return network
 
     def unimodal_form(self, modality: str) -> tuple[str, dict[str, Any], dict[str, Tensor]] | None:
@@ -320,129 +312,3 @@ class ChannelExchangingNetwork(MultimodalNetwork):
                 for tensor in (f'{paths[norm]}.weight', f'{paths[norm]}.bias'):
                     weights[tensor] = weights[tensor] * kept
         return name, options, weights
-
-
-class SettledExchange(BlockFusion):
-    """The exchange of any block, its decisions constants: a selection, nothing compared.
-
-    Args:
-        kept: where each branch keeps its own channels, M bool tensors (C,).
-    """
-
-    def __init__(self, kept: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.num_branches = len(kept)
-        for m, mask in enumerate(kept):
-            self.register_buffer(f'kept{m}', mask[:, None, None].clone())
-
-    def after_norm(self, maps: Maps, norm: nn.Module) -> list[Tensor]:
-        """Exchange: M maps (N, C, h, w) -> the same shapes."""
-        return [
-            torch.where(getattr(self, f'kept{m}'), x, mean([*maps[:m], *maps[m + 1 :]]))
-            for m, x in enumerate(maps)
-        ]
-
-
-class SelectingBottleneck(nn.Module):
-    """A bottleneck in which it is settled which channels come from which branch.
-
-    The 3x3 convolution of each branch makes the channels that someone uses, in an order in which
-    those that stay and those that are given (with two branches) lie side by side; the last
-    convolution of each branch takes its channels as they come. So an exchange is a slice and a
-    concatenation.
-
-    Args:
-        block: what it replaces, in evaluation mode.
-        kept: of its exchange.
-    """
-
-    def __init__(self, block: Bottleneck, kept: Sequence[Tensor]) -> None:
-        super().__init__()
-        branches = range(len(kept))
-        given = [~torch.stack([kept[i] for i in branches if i != m]).all(0) for m in branches]
-        made = [_in_order(keep, give) for keep, give in zip(kept, given, strict=True)]
-        stays = [order[kept[m][order]] for m, order in enumerate(made)]
-        comes = [order[~kept[m - 1][order]] for m, order in enumerate(made)]
-        comes = [*comes[1:], comes[0]]  # to m from the branch behind it, and from all others
-        self.conv1, self.bn1 = block.conv1, block.bn1
-        self.conv2 = OneEach(_rows(_branch(block.conv2, m), made[m]) for m in branches)
-        self.bn2 = OneEach(_entries(_branch(block.bn2, m), made[m]) for m in branches)
-        self.conv3 = OneEach(
-            _columns(_branch(block.conv3, m), torch.cat([stays[m], comes[m]])) for m in branches
-        )
-        self.bn3, self.downsample = block.bn3, block.downsample
-        places = [_places(order, len(kept[0])) for order in made]
-        self.stays = [places[m][stays[m]].tolist() for m in branches]
-        self.comes = [[places[i][comes[m]].tolist() for i in branches if i != m] for m in branches]
-
-    def forward(self, maps: Maps) -> list[Tensor]:
-        """Maps (N, in, h, w) -> maps (N, out, h/stride, w/stride)."""
-        second = self.bn2(self.conv2(each(F.relu, self.bn1(self.conv1(maps)))))
-        pair = len(second) == 2
-        if pair:  # selection and ReLU commute, and runtimes join the latter to the convolution
-            second = each(F.relu, second)
-        selected = []
-        for m, (stays, comes) in enumerate(zip(self.stays, self.comes, strict=True)):
-            others = [x for i, x in enumerate(second) if i != m]
-            parts = [_take(second[m], stays)] if stays else []
-            if comes[0]:
-                parts.append(mean([_take(x, c) for x, c in zip(others, comes, strict=True)]))
-            selected.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
-        third = self.bn3(self.conv3(selected if pair else each(F.relu, selected)))
-        shortcut = self.downsample(maps) if self.downsample is not None else maps
-        return [F.relu(x + s) for x, s in zip(third, shortcut, strict=True)]
-
-
-def _in_order(keep: Tensor, give: Tensor) -> Tensor:
-    """Return the channels to be made: kept alone, kept and given, given alone."""
-    ranges = (keep & ~give, keep & give, give & ~keep)
-    order = torch.cat([mask.nonzero()[:, 0] for mask in ranges])
-    # A convolution makes one channel at least, also where nobody wants any.
-    return order if len(order) else torch.zeros(1, dtype=torch.long, device=keep.device)
-
-
-def _places(order: Tensor, channels: int) -> Tensor:
-    """Return where each channel lies among those that are made; -1: nowhere."""
-    places = torch.full((channels,), -1)
-    places[order] = torch.arange(len(order))
-    return places
-
-
-def _take(x: Tensor, places: list[int]) -> Tensor:
-    """Return the channels at some places, as a slice where they lie side by side."""
-    first = places[0]
-    if places == list(range(first, first + len(places))):
-        return x[:, first : first + len(places)]
-    return x[:, torch.tensor(places, device=x.device)]
-
-
-def _branch(layer: nn.Module, m: int) -> nn.Module:
-    return layer[m] if isinstance(layer, OneEach) else layer
-
-
-def _rows(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:
-    """Return a convolution that makes some of the channels, without bias."""
-    return _conv_like(conv, conv.weight[channels])
-
-
-def _columns(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:
-    """Return a convolution that reads its channels in this order, without bias."""
-    return _conv_like(conv, conv.weight[:, channels])
-
-
-def _conv_like(conv: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
-    result = nn.Conv2d(
-        weight.shape[1], weight.shape[0], conv.kernel_size, conv.stride, conv.padding,
-        conv.dilation, bias=False,
-    )  # fmt: skip
-    result.weight = nn.Parameter(weight.clone())
-    return result
-
-
-def _entries(norm: nn.BatchNorm2d, channels: Tensor) -> nn.BatchNorm2d:
-    """Return the norm of some of the channels."""
-    result = nn.BatchNorm2d(len(channels), eps=norm.eps)
-    result.load_state_dict(
-        {k: v if v.ndim == 0 else v[channels] for k, v in norm.state_dict().items()}
-    )
-    return result.eval()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
+onnxruntime = pytest.importorskip('onnxruntime')
 
+import onnx  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -22,6 +24,11 @@ from rgbd_fusion_seg.training.public_weights import translate  # noqa: E402
 
 SMALL = {'backbone': 'resnet14', 'head_options': {'width': 8}}
 PUBLIC_SPARSITY, PREDICTIONS = 2e-4, 3
+XCEPTION = {
+    'backbone': 'xception23_quarter',
+    'head': 'deeplabv3plus',
+    'head_options': {'width': 8},
+}
 GENERATOR = np.random.default_rng(5)
 
 
@@ -43,7 +50,7 @@ def small_network(seed: int = 0, **options) -> nn.Module:
     for name, value in network.named_parameters():
         if value.ndim == 1 and name.endswith('weight'):
             value.data = torch.rand_like(value) + 0.5
-            if '.bn2.' in name:
+            if '.bn2.' in name or '.separable2.norm.' in name:
                 value.data *= torch.rand_like(value).sub(0.33).sign().clamp(min=0.01)
     for name, value in network.named_buffers():
         if name.endswith('running_mean'):
@@ -285,10 +292,20 @@ def extreme(network: nn.Module, kept: tuple[bool, bool]) -> nn.Module:
         pytest.param(lambda: small_network(exchange='random'), id='random'),
         pytest.param(lambda: small_network(exchange='discard'), id='discard'),
         pytest.param(
+            lambda: small_network(exchange='discard', share_norms=True), id='discard, one norm'
+        ),
+        pytest.param(lambda: small_network(**XCEPTION), id='Xception'),
+        pytest.param(
+            lambda: small_network(**XCEPTION, share_convs=False), id='Xception, own convolutions'
+        ),
+        pytest.param(
             lambda: small_network(
-                backbone='xception23_quarter', head='deeplabv3plus', head_options={'width': 8}
+                **XCEPTION, modalities=['rgb', 'hha', 'depth'], parts='nearly_equal'
             ),
-            id='Xception',
+            id='Xception, three',
+        ),
+        pytest.param(
+            lambda: extreme(small_network(**XCEPTION), (False, True)), id='Xception, from one'
         ),
         pytest.param(lambda: extreme(small_network(), (False, True)), id='all from one'),
         pytest.param(lambda: extreme(small_network(), (False, False)), id='all swapped'),
@@ -316,28 +333,47 @@ def test_scales_begin_as_told():
         assert abs(scales.mean() - (1 + least) / 2) < 0.02
 
 
-def test_the_exported_graph_compares_nothing_and_computes_no_unused_channel():
-    ort = pytest.importorskip('onnxruntime')
-    network = small_network()
+COMPARING = {'Where', 'Greater', 'GreaterOrEqual', 'Less', 'Abs'}
+DETOURS = {'BatchNormalization', 'Gather', 'GatherND', 'Transpose'}
+
+
+def graph_of(network: nn.Module) -> onnx.ModelProto:
+    """Return the graph, which has the network's logits."""
     x = {m: v[:1] for m, v in images(network).items()}
     model = build_graph(network, 32, 48, GraphOptions(storage='fp32'))
-    kinds = {node.op_type for node in model.graph.node}
-    assert not kinds & {'Where', 'Greater', 'GreaterOrEqual', 'Less', 'Abs', 'BatchNormalization'}
-    session = ort.InferenceSession(model.SerializeToString())
+    session = onnxruntime.InferenceSession(model.SerializeToString())
     got = session.run(None, {k: v.numpy() for k, v in x.items()})[0]
     with torch.no_grad():
         close(torch.tensor(got), network(x))
-    # Folded with each branch's norms, the encoder's filters are there once for each branch.
-    expected, unused = 0, 0
-    for name, value in network.named_parameters():
-        if value.ndim == 4:
-            expected += value.numel() * (2 if name.startswith('encoder.') else 1)
-    for exchange, norm in network.exchanges().values():
-        first, second = exchange.kept(norm)
-        unused += 9 * len(first) * int((first ^ second).sum())
+    return model
+
+
+@pytest.mark.parametrize(
+    ('options', 'second'),
+    [(SMALL, 'conv2'), (XCEPTION, 'separable2.pointwise')],
+    ids=['ResNet', 'Xception'],
+)
+def test_the_exported_graph_compares_nothing_and_computes_no_unused_channel(options, second):
+    network = small_network(**options)
+    models = [graph_of(network), graph_of(small_network(**options, exchange='none'))]
+    assert not {node.op_type for node in models[0].graph.node} & (COMPARING | DETOURS)
+    unused = 0
+    for name, (exchange, norm) in network.exchanges().items():
+        kept, kept_too = exchange.kept(norm)
+        filters = network.encoder.get_submodule(f'{name}.{second}').weight
+        unused += filters[0].numel() * int((kept ^ kept_too).sum())
     assert unused
-    filters = sum(int(np.prod(t.dims)) for t in model.graph.initializer if len(t.dims) == 4)
-    assert filters == expected - unused
+    found, without = (
+        sum(int(np.prod(t.dims)) for t in model.graph.initializer if len(t.dims) == 4)
+        for model in models
+    )
+    assert found == without - unused
+
+
+@pytest.mark.parametrize('options', [SMALL, XCEPTION], ids=['ResNet', 'Xception'])
+def test_what_is_discarded_is_discarded_by_a_shared_norm_of_the_graph_too(options):
+    model = graph_of(small_network(**options, exchange='discard', share_norms=True))
+    assert not {node.op_type for node in model.graph.node} & (COMPARING | DETOURS)
 
 
 def test_a_branch_alone_is_the_network_without_exchange():
