@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,28 @@ def check_frame_size(frame_size: tuple[int, int]) -> None:
     """Raise InputError where a width or height is not positive."""
     if min(frame_size) <= 0:
         raise InputError('frames cannot be {}x{}; give a positive size'.format(*frame_size))
+
+
+def check_inputs(name: str, inputs: Collection[str], hha: bool) -> None:
+    """Check that a fused graph can make what a network reads.
+
+    Args:
+        name: of the network, for the message.
+        inputs: their names.
+        hha: compute HHA in the graph, too.
+
+    Raises:
+        BundleError: it reads depth in metres, or has no HHA to compute.
+    """
+    if 'depth' in inputs:
+        raise BundleError(
+            f'the network of {name} reads depth in metres, which fused graphs do not make; '
+            'use it without fusing'
+        )
+    if hha and 'hha' not in inputs:
+        raise BundleError(
+            f'the network of {name} sees no HHA, so none can be computed; fuse it without HHA'
+        )
 
 
 def fuse(
@@ -159,13 +182,7 @@ def _check(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> None:
             f'{bundle.name} is fused already; fuse the bundle it was made from, '
             f'{bundle.fused.base_name}'
         )
-    if bundle.depth is not None:
-        raise BundleError(
-            f'the network of {bundle.name} reads depth in metres, which fused graphs do not make; '
-            'use the bundle as it is'
-        )
-    if hha and bundle.hha is None:
-        raise BundleError(f'the network of {bundle.name} sees no HHA, so none can be computed')
+    check_inputs(bundle.name, bundle.inputs, hha)
     if hha and bundle.card.get('hha') != hha_encoding.constants():
         raise BundleError(
             f'the network of {bundle.name} was trained on HHA with other constants than this '

@@ -22,7 +22,11 @@ from rgbd_fusion_seg.atomic_files import replace_folder
 from rgbd_fusion_seg.bundle import CARD_FORMAT, ModelBundle, file_sha256, load_bundle
 from rgbd_fusion_seg.card import write_card
 from rgbd_fusion_seg.engine import Engine, open_engine
-from rgbd_fusion_seg.engine_building.fused_graph import check_frame_size, fused_beside
+from rgbd_fusion_seg.engine_building.fused_graph import (
+    check_frame_size,
+    check_inputs,
+    fused_beside,
+)
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.locations import CARD_NAME
@@ -108,7 +112,8 @@ def export(
     Raises:
         InputError: options, a checkpoint or data that cannot be used, or a checkpoint of other
             classes than the data's.
-        BundleError: labels of torch and of the graph agree on less than 99.9 % of the pixels.
+        BundleError: labels of torch and of the graph agree on less than 99.9 % of the pixels, or
+            a network whose inputs a fused graph cannot make.
     """
     options = GraphOptions(precision, storage, dynamic_batch, dynamic_size, opset)
     size, fused_size = _parsed('size', size), _parsed('fuse_postprocess', fuse_postprocess)
@@ -119,7 +124,10 @@ def export(
     checkpoint = find_checkpoint(checkpoint)
     trainable = trainable or checkpoint.resolve().parent == bundle.resolve()
     print(f'exporting {checkpoint}')
-    source, loaded = open_dataset(data.dataset, 'test'), load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint)
+    if fused_size is not None:
+        check_inputs(str(checkpoint), loaded.info['statistics'], fuse_hha)
+    source = open_dataset(data.dataset, 'test')
     if loaded.classes.names != source.classes.names:
         raise InputError(
             f'{checkpoint} tells the {loaded.num_classes} classes of {loaded.classes.name} apart, '

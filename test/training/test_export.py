@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -423,6 +425,27 @@ def test_wrong_options_are_one_sentence(files, tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
         export(files[0], tmp_path / 'b', files[1], **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('modality', 'fuse_hha', 'words'),
+    [
+        ('depth', False, 'reads depth in metres, which fused graphs do not make'),
+        ('rgb', True, 'sees no HHA, so none can be computed'),
+    ],
+)
+def test_what_cannot_be_fused_is_told_before_the_bundle_is_replaced(
+    files, exported, tmp_path, modality, fuse_hha, words
+):
+    options = {'modalities': [modality]}
+    checkpoint = tiny_checkpoint('multimodal', options, NYU40, width=128, height=96)
+    path, folder = tmp_path / 'last.safetensors', tmp_path / 'bundle'
+    save_checkpoint(path, checkpoint.build(), checkpoint.info)
+    shutil.copytree(exported, folder)
+    before = (folder / 'model.yaml').read_text()
+    with pytest.raises(BundleError, match=f'the network of {re.escape(str(path))} {words}'):
+        export(path, folder, files[1], fuse_postprocess=(160, 120), fuse_hha=fuse_hha)
+    assert (folder / 'model.yaml').read_text() == before
 
 
 def test_a_checkpoint_of_other_classes_is_refused(files, tmp_path):
