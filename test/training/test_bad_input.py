@@ -37,6 +37,21 @@ ALL = ['rgb', 'hha', 'depth']
         ('cen', {'threshold': float('nan')}, 'threshold must be finite and not negative, got nan'),
         ('cen', {'exchange': 'fixed', 'portion': 0.6}, 'portion must be 0 to 1/2'),
         ('cen', {'shrink_depth': True}, 'shrink_depth'),
+        ('cen', {'head_options': {'width': 0}}, 'width of the head must be at least 1, got 0'),
+        ('cen', {'head': 'deeplabv3plus', 'head_options': {'width': -4}}, 'width .* got -4'),
+        ('cen', {'head_options': {'width': 1.5}}, r'the head refinenet .*width.*int.*: 1\.5'),
+        ('cen', {'head_options': {'width': 'x'}}, 'the head refinenet .*width.*int.*: x'),
+        (
+            'cen',
+            {'head': 'pspnet', 'head_options': {'width': 64}},
+            "the head pspnet has no option 'width'; it has dropout, auxiliary, private_norms",
+        ),
+        (
+            'asymfusion',
+            {'head': 'pspnet', 'head_options': {'dropout': float('nan')}},
+            'dropout of the head must be 0 to 1, got nan',
+        ),
+        ('cen', {'head': 'unet'}, 'head must be one of refinenet'),
         ('cen', {'backbone': 'vgg16'}, 'backbone must be one of .*resnet50'),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import BranchLayers, Maps, each
-from rgbd_fusion_seg.training.networks.heads import ConvNormRelu, Head, head_layers
+from rgbd_fusion_seg.training.networks.heads import ConvNormRelu, Head, check_head, head_layers
 from rgbd_fusion_seg.training.networks.xception import SeparableConv
 
 NORM_EPS = 1e-5
@@ -71,6 +71,9 @@ class DeepLabV3Plus(Head):
         width: channels of pyramid and decoder.
         dropout: rate behind the pyramid; an independent draw for each branch.
         private_norms: each branch has its own norms in the head, too, see `head_layers`.
+
+    Raises:
+        ValueError: a width that is not positive, or a rate that is not 0 to 1.
     """
 
     output_stride = 16
@@ -86,6 +89,7 @@ class DeepLabV3Plus(Head):
         dropout: float = 0.1,
         private_norms: bool = False,
     ) -> None:
+        check_head(dropout, width)
         super().__init__()
         layers = head_layers(layers, private_norms)
         self.pyramid = AtrousPyramid(layers, channels[-1], width)

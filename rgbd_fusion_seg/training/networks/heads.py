@@ -33,6 +33,14 @@ class Head(nn.Module):
         return []
 
 
+def check_head(dropout: float, width: int = 1) -> None:
+    """Raise ValueError where a head's dropout is no rate, or its width not positive."""
+    if width < 1:
+        raise ValueError(f'width of the head must be at least 1, got {width}')
+    if not 0 <= dropout <= 1:
+        raise ValueError(f'dropout of the head must be 0 to 1, got {dropout}')
+
+
 class ConvNormRelu(nn.Module):
     """Convolution without bias, norm and ReLU."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import BranchLayers, Maps, each
-from rgbd_fusion_seg.training.networks.heads import ConvNormRelu, Head, head_layers
+from rgbd_fusion_seg.training.networks.heads import ConvNormRelu, Head, check_head, head_layers
 
 BINS = (1, 2, 3, 6)
 """Cells along each side of the pyramid's levels."""
@@ -96,6 +96,9 @@ class PspNet(Head):
         dropout: rate of channels before the classifiers; an independent draw for each branch.
         auxiliary: have the head for training on the last features but one, whose loss counts 0.4.
         private_norms: each branch has its own norms in the head, too, see `head_layers`.
+
+    Raises:
+        ValueError: a rate that is not 0 to 1.
     """
 
     output_stride = 8
@@ -110,6 +113,7 @@ class PspNet(Head):
         auxiliary: bool = True,
         private_norms: bool = False,
     ) -> None:
+        check_head(dropout)
         super().__init__()
         layers = head_layers(layers, private_norms)
         self.pyramid = PyramidPooling(layers, channels[-1])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import BranchLayers, Maps, each
-from rgbd_fusion_seg.training.networks.heads import Head
+from rgbd_fusion_seg.training.networks.heads import Head, check_head
 
 UNITS_BEFORE, UNITS_AFTER, POOLINGS = 2, 3, 4
 """Residual units that adapt a stage's features, those behind the pooling, and its length."""
@@ -120,6 +120,9 @@ class RefineNet(Head):
         dropout: rate at the features of the two coarsest stages and before the classifier; an
             independent draw for each branch.
         plain_shortcut: see `ResidualUnit`.
+
+    Raises:
+        ValueError: a width that is not positive, or a rate that is not 0 to 1.
     """
 
     output_stride = 32
@@ -134,6 +137,7 @@ class RefineNet(Head):
         dropout: float = 0.5,
         plain_shortcut: bool = False,
     ) -> None:
+        check_head(dropout, width)
         super().__init__()
         widths = [width, width, width, 2 * width]
         self.levels = nn.ModuleList(

@@ -24,6 +24,7 @@ its own behind the fusion, which is what makes 118.8 and 129.4 of 118.2 + 0.5 an
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -269,8 +270,8 @@ class StageFusionNetwork(MultimodalNetwork):
         ):
             if given not in known:
                 raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
-        if not align_weight >= 0:
-            raise ValueError(f'align_weight must not be negative, got {align_weight}')
+        if not 0 <= align_weight < math.inf:
+            raise ValueError(f'align_weight must be finite and not negative, got {align_weight}')
         if len(modalities) < 2:
             raise ValueError(
                 f'two or more modalities are fused, got {list(modalities)}; for one alone take '
