@@ -26,6 +26,10 @@ reason)``, which takes those of the options that matter to it.
 """
 
 
+PRECISIONS = ('fp16', 'bf16', 'fp32')
+"""What networks compute in, the fastest first."""
+
+
 class StepDown(NamedTuple):
     """A better backend that was passed over, and why."""
 
@@ -110,6 +114,14 @@ def probe_backend(name: str, options: Mapping[str, Any]) -> Backend:
     return Backend(name, *probe(**_known(probe, options)))
 
 
+def check_precision(precision: str | None) -> None:
+    """Raise EngineError where a precision is none of :data:`PRECISIONS`, nor left open."""
+    if precision and precision not in PRECISIONS:
+        raise EngineError(
+            f'there is no precision {precision!r}; choose one of: {", ".join(PRECISIONS)}'
+        )
+
+
 def open_engine(
     bundle: ModelBundle,
     backend: str = 'auto',
@@ -128,7 +140,8 @@ def open_engine(
             ``auto`` each backend is given those that it knows.
 
     Raises:
-        EngineError: an unknown or unusable backend, or an option it does not know.
+        EngineError: an unknown or unusable backend, an option it does not know, or an unknown
+            precision.
         BundleError: a network that is damaged or contradicts its card; with ``auto`` one that no
             backend can open.
     """
@@ -160,6 +173,8 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
         raise EngineError(
             f'no backend has the option {unknown[0]!r}; there are: {", ".join(sorted(known))}'
         )
+    precision = options.get('precision')
+    check_precision(precision)
     passed = list(failed)
     damage: BundleError | None = None
     for name, module in modules.items():
@@ -176,7 +191,6 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
                 damage = damage or error
             passed.append(StepDown(name, str(error), unexpected=True))
             continue
-        precision = options.get('precision')
         if precision not in (None, '', 'fp32') and 'precision' not in _options(module):
             reason = f'{name} computes in the types that the network has'
             passed.append(StepDown(f'precision {precision}', reason, unexpected=False))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rgbd_fusion_seg.bundle import ModelBundle
+from rgbd_fusion_seg.engine import PRECISIONS, check_precision
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.engine_files import (
     EngineCard,
@@ -22,9 +23,6 @@ from rgbd_fusion_seg.engine.engine_files import (
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, version_numbers
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.locations import list_bundles
-
-PRECISIONS = ('fp16', 'bf16', 'fp32')
-"""Best first."""
 
 
 class Candidate(NamedTuple):
@@ -60,10 +58,7 @@ def fitting_engines(
     Raises:
         EngineError: an unknown precision, or no engine that fits; it says why each does not.
     """
-    if precision not in ('', *PRECISIONS):
-        raise EngineError(
-            f'there is no precision {precision!r}; choose one of: {", ".join(PRECISIONS)}'
-        )
+    check_precision(precision)
     found: list[Candidate] = []
     reasons: list[str] = []
     for path, card in cards.items():

@@ -36,7 +36,8 @@ SPIN_US = 10
 BOUNDS_SPINNING = (1, 26)
 """The first ONNX Runtime that can be told how long; older ones spin without a limit or not at
 all."""
-_CORES = r'[1-9]\d*([,-][1-9]\d*)*(;[1-9]\d*([,-][1-9]\d*)*)*'
+_SOME = r'[1-9]\d*(-[1-9]\d*|(,[1-9]\d*)*)'
+_CORES = rf'{_SOME}(;{_SOME})*'
 
 
 def probe() -> tuple[bool, str]:
@@ -77,16 +78,27 @@ def open_engine(
     session_options = cpu_options(threads, spin_us)
     session_options.enable_cpu_mem_arena = memory_arena
     if affinity:
-        if not re.fullmatch(_CORES, affinity) or affinity.count(';') != threads - 2:
-            raise EngineError(
-                f'affinity {affinity!r} must name the cores, such as 2 or 2-4, of {threads - 1} '
-                'threads, parted by semicolons: those of num_threads without the calling one'
-            )
-        if (last := max(map(int, re.findall(r'\d+', affinity)))) > (cores := os.cpu_count() or 1):
-            raise EngineError(f'affinity {affinity!r} names core {last}; there are 1 to {cores}')
+        _check_affinity(affinity, threads)
         session_options.add_session_config_entry('session.intra_op_thread_affinities', affinity)
     session = open_session(bundle, session_options, CPU)
     return OnnxRuntimeEngine(f'onnxruntime (CPU, {threads} threads)', bundle, session)
+
+
+def _check_affinity(affinity: str, threads: int) -> None:
+    """Raise EngineError unless ONNX Runtime can bind the threads so."""
+    if not re.fullmatch(_CORES, affinity) or affinity.count(';') != threads - 2:
+        raise EngineError(
+            f'affinity {affinity!r} must name the cores, such as 2, 2-4 or 2,4, of {threads - 1} '
+            'threads, parted by semicolons: those of num_threads without the calling one'
+        )
+    if (last := max(map(int, re.findall(r'\d+', affinity)))) > (cores := os.cpu_count() or 1):
+        raise EngineError(f'affinity {affinity!r} names core {last}; there are 1 to {cores}')
+    for first, final in re.findall(r'(\d+)-(\d+)', affinity):
+        if int(first) > int(final):
+            raise EngineError(
+                f'affinity {affinity!r} has {first}-{final}, which ends before it begins; write '
+                f'{final}-{first}'
+            )
 
 
 class OnnxRuntimeEngine(GraphEngine):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgbd_fusion_seg.engine.engine_choice import PRECISIONS
+from rgbd_fusion_seg.engine import PRECISIONS
 from rgbd_fusion_seg.errors import InputError
 
 BUILDERS = ('tensorrt', 'tensorrt_rtx')

@@ -144,10 +144,18 @@ def test_options_reach_the_session_and_change_no_logit(tiny_bundle: Path):
     assert np.array_equal(opened.infer(*random_inputs()), expected)
 
 
-@pytest.mark.parametrize('affinity', ['1', '1;2;3', 'all;1', '0;1', '1;'])
+@pytest.mark.parametrize('affinity', ['1', '1;2;3', 'all;1', '0;1', '1;', '1-1-1;1', '1,1-1;1'])
 def test_an_affinity_that_does_not_fit_the_threads_is_refused(tiny_bundle: Path, affinity):
-    with pytest.raises(EngineError, match='cores, such as 2 or 2-4, of 2 threads'):
+    with pytest.raises(EngineError, match='cores, such as 2, 2-4 or 2,4, of 2 threads'):
         open_engine(load_bundle(tiny_bundle), 'onnxruntime', num_threads=3, affinity=affinity)
+
+
+def test_an_interval_of_cores_that_ends_before_it_begins_is_refused(
+    tiny_bundle: Path, monkeypatch
+):
+    monkeypatch.setattr('os.cpu_count', lambda: 4)
+    with pytest.raises(EngineError, match=r"'2-1' has 2-1, which ends before .* write 1-2$"):
+        open_engine(load_bundle(tiny_bundle), 'onnxruntime', num_threads=2, affinity='2-1')
 
 
 @pytest.mark.parametrize('affinity', ['{}', '1-{}', '1,{}'])
@@ -172,6 +180,11 @@ def test_a_precision_that_the_chosen_backend_does_not_have_is_told(tiny_bundle: 
     assert not step_down.unexpected
     for precision in ('', 'fp32'):
         assert open_engine(load_bundle(tiny_bundle), precision=precision).step_downs == ()
+
+
+def test_a_precision_that_no_backend_has_is_refused(tiny_bundle: Path):
+    with pytest.raises(EngineError, match="no precision 'pf16'; choose one of: fp16, bf16, fp32"):
+        open_engine(load_bundle(tiny_bundle), precision='pf16')
 
 
 def test_a_closed_engine_says_so(tiny_bundle: Path):
