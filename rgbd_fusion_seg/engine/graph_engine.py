@@ -35,7 +35,37 @@ class Declared(NamedTuple):
     type: str
 
 
-class GraphEngine:
+class LogitsEngine:
+    """Logits by the names of the inputs, of engines that run graphs of any outputs."""
+
+    name: str
+    _bundle: ModelBundle
+    _outputs: Sequence[str]
+
+    def infer(
+        self,
+        rgb: np.ndarray | None = None,
+        hha: np.ndarray | None = None,
+        depth: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
+
+        Raises:
+            EngineError: an input that is absent or of another form, a failure of the runtime
+                or device, a closed engine, or a fused bundle, which has no logits.
+        """
+        if self._bundle.fused is not None:
+            raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
+        given = {'rgb': rgb, 'hha': hha, 'depth': depth}
+        feeds = {name: given[name] for name in self._bundle.inputs if given[name] is not None}
+        return self.run(feeds)[self._outputs[0]]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return all outputs by name, see :class:`rgbd_fusion_seg.engine.Engine`."""
+        raise NotImplementedError
+
+
+class GraphEngine(LogitsEngine):
     """Checks what goes in and words what goes wrong; see :class:`rgbd_fusion_seg.engine.Engine`.
 
     Args:
@@ -68,23 +98,6 @@ class GraphEngine:
             # The graph leaves sizes open: only a run tells them.
             shapes = [array.shape for array in self.run(zero_inputs(bundle)).values()]
         _check_output_shapes(dict(zip(self._outputs, shapes, strict=True)), bundle)
-
-    def infer(
-        self,
-        rgb: np.ndarray | None = None,
-        hha: np.ndarray | None = None,
-        depth: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
-
-        Raises:
-            EngineError: an input that is absent or of another form, a failure of the runtime, a
-                closed engine, or a fused bundle, which has no logits.
-        """
-        if self._bundle.fused is not None:
-            raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
-        given = {'rgb': rgb, 'hha': hha, 'depth': depth}
-        return self.run({k: v for k, v in given.items() if v is not None})[self._outputs[0]]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return all outputs by name, for inputs by name (`ModelBundle.graph_inputs`).

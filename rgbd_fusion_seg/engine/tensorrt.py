@@ -26,7 +26,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     read_plan,
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
-from rgbd_fusion_seg.engine.graph_engine import zero_inputs
+from rgbd_fusion_seg.engine.graph_engine import LogitsEngine, zero_inputs
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
 from rgbd_fusion_seg.engine.tensorrt_rtx import KernelFile, check_validity, create_rtx_context
@@ -89,7 +89,7 @@ def open_engine(
     raise EngineError('; '.join(failures))
 
 
-class TensorRtEngine:
+class TensorRtEngine(LogitsEngine):
     """A loaded engine with its memory; see :class:`rgbd_fusion_seg.engine.Engine`.
 
     Args:
@@ -134,24 +134,6 @@ class TensorRtEngine:
     def uses_cuda_graph(self) -> bool:
         """Whether inferences are started as one CUDA graph."""
         return self.execution.uses_graph
-
-    def infer(
-        self,
-        rgb: np.ndarray | None = None,
-        hha: np.ndarray | None = None,
-        depth: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
-
-        Raises:
-            EngineError: an input that is absent or of another form, a failing device, a closed
-                engine, or one of a fused bundle, which has no logits.
-        """
-        if self._bundle.fused is not None:
-            raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
-        given = {'rgb': rgb, 'hha': hha, 'depth': depth}
-        feeds = {name: given[name] for name in self._bundle.inputs if given[name] is not None}
-        return self.run(feeds)[self._outputs[0]]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return all outputs by name, for inputs by name; results are the caller's to keep.

@@ -34,12 +34,11 @@ from rgbd_fusion_seg.engine_building.graph_building import (
     constant,
     operators,
 )
+from rgbd_fusion_seg.engine_building.precision import FLOAT_SCOPE
 from rgbd_fusion_seg.errors import BundleError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED
 from rgbd_fusion_seg.locations import CARD_NAME, user_cache
 
-SCOPE = 'fused'
-"""Names of the nodes around the network begin with this and a slash; they are to stay float32."""
 NETWORK = 'network'
 """Names of the network's own values begin with this and a dot."""
 OLDEST_OPSET = 18
@@ -257,7 +256,7 @@ def _copy_single_sensor(bundle: ModelBundle, folder: Path) -> None:
 def _fused_model(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> onnx.ModelProto:
     model, network_inputs, logits = _network(bundle)
     graph, frame = model.graph, (frame_size[1], frame_size[0])
-    with operators(graph, SCOPE) as op:
+    with operators(graph, FLOAT_SCOPE) as op:
         for name, tensor in _tensors(op, bundle, frame, hha).items():
             network_inputs[name].replace_all_uses_with(tensor)
             tensor.name = f'{NETWORK}.{name}'

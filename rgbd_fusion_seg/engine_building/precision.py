@@ -21,8 +21,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from rgbd_fusion_seg.errors import BundleError
 
-FLOAT_SCOPE = 'fused/'
-"""Nodes whose names begin so stay float32: see ``fused_graph.SCOPE``."""
+FLOAT_SCOPE = 'fused'
+"""Nodes whose names begin with this and a slash, those around the network, stay float32."""
 FLOAT = onnx_ir.DataType.FLOAT
 LOW = {'fp16': onnx_ir.DataType.FLOAT16, 'bf16': onnx_ir.DataType.BFLOAT16}
 NUMPY = {'fp16': np.dtype(np.float16), 'bf16': np.dtype(ml_dtypes.bfloat16)}
@@ -232,7 +232,7 @@ def _wants_float(node: onnx_ir.Node, position: int) -> bool:
 
 def _kept_nodes(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
     """Return the nodes that stay float32: around the network, and before scales."""
-    kept = {node for node in graph if (node.name or '').startswith(FLOAT_SCOPE)}
+    kept = {node for node in graph if (node.name or '').startswith(f'{FLOAT_SCOPE}/')}
     wanted = [
         value for node in graph for i, value in enumerate(node.inputs) if _wants_float(node, i)
     ]

@@ -12,7 +12,7 @@ from bundles import tiny_network, with_open_sizes, write_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.engine_building import fused_graph, precision
+from rgbd_fusion_seg.engine_building import fused_graph
 from rgbd_fusion_seg.engine_building.precision import typed_network
 from rgbd_fusion_seg.errors import BundleError
 from rgbd_fusion_seg.locations import CARD_NAME
@@ -220,7 +220,6 @@ def test_a_weight_and_a_value_may_serve_both_types(tmp_path):
 
 
 def test_fused_graphs_keep_their_geometry(tmp_path):
-    assert f'{fused_graph.SCOPE}/' == precision.FLOAT_SCOPE
     base = load_bundle(write_bundle(tmp_path / 'tiny'))
     fused = fused_graph.fuse(base, tmp_path / 'fused', (96, 72))
     model = onnx.load_from_string(typed_network(fused.weights_path, 'fp16'))
@@ -228,7 +227,7 @@ def test_fused_graphs_keep_their_geometry(tmp_path):
     kinds = {
         types[node.output[0]]
         for node in model.graph.node
-        if node.name.startswith(precision.FLOAT_SCOPE) and node.output[0] in types
+        if node.name.startswith('fused/') and node.output[0] in types
     }
     assert TensorProto.FLOAT in kinds
     assert TensorProto.FLOAT16 not in kinds
