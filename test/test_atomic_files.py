@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rgbd_fusion_seg import atomic_files
 from rgbd_fusion_seg.atomic_files import replace_folder, replacing_file, write_atomically
 
 
@@ -36,7 +37,31 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, acts):
     assert (tmp_path / 'file').read_text() == 'whole'
 
 
-def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, acts):
+@pytest.fixture
+def two_steps(monkeypatch):
+    """As on disks and systems where folders do not change places in one step."""
+    monkeypatch.setattr(atomic_files, '_exchange', lambda one, other: False)
+
+
+def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch):
+    """Killed at any time, it leaves the old folder or the new one."""
+    for name in ('place/new', 'folder'):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / 'file').write_text(name)
+    if not atomic_files._exchange(tmp_path / 'place/new', tmp_path / 'folder'):
+        pytest.skip('folders do not change places in one step on this disk')
+    atomic_files._exchange(tmp_path / 'place/new', tmp_path / 'folder')
+
+    def killed(source, target):
+        raise RuntimeError
+
+    monkeypatch.setattr(os, 'replace', killed)
+    monkeypatch.chdir(tmp_path)
+    replace_folder(Path('place/new'), Path('folder'))
+    assert (tmp_path / 'folder/file').read_text() == 'place/new'
+
+
+def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, acts, two_steps):
     (tmp_path / 'place/new/inner').mkdir(parents=True)
     (tmp_path / 'place/new/inner/file').write_text('whole')
     (tmp_path / 'folder').mkdir()
@@ -59,7 +84,7 @@ def test_a_file_stays_as_it_was_where_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_stays_where_no_other_can_take_its_place(tmp_path, monkeypatch):
+def test_a_folder_stays_where_no_other_can_take_its_place(tmp_path, monkeypatch, two_steps):
     (tmp_path / 'place/new').mkdir(parents=True)
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'folder/file').write_text('first')
