@@ -256,13 +256,6 @@ class BagFrames:
             _log.warning('%s: %s', self.path, counts)
 
 
-def read_frames(
-    bag_path: Path, topics: BagTopics | None = None, *, calibration: Calibration | None = None
-) -> Iterator[RgbdFrame]:
-    """Yield the frames of a bag; see :class:`BagFrames`."""
-    return iter(BagFrames(bag_path, topics, calibration=calibration))
-
-
 def folder_to_bag(
     folder: Path,
     bag_path: Path,

@@ -77,9 +77,9 @@ def load_calibration(path: Path) -> Calibration:
 
 
 def _from_yaml(text: str, path: Path) -> Calibration:
-    # OpenCV writes a header and tags that are not YAML 1.1.
-    text = re.sub(r'\A%YAML:1\.0\s*', '', text)
-    card = yaml.safe_load(re.sub(r'!!opencv-matrix', '', text))
+    # OpenCV writes a header and tags that are not YAML 1.1, and ros2 topic echo a final ---.
+    text = re.sub(r'\A%YAML.*\n|!![\w-]+', '', text)
+    card = next(yaml.safe_load_all(text), None)
     if not isinstance(card, dict):
         raise InputError(f'the calibration file {path} is not a YAML mapping')
     matrix = _first(card, _MATRIX_KEYS)
@@ -107,11 +107,11 @@ def _pixels(card: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> int |
     value = _first(card, keys)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+    if isinstance(value, bool) or not re.fullmatch(r'\d+(\.0*)?', str(value)):
         raise InputError(
             f'the image size in {path} must be whole numbers of pixels, it has {value!r}'
         )
-    return int(value)
+    return int(float(value))
 
 
 def _first(card: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -13,7 +13,7 @@ from rosbags.highlevel import AnyReader
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.replay.bag_files import is_bag
-from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag, read_frames
+from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag
 from rgbd_fusion_seg.replay.calibration import parse_calibration
 from rgbd_fusion_seg.replay.folders import FolderFrames
 from rgbd_fusion_seg.replay.messages import CAMERA_INFO, IMAGE
@@ -65,7 +65,7 @@ def test_bag_of_real_frames(data_dir, tmp_path):
     (folder / 'camera-intrinsics.txt').write_text('585 0 320 0 585 240 0 0 1')
     assert folder_to_bag(folder, tmp_path / 'bag') == 10
     for got, path in zip(
-        read_frames(tmp_path / 'bag'), sorted(folder.glob('*.depth.png')), strict=True
+        BagFrames(tmp_path / 'bag'), sorted(folder.glob('*.depth.png')), strict=True
     ):
         millimetres = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(np.rint(got.depth * 1000), millimetres)
@@ -80,7 +80,7 @@ def test_every_storage(tmp_path, storage):
         for index in range(4):
             camera.info(INFO, stamp(index))
             write_pair(camera, index)
-    frames = list(read_frames(bag))
+    frames = list(BagFrames(bag))
     assert len(frames) == 4
     for index, frame in enumerate(frames):
         assert_frame(frame, index)
@@ -90,7 +90,7 @@ def test_a_storage_file_alone(kinect_folder, tmp_path):
     folder_to_bag(kinect_folder, tmp_path / 'b')
     path = tmp_path / 'b' / 'b.mcap'
     assert is_bag(path)
-    assert len(list(read_frames(path))) == 12
+    assert len(list(BagFrames(path))) == 12
 
 
 def test_a_folder_without_metadata(kinect_folder, tmp_path):
@@ -160,7 +160,7 @@ def test_padded_and_big_endian_images(tmp_path, big):
         camera.info(INFO, stamp(0))
         for index in range(3):
             write_pair(camera, index, padding=7, big=big)
-    frames = list(read_frames(tmp_path / 'bag'))
+    frames = list(BagFrames(tmp_path / 'bag'))
     assert len(frames) == 3
     for index, frame in enumerate(frames):
         assert_frame(frame, index)
@@ -173,7 +173,7 @@ def test_metres_and_bgr(tmp_path):
         camera.info(INFO, stamp(0))
         camera.image(COLOUR, stamp(0), np.ascontiguousarray(rgb[..., ::-1]), 'bgr8')
         camera.image(DEPTH, stamp(0), metres, '32FC1')
-    (frame,) = read_frames(tmp_path / 'bag')
+    (frame,) = BagFrames(tmp_path / 'bag')
     assert_frame(frame, 0)
 
 
@@ -278,7 +278,7 @@ def test_jpeg_keeps_the_order_of_channels(tmp_path):
         camera.info(INFO, stamp(0))
         camera.compressed(f'{COLOUR}/compressed', stamp(0), jpeg.tobytes(), 'jpeg')
         camera.image(DEPTH, stamp(0), frame_pixels(0)[1], '16UC1')
-    (frame,) = read_frames(tmp_path / 'bag')
+    (frame,) = BagFrames(tmp_path / 'bag')
     assert np.abs(frame.rgb.astype(int) - rgb).max() <= 4
 
 
@@ -295,7 +295,7 @@ def test_quantised_inverse_depth(tmp_path):
         camera.image(COLOUR, stamp(0), frame_pixels(0)[0], 'rgb8')
         data = struct.pack('<iff', 0, quant_a, quant_b) + png.tobytes()
         camera.compressed(f'{DEPTH}/compressedDepth', stamp(0), data, '32FC1; compressedDepth png')
-    (frame,) = read_frames(tmp_path / 'bag')
+    (frame,) = BagFrames(tmp_path / 'bag')
     assert frame.depth[0, 0] == 0
     # One code is depth^2 / A metres: 6 mm at 8 m.
     assert np.abs(frame.depth - depth).ravel()[1:].max() < 0.007
@@ -369,7 +369,7 @@ def test_without_camera_info(tmp_path):
     with pytest.raises(InputError, match=r'no camera info for /cam/rgb/image_raw.*fx,fy,cx,cy'):
         BagFrames(tmp_path / 'bag')
     calibration = parse_calibration('30,30,15.5,11.5')
-    (frame,) = read_frames(tmp_path / 'bag', calibration=calibration)
+    (frame,) = BagFrames(tmp_path / 'bag', calibration=calibration)
     assert_frame(frame, 0)
 
 
@@ -379,13 +379,13 @@ def test_no_usable_frame(tmp_path):
         for index in range(3):
             write_pair(camera, index)
     with pytest.raises(InputError, match=r'no usable frame: 3 colour images.*3 skipped'):
-        list(read_frames(tmp_path / 'bag'))
+        list(BagFrames(tmp_path / 'bag'))
     with Camera(tmp_path / 'apart') as camera:
         camera.info(INFO, stamp(0))
         for index in range(3):
             write_pair(camera, index, depth_delay_ns=500_000_000)
     with pytest.raises(InputError, match=r'3 without a\s+depth image'):
-        list(read_frames(tmp_path / 'apart'))
+        list(BagFrames(tmp_path / 'apart'))
 
 
 def test_bags_that_are_none(tmp_path, kinect_folder):
@@ -458,7 +458,7 @@ def test_depth_of_another_frame_is_told_once(tmp_path, caplog):
             header = camera.header(stamp(index), 'depth')
             camera.image(DEPTH, stamp(index), depth, '16UC1', header=header)
     with caplog.at_level(logging.WARNING):
-        assert len(list(read_frames(tmp_path / 'bag'))) == 3
+        assert len(list(BagFrames(tmp_path / 'bag'))) == 3
     told = [r.getMessage() for r in caplog.records]
     assert len(told) == 1
     assert "depth is in the frame 'depth' but colour in 'optical'" in told[0]
@@ -480,6 +480,6 @@ def test_depth_beyond_16_bits_is_none(kinect_folder, tmp_path):
     depth[0, 0] = 7000
     cv2.imwrite(str(kinect_folder / 'frame-0.depth.png'), depth)
     folder_to_bag(kinect_folder, tmp_path / 'bag', depth_scale_m=0.01)
-    frame = next(read_frames(tmp_path / 'bag'))
+    frame = next(iter(BagFrames(tmp_path / 'bag')))
     assert frame.depth[0, 0] == 0
     assert frame.depth[1, 1] == pytest.approx(60.0)

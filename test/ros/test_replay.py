@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
 from rgbd_fusion_seg.locations import list_bundles
-from rgbd_fusion_seg.replay.bags import folder_to_bag, read_frames
+from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag
 from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array, stamp_to_ns
 
 RATE_HZ = 30.0
@@ -38,7 +38,7 @@ def bag(data_dir, tmp_path_factory):
 def messages(bag):
     """(stamp in ns, CameraInfo, colour, depth) of each frame of the bag."""
     found = []
-    for frame in read_frames(bag):
+    for frame in BagFrames(bag):
         header = Header(frame_id=frame.frame_id)
         header.stamp.sec, header.stamp.nanosec = divmod(frame.stamp_ns, 10**9)
         millimetres = np.rint(frame.depth * 1000).astype(np.uint16)

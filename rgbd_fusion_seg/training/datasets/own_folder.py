@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
+from rgbd_fusion_seg.replay.calibration import load_calibration
 from rgbd_fusion_seg.training.datasets import files
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
 
@@ -200,7 +201,7 @@ class OwnFolder:
     def _camera(self) -> Intrinsics:
         camera = self.config.camera
         if isinstance(camera, str):
-            return read_camera_info(self.file.parent / camera)
+            return read_camera(self.file.parent / camera)
         if sorted(camera) != sorted(CAMERA_KEYS):
             raise self._error(f'camera has {", ".join(camera)}; give {", ".join(CAMERA_KEYS)}')
         sides = camera['width'], camera['height']
@@ -282,32 +283,22 @@ def distinct_colors(count: int) -> np.ndarray:
     return candidates[chosen]
 
 
-def read_camera_info(path: Path) -> Intrinsics:
-    """Read intrinsics as ROS tools write them.
-
-    Args:
-        path: YAML of ``camera_calibration`` (``camera_matrix``) or of ``ros2 topic echo`` of a
-            ``CameraInfo`` (``k``), or OpenCV's variant of the former.
+def read_camera(path: Path) -> Intrinsics:
+    """Read intrinsics from a calibration file that also has the size of the images.
 
     Raises:
-        InputError: no such file, or no camera in it.
+        InputError: no such file, or no camera and size in it.
     """
+    found = load_calibration(path)
+    if not (found.width and found.height):
+        raise InputError(
+            f'{path} does not tell the size of the images; give image_width and image_height as '
+            'camera_calibration writes them'
+        )
     try:
-        text = re.sub(r'^%YAML.*\n|!![\w-]+', '', path.read_text(encoding='utf-8'))
-        content: Any = next(yaml.safe_load_all(text))
-        matrix = content['k'] if 'k' in content else content['camera_matrix']['data']
-        width, height = (content.get(f'image_{k}', content.get(k)) for k in ('width', 'height'))
-        return Intrinsics.from_matrix(matrix, width, height)
+        return found.intrinsics(found.width, found.height)
     except FrameError as error:
         raise InputError(f'{path}: {error}') from error
-    except (
-        *(OSError, yaml.YAMLError, KeyError, TypeError, ValueError),
-        *(OverflowError, StopIteration),
-    ) as error:
-        raise InputError(
-            f'{path} is no camera_info YAML ({error!r}); give image_width, image_height and '
-            'camera_matrix as camera_calibration writes them'
-        ) from error
 
 
 def _require_texts(file: Path, content: Any) -> None:

@@ -18,7 +18,7 @@ from rgbd_fusion_seg.training.datasets.files import read_plane
 from rgbd_fusion_seg.training.datasets.own_folder import (
     OwnFolder,
     distinct_colors,
-    read_camera_info,
+    read_camera,
 )
 
 EXAMPLE = Path(__file__).parents[3] / 'config' / 'datasets' / 'example_folder.yaml'
@@ -213,7 +213,7 @@ def test_the_camera_may_be_a_file_of_ros(lab, text):
 
 
 def test_a_calibration_of_a_real_camera_is_read(data_dir):
-    camera = read_camera_info(data_dir / 'frames/xtion/calib/17.yaml')
+    camera = read_camera(data_dir / 'frames/xtion/calib/17.yaml')
     assert (camera.width, camera.height, camera.fx, camera.cy) == (640, 480, 525.0, 239.5)
 
 
@@ -241,8 +241,8 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'camera': {**CAMERA, 'fx': -1.0}}, 'focal lengths must be positive'),
         ({'camera': {**CAMERA, 'width': float('inf')}}, 'camera is infx24; give its size'),
         ({'camera': {**CAMERA, 'height': float('nan')}}, 'camera is 32xnan; give its size'),
-        ({'camera': 'endless.yaml'}, r'endless\.yaml is no camera_info'),
-        ({'camera': 'absent.yaml'}, r'absent\.yaml is no camera_info'),
+        ({'camera': 'endless.yaml'}, r'the image size in .*endless\.yaml must be whole numbers'),
+        ({'camera': 'absent.yaml'}, r'calibration file .*absent\.yaml cannot be read'),
         ({'splits': {'val': 'test.txt'}}, "has the splits val, not 'train'"),
         ({'splits': {'train': 'absent.txt'}}, r'absent\.txt cannot be read'),
         ({'splits': None}, 'give one of splits, test_fraction and'),
