@@ -175,7 +175,7 @@ def test_sizes_are_given_as_the_runtimes_command_line_takes_them(training, optio
     assert told.returncode == 1
     wrong = f'error: {option} {size!r} is no size; give width and height as 640x480\n'
     assert (told.stderr == wrong) != form
-    assert ('is no NYUDv2' in told.stderr) == form  # which is looked at next
+    assert ('there is no checkpoint absent' in told.stderr) == form  # which is looked at next
 
 
 def test_data_that_is_not_there_is_one_sentence(tmp_path):
