@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -35,7 +36,7 @@ class Declared(NamedTuple):
     type: str
 
 
-class LogitsEngine:
+class LogitsEngine(ABC):
     """Logits by the names of the inputs, of engines that run graphs of any outputs."""
 
     name: str
@@ -60,9 +61,9 @@ class LogitsEngine:
         feeds = {name: given[name] for name in self._bundle.inputs if given[name] is not None}
         return self.run(feeds)[self._outputs[0]]
 
+    @abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return all outputs by name, see :class:`rgbd_fusion_seg.engine.Engine`."""
-        raise NotImplementedError
 
 
 class GraphEngine(LogitsEngine):
