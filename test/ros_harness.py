@@ -211,7 +211,14 @@ class Manager:
         """Call a service and return its response."""
         service = self._services[kind]
         assert service.wait_for_service(30)
+        # The answer is lost where the server has not found its reader yet, so what may be asked
+        # twice is asked again.
         future = service.call_async(request)
+        if kind in (GetState, SetParameters):
+            with contextlib.suppress(AssertionError):
+                self._client.wait_for(future.done, kind.__name__, 10.0)
+            if not future.done():
+                future = service.call_async(request)
         self._client.wait_for(future.done, kind.__name__, START_S)
         return future.result()
 
