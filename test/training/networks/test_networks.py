@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip('torch')
 
 from torch import Tensor, nn  # noqa: E402
 
+from rgbd_fusion_seg.training.losses import cross_entropy  # noqa: E402
 from rgbd_fusion_seg.training.networks import (  # noqa: E402
     NETWORKS,
     build_network,
@@ -201,6 +204,19 @@ def test_every_parameter_and_every_input_has_a_gradient(name, options):
     dead = [n for n, p in network.named_parameters() if p.ndim > 1 and not p.grad.any()]
     assert not dead
     assert all(v.grad.any() for v in x.values())
+
+
+@every_network
+def test_a_training_step_stays_on_its_device_and_never_waits_for_it(name, options, monkeypatch):
+    # The meta device refuses tensors of others, as a GPU would, and has no values to look at.
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
+    network = built(name, options).train().to('meta')
+    outputs = network({k: v.to('meta') for k, v in inputs(network).items()}, auxiliary=True)
+    labels = torch.empty(2, *size(network), dtype=torch.uint8, device='meta')
+    count = 1 + len(network.auxiliary_weights)
+    scored = [cross_entropy(x, labels, None, x.shape[2:]) for x in outputs[:count]]
+    torch.stack([*(total / n for total, n in scored), *outputs[count:]]).sum().backward()
+    assert all(p.grad.device.type == 'meta' for p in network.parameters())
 
 
 @every_network
