@@ -14,47 +14,36 @@ on, the code that made it included, so a changed constant never reads old values
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import inspect
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import frame as frame_module
 from rgbd_fusion_seg import hha, hha_kernels, preprocess
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.datasets import base, files, layouts
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, LabelledFrame
+from rgbd_fusion_seg.training.datasets.prepared_files import Images, Part, build_parts, in_chunks
 
-FORMAT, INFO_NAME = 4, 'info.json'
+FORMAT = 4
 COLOUR_CODE: tuple[ModuleType, ...] = (base, files, layouts, depths, preprocess)
 """Code that the content depends on, besides that of the reader."""
 DEPTH_TYPE = np.float16
 """Its steps are 1 mm from 1 to 2 m and 4 mm from 4 to 8 m; a Kinect's are 3 mm at 1 m and grow
 with the square (Khoshelham and Elberink, Sensors 2012). Whole millimetres would end at 65 m."""
 HHA_CODE: tuple[ModuleType, ...] = (*COLOUR_CODE, hha, hha_kernels, frame_module)
-MAX_THREADS = 16
-CHUNK = 8
-"""Frames that a thread prepares in a row, so that neighbours can share work (views of a room)."""
 
-Images = dict[str, np.ndarray]
-T = TypeVar('T')
-R = TypeVar('R')
+Prepare = Callable[[LabelledFrame], Images]
+"""Makes a frame's entry in each array of a part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +99,20 @@ def cached_frames(
     """
     if not len(source):
         raise InputError(f'{source.name} has no frames; check its split file or its folder')
-    parts = _parts(source, Path(folder), hha_sizes or (), depth)
-    if not all(part.folder.is_dir() for part in parts):
-        _build(source, parts, Path(folder))
+    prepares = _parts(source, Path(folder), hha_sizes or (), depth)
+
+    def fill(parts: Sequence[Part], arrays: Sequence[Images]) -> dict[str, Any]:
+        def prepare(i: int) -> _Statistics:
+            item = read_frame(source, i)
+            for part, out in zip(parts, arrays, strict=True):
+                for name, image in prepares[part](item).items():
+                    out[name][i] = image
+            return _Statistics.of(item, len(source.classes))
+
+        return _summary(in_chunks(prepare, len(source), source.name))
+
+    parts = list(prepares)
+    build_parts(source.name, parts, Path(folder), fill)
     colour, *levels = (part.open() for part in parts)
     info = parts[0].info()
     return CachedFrames(
@@ -142,78 +142,9 @@ def read_frame(source: FrameSource, index: int) -> LabelledFrame:
     )
 
 
-def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """Yield the results for all items in their order; an error or Ctrl-C drops what is waiting.
-
-    Threads do, because decoding, HHA and rendering all let go of Python's lock.
-    """
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS))
-    try:
-        yield from pool.map(function, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What is cached in a folder of its own.
-
-    Args:
-        folder: where it is once it is whole.
-        shapes: of the arrays, N first.
-        prepare: makes a frame's entry in each array.
-        dtype: of the arrays.
-    """
-
-    folder: Path
-    shapes: dict[str, tuple[int, ...]]
-    prepare: Callable[[LabelledFrame], Images]
-    dtype: type[np.generic] = np.uint8
-
-    @property
-    def num_bytes(self) -> int:
-        pixels = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        return pixels * np.dtype(self.dtype).itemsize
-
-    def open(self) -> Images:
-        """Map the arrays.
-
-        Raises:
-            InputError: one that is absent, cut short or of another shape.
-        """
-        images = {}
-        for name, shape in self.shapes.items():
-            path = self.folder / f'{name}.npy'
-            try:
-                images[name] = np.load(path, mmap_mode='r')
-            except (OSError, ValueError, EOFError) as error:
-                raise self._damaged(path, error) from error
-            if images[name].shape != shape:
-                raise self._damaged(path, f'{images[name].shape} is not {shape}')
-        return images
-
-    def info(self) -> dict[str, Any]:
-        """Read the statistics of the frames.
-
-        Raises:
-            InputError: they are absent or damaged.
-        """
-        path = self.folder / INFO_NAME
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise self._damaged(path, error) from error
-
-    def _damaged(self, path: Path, reason: object) -> InputError:
-        return InputError(
-            f'{path} is damaged ({reason}); delete the folder {self.folder}, and its prepared '
-            'frames are made again'
-        )
-
-
 def _parts(
     source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int]], depth: bool
-) -> list[_Part]:
+) -> dict[Part, Prepare]:
     n, (w, h) = len(source), source.size
     description = [FORMAT, source.name, n, len(source.classes), source.size, source.describe()]
 
@@ -233,113 +164,26 @@ def _parts(
             'labels': nearest,
         }
 
-    def level(width: int, height: int) -> _Part:
+    def level(width: int, height: int) -> tuple[Part, Prepare]:
         def prepare(item: LabelledFrame) -> Images:
             frame = item.frame
             return {'hha': preprocess.hha_image(frame.depth, frame.intrinsics, width, height)}
 
         path = place(f'hha{width}x{height}', HHA_CODE)
-        return _Part(path, {'hha': (n, height, width, 3)}, prepare)
+        return Part(path, {'hha': (n, height, width, 3)}), prepare
 
-    def metres(width: int, height: int) -> _Part:
+    def metres(width: int, height: int) -> tuple[Part, Prepare]:
         def prepare(item: LabelledFrame) -> Images:
             return {'depth': preprocess.depth_image(item.frame.depth, width, height)}
 
         path = place(f'depth{width}x{height}', COLOUR_CODE)
-        return _Part(path, {'depth': (n, height, width)}, prepare, DEPTH_TYPE)
+        return Part(path, {'depth': (n, height, width)}, DEPTH_TYPE), prepare
 
     shapes = {'rgb': (n, h, w, 3), 'rgb_half': (n, h // 2, w // 2, 3), 'labels': (n, h, w)}
     sizes = sorted({(w // 4, h // 4), (w // 2, h // 2), *((int(x), int(y)) for x, y in hha_sizes)})
     kinds = (level, metres) if depth else (level,)
     levels = [kind(*size) for kind in kinds for size in sizes]
-    return [_Part(place('colour', COLOUR_CODE), shapes, colour), *levels]
-
-
-def _build(source: FrameSource, parts: list[_Part], folder: Path) -> None:
-    """Make the parts that are not there in a workspace, and move each to its place when whole."""
-    needed = 0
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_builder(folder / f'.{source.name}.lock'):
-            # Another process may have made them while this one waited.
-            parts = [part for part in parts if not part.folder.is_dir()]
-            if not parts:
-                return
-            needed = sum(part.num_bytes for part in parts)
-            workspace = folder / f'.{source.name}.partial'
-            shutil.rmtree(workspace, ignore_errors=True)  # of a build that was killed
-            _require_space(needed, folder)
-            try:
-                _fill(source, parts, workspace)
-                for part in parts:
-                    os.rename(workspace / part.folder.name, part.folder)
-            finally:
-                shutil.rmtree(workspace, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f'the {needed / 1e9:.2f} GB of prepared frames of {source.name} cannot be written to '
-            f'{folder} ({error.strerror}); make room there or set data.cache to another folder'
-        ) from error
-
-
-@contextlib.contextmanager
-def _only_builder(lock: Path) -> Iterator[None]:
-    """Hold a lock on a file, which the system lets go even when this process is killed."""
-    with lock.open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f'waiting for another process that prepares frames ({lock})')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _require_space(needed: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        text = f'only {free / 1e9:.2f} GB are free'
-        raise OSError(errno.ENOSPC, text)
-
-
-def _fill(source: FrameSource, parts: list[_Part], workspace: Path) -> None:
-    arrays = []
-    for part in parts:
-        path = workspace / part.folder.name
-        path.mkdir(parents=True)
-        arrays.append(
-            {k: _reserve(path / f'{k}.npy', v, part.dtype) for k, v in part.shapes.items()}
-        )
-
-    def prepare(indices: range) -> list[_Statistics]:
-        statistics = []
-        for i in indices:
-            item = read_frame(source, i)
-            for part, out in zip(parts, arrays, strict=True):
-                for name, image in part.prepare(item).items():
-                    out[name][i] = image
-            statistics.append(_Statistics.of(item, len(source.classes)))
-        return statistics
-
-    n, statistics = len(source), []
-    chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
-    with progress_bar(total=n, desc=f'prepare {source.name}', unit='frame') as progress:
-        for result in map_in_threads(prepare, chunks):
-            statistics += result
-            progress.update(len(result))
-    for part, out in zip(parts, arrays, strict=True):
-        for data in out.values():
-            data.flush()
-        info = json.dumps(_summary(statistics))
-        (workspace / part.folder.name / INFO_NAME).write_text(info)
-
-
-def _reserve(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:
-    """Make an array whose space is taken; a full disk would kill a writer to a sparse one."""
-    data = np.lib.format.open_memmap(path, 'w+', dtype, shape)
-    if hasattr(os, 'posix_fallocate'):
-        with path.open('r+b') as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return data
+    return {Part(place('colour', COLOUR_CODE), shapes): colour, **dict(levels)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,13 +15,9 @@ from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
-from rgbd_fusion_seg.training.datasets.cache import (
-    CachedFrames,
-    cached_frames,
-    map_in_threads,
-    read_frame,
-)
+from rgbd_fusion_seg.training.datasets.cache import CachedFrames, cached_frames, read_frame
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
+from rgbd_fusion_seg.training.datasets.prepared_files import map_in_threads
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
 
 PLAUSIBLE_DEPTH_M = (0.2, 500.0)

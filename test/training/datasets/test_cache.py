@@ -21,7 +21,7 @@ from rgbd_fusion_seg.preprocess import depth_image, hha_image
 
 pytest.importorskip('torch')
 
-from rgbd_fusion_seg.training.datasets import cache
+from rgbd_fusion_seg.training.datasets import cache, prepared_files
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
 from rgbd_fusion_seg.training.datasets.cache import cached_frames
 
@@ -182,9 +182,9 @@ def test_other_data_never_read_an_old_cache(tmp_path, change):
 def test_the_number_of_threads_changes_nothing(tmp_path, monkeypatch):
     results = []
     for threads in (1, 4):
-        monkeypatch.setattr(cache, 'MAX_THREADS', threads)
+        monkeypatch.setattr(prepared_files, 'MAX_THREADS', threads)
         monkeypatch.setattr(os, 'cpu_count', lambda: 4)
-        monkeypatch.setattr(cache, 'CHUNK', 2)
+        monkeypatch.setattr(prepared_files, 'CHUNK', 2)
         results.append(cached_frames(Walls(), tmp_path / str(threads)))
     one, four = results
     for a, b in zip(
@@ -225,7 +225,7 @@ def test_a_source_without_frames_is_refused(tmp_path):
 
 def test_too_little_space_is_told_before_anything_is_read(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(cache.shutil, 'disk_usage', lambda path: usage)
+    monkeypatch.setattr(prepared_files.shutil, 'disk_usage', lambda path: usage)
     source = Walls(num_frames=5000)
     with pytest.raises(InputError, match=rf'0\.\d+ GB.*{tmp_path}.*only 0\.00 GB are free'):
         cached_frames(source, tmp_path)
