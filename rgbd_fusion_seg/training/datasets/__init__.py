@@ -44,7 +44,20 @@ def open_dataset(config: DatasetConfig, split: str) -> FrameSource:
         raise InputError(
             f'there is no data set {config.name!r}; the known ones are {", ".join(DATASETS)}'
         )
-    reader = DATASETS[config.name]
+    return open_reader(DATASETS[config.name], config, split)
+
+
+def open_reader(reader: Any, config: DatasetConfig, split: str) -> Any:
+    """Open one split of a data set with its own options.
+
+    Args:
+        reader: ``Reader(folder, split, **options)``, as in `DATASETS`.
+        config: the data set.
+        split: 'train' or 'test', see `open_dataset`.
+
+    Raises:
+        InputError: an unknown split or option, or files that cannot be read.
+    """
     own = {
         'train': config.train_split or reader.TRAIN_SPLIT,
         'test': config.test_split or reader.TEST_SPLIT,
