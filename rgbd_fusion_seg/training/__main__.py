@@ -24,6 +24,9 @@ COMMANDS = {
     'export': 'export',
     'import-weights': 'public_checkpoints',
     'study': 'study',
+    'train-translation': 'translation.trainer',
+    'evaluate-translation': 'translation.evaluation',
+    'study-translation': 'translation.study',
 }
 """Modules of this package with the function of each command."""
 PROGRAM = 'python -m rgbd_fusion_seg.training'

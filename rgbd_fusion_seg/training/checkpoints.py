@@ -171,10 +171,30 @@ def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint of a segmentation network.
 
     Raises:
-        InputError: no such file, or not a checkpoint of this package.
+        InputError: no such file, or not such a checkpoint of this package.
+    """
+    weights, info = read_checkpoint(path)
+    if 'translator' in info:
+        raise InputError(
+            f'{path} is a checkpoint of a translator; score it with evaluate-translation'
+        )
+    missing = {'network', 'options', 'classes', 'statistics'} - set(info)
+    if missing:
+        raise InputError(
+            f'the checkpoint {path} does not tell its {", ".join(sorted(missing))}; '
+            'it is of an older version, train it anew'
+        )
+    return Checkpoint(weights, info)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights in a file and what it tells of their run, see `save_checkpoint`.
+
+    Raises:
+        InputError: no such file, or not one of this package.
     """
     if not Path(path).is_file():
         raise InputError(
@@ -190,13 +210,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f'{path} is no checkpoint of this package ({error}); give a .safetensors file '
             'that the train or import-weights command wrote'
         ) from error
-    missing = {'network', 'options', 'classes', 'statistics'} - set(info)
-    if missing:
-        raise InputError(
-            f'the checkpoint {path} does not tell its {", ".join(sorted(missing))}; '
-            'it is of an older version, train it anew'
-        )
-    return Checkpoint(weights, info)
+    return weights, info
 
 
 def _whole(values: Tensor) -> Tensor:

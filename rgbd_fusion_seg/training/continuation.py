@@ -28,18 +28,21 @@ FREE_TO_CHANGE = frozenset({
 
 
 def changed_settings(
-    config: TrainConfig, before: Mapping[str, Any], free: Collection[str] = FREE_TO_CHANGE
+    config: Any, before: Mapping[str, Any], free: Collection[str] = FREE_TO_CHANGE
 ) -> list[str]:
     """Return the names of the settings that differ, but for those that are free to change.
 
     Args:
-        config: what is wanted.
+        config: what is wanted, a dataclass whose fields have defaults, such as `TrainConfig`.
         before: settings as of `read_settings`.
         free: names such as 'data.workers'.
     """
     settings = flatten(json.loads(json.dumps(dataclasses.asdict(config))))  # tuples as lists
     # Settings that came after the run was started had their default values in it.
-    old = {**flatten(dataclasses.asdict(TrainConfig())), **flatten(json.loads(json.dumps(before)))}
+    old = {
+        **flatten(dataclasses.asdict(type(config)())),
+        **flatten(json.loads(json.dumps(before))),
+    }
     changed = {key for key in {*old, *settings} if old.get(key) != settings.get(key)}
     return sorted(changed - set(free))
 
@@ -66,8 +69,19 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     )
 
 
-def load_state(fabric: Fabric, path: Path, state: dict[str, Any] | None = None) -> dict[str, Any]:
+def load_state(
+    fabric: Fabric,
+    path: Path,
+    state: dict[str, Any] | None = None,
+    start: str = 'network.init_from',
+) -> dict[str, Any]:
     """Load a saved state into ``state``; return what else is in the file, all without ``state``.
+
+    Args:
+        fabric: the processes.
+        path: of the file.
+        state: what is to take it over.
+        start: the setting that starts from weights, for the message.
 
     Raises:
         InputError: it cannot be read, or does not fit.
@@ -78,7 +92,7 @@ def load_state(fabric: Fabric, path: Path, state: dict[str, Any] | None = None) 
         reason = str(error).partition('\n')[0] or type(error).__name__
         raise InputError(
             f'{path} cannot be continued from ({reason}); start in a new output folder from '
-            f'network.init_from {path.with_name("last.safetensors")}'
+            f'{start} {path.with_name("last.safetensors")}'
         ) from error
 
 
@@ -104,8 +118,20 @@ class PrecisionState:
             self._precision.load_state_dict(state)
 
 
-def saved_run(folder: Path, config: TrainConfig, fabric: Fabric) -> dict[str, Any] | None:
+def saved_run(
+    folder: Path,
+    config: Any,
+    fabric: Fabric,
+    free: Collection[str] = FREE_TO_CHANGE,
+    start: str = 'network.init_from',
+) -> dict[str, Any] | None:
     """Return what the state in a run's folder tells of its run, and check its settings.
+
+    Args:
+        folder: of the run.
+        config, free: see `changed_settings`.
+        fabric: the processes.
+        start: see `load_state`.
 
     Returns:
         'settings', 'classes', 'data', 'origins' and 'statistics', see `described_run`; not all, or
@@ -118,13 +144,13 @@ def saved_run(folder: Path, config: TrainConfig, fabric: Fabric) -> dict[str, An
         if (last := folder / WEIGHTS_NAME).is_file():
             raise InputError(
                 f'{folder} holds the weights of a run and no {STATE_NAME} to continue it, so they '
-                f'would be overwritten; choose another output folder, with network.init_from '
-                f'{last} to train on from them'
+                f'would be overwritten; choose another output folder, with {start} {last} to '
+                'train on from them'
             )
         return None
-    run = load_state(fabric, folder / STATE_NAME).get('run', {})
+    run = load_state(fabric, folder / STATE_NAME, start=start).get('run', {})
     for before in (read_settings(folder), run.get('settings')):
-        changed = changed_settings(config, before) if before else []
+        changed = changed_settings(config, before, free) if before else []
         if changed:
             raise InputError(
                 f'{folder} holds a run with another {", ".join(changed)}; choose another '

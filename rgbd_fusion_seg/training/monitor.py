@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -69,12 +70,15 @@ class Monitor:
             tqdm.write(text)
 
     def numbers(self, step: int, progress: float, **values: float) -> None:
-        """Record scalars at ``step``, when a share ``progress`` of the run is done."""
+        """Record scalars at ``step``, when a share ``progress`` of the run is done.
+
+        Those with a slash in their names are too many for the progress bar.
+        """
         if not self.speaks:
             return
         if progress > 0:  # a run with a time limit has its real length only now
             self.bar.total = max(step, round(step / progress))
-        self.bar.set_postfix({key: f'{value:.4g}' for key, value in values.items()})
+        self.bar.set_postfix({k: f'{value:.4g}' for k, value in values.items() if '/' not in k})
         entry = {'step': step, **{key: float(f'{v:.6g}') for key, v in values.items()}}
         self.log.write(json.dumps(entry) + '\n')
         for key, value in values.items():
@@ -86,8 +90,8 @@ class Monitor:
             return
         miou, accuracy = result['mIoU'], result['pixel_accuracy']
         self.say(f'{name} at step {step}: mIoU {miou:.4f}, pixel accuracy {accuracy:.4f}')
-        for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy'):
-            self.board.add_scalar(f'{name}/{key}', result[key], step)
+        kept = ('mIoU', 'pixel_accuracy', 'mean_accuracy')
+        self.curves(step, {f'{name}/{key}': result[key] for key in kept})
 
     def overlays(
         self,
@@ -108,5 +112,15 @@ class Monitor:
             return
         for number, (rgb, truth, labels) in enumerate(pictures):
             row = [rgb, *(palette.overlay(rgb, x, colors) for x in (truth, labels))]
-            image = np.concatenate(row, axis=1)
-            self.board.add_image(f'{name}/{number}', image, step, dataformats='HWC')
+            self.picture(step, f'{name}/{number}', np.concatenate(row, axis=1))
+
+    def curves(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scores by name as curves."""
+        if self.speaks:
+            for key, value in values.items():
+                self.board.add_scalar(key, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Show a uint8 (H, W, 3) picture."""
+        if self.speaks:
+            self.board.add_image(name, image, step, dataformats='HWC')

@@ -20,9 +20,13 @@ from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
     parameter_groups,
     set_learning_rates,
 )
+from rgbd_fusion_seg.training.translation.config import GeneratorConfig  # noqa: E402
+from rgbd_fusion_seg.training.translation.domains import DOMAINS  # noqa: E402
+from rgbd_fusion_seg.training.translation.generator import Translator  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / 'config' / 'training').glob('*.yaml'))
+TRANSLATION_CONFIGS = sorted((ROOT / 'config' / 'training').glob('*transl*.yaml'))
+CONFIGS = sorted({*(ROOT / 'config' / 'training').glob('*.yaml')} - {*TRANSLATION_CONFIGS})
 CONFIG = ROOT / 'config' / 'training' / 'rfbnet_erfnet_nyu40_320x240.yaml'
 
 
@@ -106,6 +110,27 @@ def test_shipped_configs_are_understood(training, config):
             network = build_network(entry['name'], 40, **entry['options'])
         assert not any(side % network.size_multiple for side in sides)
         assert len(parameter_groups(network, optimiser)) >= 1 + len(groups)
+
+
+@pytest.mark.parametrize('config', TRANSLATION_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_translations_are_understood(training, config):
+    comment = config.read_text().partition('\nrun:')[0].partition('\nstudy:')[0]
+    assert f'--config config/training/{config.name}' in comment
+    command = 'study-translation' if config.stem.startswith('study') else 'train-translation'
+    shown = training(command, '--config', config, '--print_config')
+    assert not shown.returncode, shown.stderr
+    settings = yaml.safe_load(shown.stdout)
+    run = settings.get('study', settings)['run']
+    rows = settings['study']['rows'] if 'study' in settings else [{**run, 'generator': {}}]
+    for row in rows:
+        with torch.device('meta'):
+            network = Translator(
+                row['inputs'],
+                row['targets'],
+                GeneratorConfig(**{**run['generator'], **row['generator']}),
+            )
+        assert {name for stream in network.streams for name in stream} <= {*DOMAINS}
+        assert not set(row.get('paper', {})) - {*row['targets']}
 
 
 @pytest.mark.parametrize('name', ['cen', 'asymfusion'])

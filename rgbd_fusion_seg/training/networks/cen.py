@@ -122,9 +122,12 @@ class ChannelExchange(BlockFusion):
         Args:
             norm: of `BranchLayers`, whose output is exchanged.
         """
+        return self.kept_by(norm_scales(norm, self.num_branches))
+
+    def kept_by(self, scales: Sequence[Tensor]) -> list[Tensor]:
+        """Return the same for the scales γ of each branch's norm, (C,) each."""
         if self.exchange == 'random':
             return list(~self.chosen)
-        scales = norm_scales(norm, self.num_branches)
         if self.form == 'public' and self.exchange in ('threshold', 'discard'):
             return [scale.abs() >= self.threshold for scale in scales]
         masks = [torch.ones_like(scale, dtype=torch.bool) for scale in scales]
@@ -139,12 +142,16 @@ class ChannelExchange(BlockFusion):
 
     def after_norm(self, maps: Maps, norm: nn.Module) -> Maps:
         """Exchange: M maps (N, C, h, w) -> the same shapes."""
+        return self.exchanged(maps, norm_scales(norm, self.num_branches))
+
+    def exchanged(self, maps: Maps, scales: Sequence[Tensor]) -> Maps:
+        """Exchange maps behind norms of these scales, (C,) each."""
         if self.exchange == 'none':
             return maps
         if self.exchange in ('sum', 'gated_sum'):
             return self._summed(maps)
         replaced = []
-        for m, (own, kept) in enumerate(zip(maps, self.kept(norm), strict=True)):
+        for m, (own, kept) in enumerate(zip(maps, self.kept_by(scales), strict=True)):
             others = [x for i, x in enumerate(maps) if i != m]
             other = torch.zeros_like(own) if self.exchange == 'discard' else mean(others)
             replaced.append(torch.where(kept[:, None, None], own, other))

@@ -10,6 +10,7 @@ import numpy as np
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training import datasets
 from rgbd_fusion_seg.training.datasets.base import FrameSource
+from rgbd_fusion_seg.training.datasets.cache import read_frame
 from rgbd_fusion_seg.training.translation.domains import DOMAINS, constants, domain_images
 from rgbd_fusion_seg.training.translation.taskonomy import Taskonomy
 
@@ -74,7 +75,7 @@ class RgbdImages:
 
     def images(self, index: int, names: Sequence[str], side: int) -> dict[str, np.ndarray]:
         """Make images of frame ``index``; see `ImageSource`."""
-        return domain_images(self.frames[index], names, self.frames.classes, side)
+        return domain_images(read_frame(self.frames, index), names, self.frames.classes, side)
 
     def describe(self) -> dict[str, object]:
         """Return what identifies the content: the frames, and how domains are made of them."""

@@ -1,0 +1,70 @@
+"""Checkpoints of translators."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.checkpoints import checkpoint_in, read_checkpoint
+from rgbd_fusion_seg.training.translation.config import GeneratorConfig, TranslationConfig
+from rgbd_fusion_seg.training.translation.generator import Translator
+
+
+def described(config: TranslationConfig) -> dict[str, Any]:
+    """Return what a checkpoint needs to tell of a translator, as plain values."""
+    return {
+        'inputs': list(config.inputs),
+        'targets': list(config.targets),
+        'generator': dataclasses.asdict(config.generator),
+        'side': config.images.side,
+    }
+
+
+def make_translator(config: TranslationConfig) -> Translator:
+    """Build a run's generator, with the weights that it starts from, if any.
+
+    Raises:
+        InputError: domains that make no streams, a fusion that does not fit them, or weights that
+            do not fit the generator.
+    """
+    try:
+        translator = Translator(config.inputs, config.targets, config.generator)
+    except ValueError as error:
+        raise InputError(f'the generator cannot be built: {error}') from error
+    if config.init_from:
+        path = checkpoint_in(Path(config.init_from))
+        weights, _ = read_checkpoint(path)
+        try:
+            translator.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(
+                f'the weights of {path} do not fit this generator '
+                f'({" ".join(str(error).split())[:200]}); give those of the same inputs, targets '
+                'and generator settings, or leave init_from out'
+            ) from error
+    return translator
+
+
+def load_translator(model: Path) -> tuple[Translator, dict[str, Any]]:
+    """Return the generator of a checkpoint, in evaluation mode, and what the file tells.
+
+    Args:
+        model: a .safetensors file, or a run's folder.
+
+    Returns:
+        the generator; `described` under 'translator', 'step', 'minutes', 'command', 'data'.
+
+    Raises:
+        InputError: no such file, or none of a translator.
+    """
+    path = checkpoint_in(Path(model))
+    weights, info = read_checkpoint(path)
+    if 'translator' not in info:
+        raise InputError(f'{path} is not of a translator; score it with evaluate')
+    about = info['translator']
+    config = GeneratorConfig(**about['generator'])
+    translator = Translator(about['inputs'], about['targets'], config)
+    translator.load_state_dict(weights)
+    return translator.eval(), info

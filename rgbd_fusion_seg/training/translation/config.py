@@ -1,0 +1,192 @@
+"""What a training run of a translator is made of, see `rgbd_fusion_seg.training.config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rgbd_fusion_seg.training.config import DatasetConfig
+from rgbd_fusion_seg.training.rules import require
+
+FUSIONS = (
+    'exchange', 'shuffle', 'shift', 'both', 'concat', 'average', 'attention', 'align', 'none',
+)  # fmt: skip
+OWNERS = ('shared', 'per_target', 'per_stream')
+FORMS = ('public', 'paper')
+LAYERS = ('early', 'middle', 'late', 'all')
+
+
+@dataclass
+class GeneratorConfig:
+    """The generator: a U-Net for every stream, whose layers are shared or not.
+
+    Args:
+        width: channels of the first layer; the papers' is 64.
+        depth: layers of the encoder, and of the decoder; images of 2**depth pixels end in one.
+        encoders, decoders: convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
+        decoder_norms: 'per_stream', as in the public code and the TPAMI version, or 'shared' by
+            the streams of a decoder, as the texts of CEN (§4.2) and AsymFusion (§4.2) say.
+        fusion: between the encoders of the streams of a target: 'exchange' (CEN); 'shuffle',
+            'shift' or 'both' (AsymFusion); 'concat', 'average', 'attention', 'align', which CEN is
+            compared with; or 'none'.
+        fused_layers: of 'concat', 'average', 'attention' and 'align': behind which layers: 'early'
+            (the 1st), 'middle' (4th), 'late' (the last) or 'all'.
+        exchange_decoders: exchange channels between the decoders of the streams of an input.
+        threshold: θ of exchanges.
+        sparsity: λ of the l1 penalty on the scales of exchanges.
+        form: of exchanges, 'public' or 'paper', see `networks.cen`.
+        initial_scales: of norms behind which channels are exchanged: 'one', or 'uniform' draws
+            from 0 to 1, see `networks.cen.ChannelExchangingNetwork`.
+        split: of AsymFusion, 'public' or 'paper', see `networks.asymfusion`.
+        align_weight: of the alignment in the loss. Open.
+        dropout: of the first three layers of the decoder.
+    """
+
+    width: int = 64
+    depth: int = 8
+    encoders: str = 'shared'
+    decoders: str = 'shared'
+    decoder_norms: str = 'per_stream'
+    fusion: str = 'exchange'
+    fused_layers: str = 'all'
+    exchange_decoders: bool = False
+    threshold: float = 1e-2
+    sparsity: float = 1e-3
+    form: str = 'public'
+    initial_scales: str = 'one'
+    split: str = 'public'
+    align_weight: float = 0.1
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        rules = {
+            'width >= 8': self.width >= 8,
+            'depth 4 to 10': 4 <= self.depth <= 10,
+            'threshold >= 0': self.threshold >= 0,
+            'sparsity >= 0': self.sparsity >= 0,
+            'align_weight >= 0': self.align_weight >= 0,
+            '0 <= dropout < 1': 0 <= self.dropout < 1,
+        }
+        for name, known in (
+            ('encoders', OWNERS),
+            ('decoders', OWNERS),
+            ('decoder_norms', ('per_stream', 'shared')),
+            ('fusion', FUSIONS),
+            ('fused_layers', LAYERS),
+            ('form', FORMS),
+            ('initial_scales', ('one', 'uniform')),
+            ('split', FORMS),
+        ):
+            rules[f'{name} one of {", ".join(known)}'] = getattr(self, name) in known
+        # A channel of the SSMA block's bottleneck for 16 of a stream's.
+        rules['width >= 16 for fusion attention'] = self.fusion != 'attention' or self.width >= 16
+        rules['exchange_decoders with decoder_norms per_stream'] = (
+            not self.exchange_decoders or self.decoder_norms == 'per_stream'
+        )
+        require(self, rules)
+
+
+@dataclass
+class ImagesConfig:
+    """Where images come from.
+
+    Args:
+        dataset: 'taskonomy', or any labelled RGB-D data set, of which domains are then derived.
+        cache: folder for prepared images.
+        side: of the square images that the generator sees.
+        load_side: of those that training views are cut out of.
+        flip: mirror half of the training views.
+        workers: loader processes.
+    """
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    cache: str = 'cache'
+    side: int = 256
+    load_side: int = 286
+    flip: bool = True
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        rules = {
+            'load_side >= side': self.load_side >= self.side,
+            'workers >= 0': self.workers >= 0,
+        }
+        require(self, rules)
+
+
+@dataclass
+class TranslationConfig:
+    """One training run of a translator, by default as the papers train theirs.
+
+    Args:
+        output: folder for checkpoints, TensorBoard events and scores.
+        inputs, targets: image domains, see `domains.DOMAINS`; several inputs are fused for each
+            target, and a domain may be both (`streams`).
+        init_from: checkpoint of a translator with the same streams and generator whose weights the
+            run starts from: a .safetensors file, or a run's folder.
+        batch_size: views a step, over all processes.
+        epochs: passes over the training images.
+        max_minutes: of training; 0 = no limit.
+        evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
+        save_minutes: minutes between checkpoints.
+        precision, accelerator: see `training.config.TrainConfig`.
+        seed: of weights, order and views.
+        lr, beta1, beta2: of Adam.
+        decay_from: share of the run from which the rate falls to 0 along a line; 1, as in the
+            public code, keeps it.
+        reconstruction: weight of the L1 distance to the target.
+        adversarial: weight of what the discriminators say; 0 trains without them.
+        discriminator_width: channels of their first layer.
+    """
+
+    output: str = 'runs/translation'
+    inputs: list[str] = field(default_factory=lambda: ['shade', 'texture'])
+    targets: list[str] = field(default_factory=lambda: ['rgb'])
+    init_from: str = ''
+    batch_size: int = 1
+    epochs: int = 300
+    max_minutes: float = 0.0
+    evaluate_every: int = 0
+    save_minutes: float = 2.0
+    precision: str = 'bf16-mixed'
+    accelerator: str = 'auto'
+    seed: int = 0
+    lr: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    decay_from: float = 1.0
+    reconstruction: float = 100.0
+    adversarial: float = 1.0
+    discriminator_width: int = 64
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+
+    def __post_init__(self) -> None:
+        rules = {
+            'an output folder': bool(self.output),
+            'epochs >= 1': self.epochs >= 1,
+            'batch_size >= 1': self.batch_size >= 1,
+            '0 <= seed < 2**32': 0 <= self.seed < 2**32,
+            'lr > 0': self.lr > 0,
+            '0 <= beta1 < 1': 0 <= self.beta1 < 1,
+            '0 <= beta2 < 1': 0 <= self.beta2 < 1,
+            '0 <= decay_from <= 1': 0 <= self.decay_from <= 1,
+            'reconstruction >= 0': self.reconstruction >= 0,
+            'adversarial >= 0': self.adversarial >= 0,
+            'discriminator_width >= 1': self.discriminator_width >= 1,
+            'a precision of bf16-mixed, 16-mixed or 32-true': self.precision
+            in ('bf16-mixed', '16-mixed', '32-true'),
+        }
+        for name in ('max_minutes', 'evaluate_every', 'save_minutes'):
+            rules[f'{name} >= 0'] = getattr(self, name) >= 0
+        multiple = 2**self.generator.depth
+        single_pixels = self.images.side == multiple and self.generator.fused_layers in (
+            'late',
+            'all',
+        )
+        rules['batch_size >= 2 to align the single pixels of the last layer'] = (
+            self.generator.fusion != 'align' or self.batch_size >= 2 or not single_pixels
+        )
+        rules[f'images.side a multiple of {multiple} for generator.depth'] = (
+            self.images.side % multiple == 0
+        )
+        require(self, rules, limits=('max_minutes', 'save_minutes'))

@@ -1,0 +1,258 @@
+"""A study: translators trained one after the other under one budget, and a table of errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rgbd_fusion_seg.errors import DivergenceError, InputError
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
+from rgbd_fusion_seg.training.continuation import STATE_NAME, changed_settings, read_settings
+from rgbd_fusion_seg.training.networks import parameter_count
+from rgbd_fusion_seg.training.report import escaped
+from rgbd_fusion_seg.training.rules import is_folder_name, require
+from rgbd_fusion_seg.training.study_report import around, insert
+from rgbd_fusion_seg.training.translation.checkpoint import load_translator, make_translator
+from rgbd_fusion_seg.training.translation.config import GeneratorConfig, TranslationConfig
+from rgbd_fusion_seg.training.translation.evaluation import ENSEMBLE
+from rgbd_fusion_seg.training.translation.trainer import FREE_TO_CHANGE, TranslationTrainer
+
+SCORES_NAME = 'scores.json'
+Entry = dict[str, Any]
+
+
+@dataclass
+class RowConfig:
+    """A translator of a study.
+
+    Args:
+        name: of its runs' folders.
+        title: in the table.
+        inputs, targets: see `TranslationConfig`.
+        generator: settings of the generator that differ from those all rows share.
+        paper: what the paper has for it, by target.
+    """
+
+    name: str = ''
+    title: str = ''
+    inputs: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    generator: dict[str, Any] = field(default_factory=dict)
+    paper: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self, {'a name that a folder can have': is_folder_name(self.name)})
+
+
+@dataclass
+class TranslationStudyConfig:
+    """A study.
+
+    Args:
+        name: of the study; names its section in the document.
+        output: folder for its runs.
+        seeds: every row is trained with each.
+        run: what all rows share.
+        rows: the translators.
+        document: Markdown file that gets the table between the markers `<!-- study NAME -->` and
+            `<!-- end of study NAME -->`; '' leaves it out.
+        record: JSON file that keeps the scores of finished runs, which stand in the table too
+            where their folders are gone.
+    """
+
+    name: str = 'translation'
+    output: str = 'runs/study_translation'
+    seeds: list[int] = field(default_factory=lambda: [0])
+    run: TranslationConfig = field(default_factory=TranslationConfig)
+    rows: list[RowConfig] = field(default_factory=list)
+    document: str = ''
+    record: str = ''
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.rows]
+        rules = {
+            'a name that a file can have': is_folder_name(self.name),
+            'one of rows at least, of different names': len(names) == len({*names}) > 0,
+            'one of seeds at least': bool(self.seeds),
+        }
+        require(self, rules)
+
+
+def study_translation(
+    study: TranslationStudyConfig, only: Sequence[str] = (), report_only: bool = False
+) -> None:
+    """Train what of a study is left, and write its table; a study that was stopped goes on.
+
+    Args:
+        study: the study.
+        only: names of the rows to train; default: all.
+        report_only: train nothing.
+
+    Raises:
+        InputError: a row that cannot be trained, an unknown one, or a document without markers.
+        TrainingError: the disk is full.
+    """
+    unknown = {*only} - {row.name for row in study.rows}
+    if unknown:
+        raise InputError(f'the study {study.name} has no row {", ".join(sorted(unknown))}')
+    runs = [(row, seed) for row in study.rows for seed in study.seeds]
+    configs = {(row.name, seed): row_config(study, row, seed) for row, seed in runs}
+    for config in configs.values():
+        make_translator(config)  # so that a mistake in the last row is told at once
+    if study.document:
+        around(Path(study.document), study.name)
+    if study.record:
+        check_writable(Path(study.record).parent)
+    for (name, seed), config in configs.items():
+        if report_only or (only and name not in only) or is_done(config):
+            continue
+        print(f'{name}, seed {seed}: {config.epochs} epochs', flush=True)
+        try:
+            if not _train(config):
+                return
+        except DivergenceError as error:  # the others are worth having
+            print(f'{name}, seed {seed} failed: {error}', flush=True)
+        write_results(study, configs)
+    write_results(study, configs)
+
+
+def row_config(study: TranslationStudyConfig, row: RowConfig, seed: int) -> TranslationConfig:
+    """Return the run of a row.
+
+    Raises:
+        InputError: settings that the generator does not have, or values it cannot have.
+    """
+    shared = dataclasses.asdict(study.run.generator)
+    if unknown := {*row.generator} - {*shared}:
+        raise InputError(
+            f'the row {row.name} sets {", ".join(sorted(unknown))}, which a generator does not '
+            f'have; it has {", ".join(shared)}'
+        )
+    return dataclasses.replace(
+        study.run,
+        output=str(Path(study.output) / f'{row.name}-{seed}'),
+        inputs=row.inputs,
+        targets=row.targets,
+        seed=seed,
+        generator=GeneratorConfig(**{**shared, **row.generator}),
+    )
+
+
+def is_done(config: TranslationConfig) -> bool:
+    """Whether a run is finished.
+
+    Raises:
+        InputError: it is one of other settings.
+    """
+    folder = Path(config.output)
+    if not (folder / SCORES_NAME).is_file():
+        return False
+    changed = changed_settings(config, read_settings(folder) or {}, FREE_TO_CHANGE - {'epochs'})
+    if changed:
+        raise InputError(
+            f'{folder} holds a run with another {", ".join(changed)}; move it away, or give the '
+            'study another output'
+        )
+    return True
+
+
+def _train(config: TranslationConfig) -> bool:
+    """Train a row; False when a signal ended it early."""
+    trainer = TranslationTrainer(config)
+    if not trainer.fit():
+        return False
+    # A finished run is not continued; the state is the largest file of all.
+    (trainer.folder / STATE_NAME).unlink(missing_ok=True)
+    return True
+
+
+def write_results(
+    study: TranslationStudyConfig, configs: dict[tuple[str, int], TranslationConfig]
+) -> None:
+    """Write the record and the table of what is finished."""
+    entries = {
+        (entry['row'], entry['seed']): entry
+        for entry in (*_recorded(study), *(_entry(k, c) for k, c in configs.items() if is_done(c)))
+    }
+    found = list(entries.values())
+    make_folder(Path(study.output))
+    text = table(study, found)
+    report = Path(study.output) / 'report.md'
+    write_output(report, lambda part: part.write_text(text, encoding='utf-8'))
+    if study.record:
+        make_folder(Path(study.record).parent)
+        lines = ',\n'.join(f'  {json.dumps(entry)}' for entry in found)
+        record = f'{{\n "study": "{study.name}",\n "runs": [\n{lines}\n ]\n}}\n'
+        path = Path(study.record)
+        write_output(path, lambda part: part.write_text(record, encoding='utf-8'))
+    if study.document and insert(Path(study.document), study.name, text):
+        print(f'written to {study.document}')
+
+
+def _recorded(study: TranslationStudyConfig) -> list[Entry]:
+    path = Path(study.record)
+    if not study.record or not path.is_file():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding='utf-8'))['runs'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f'study.record {path} is no record of a study ({error}); give another file'
+        ) from error
+
+
+def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
+    """Return what the table and the record tell of a finished run."""
+    folder = Path(config.output)
+    translator, info = load_translator(folder)
+    scores = json.loads((folder / SCORES_NAME).read_text(encoding='utf-8'))['scores']
+    rounded = {
+        target: {
+            name: {k: round(x, 5) for k, x in values.items()} for name, values in rows.items()
+        }
+        for target, rows in scores.items()
+    }
+    return {
+        'row': key[0],
+        'seed': key[1],
+        'epochs': config.epochs,
+        'minutes': info['minutes'],
+        'parameters': parameter_count(translator).trainable,
+        'scores': rounded,
+    }
+
+
+def table(study: TranslationStudyConfig, entries: Sequence[Entry]) -> str:
+    """Return the study's table, a line for each target of each row, in hundredths."""
+    lines = [
+        '| translator | from, to | parameters | MAE of each input | MAE | MSE | in the paper |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in study.rows:
+        runs = [entry for entry in entries if entry['row'] == row.name]
+        for target in row.targets:
+            inputs = [name for name in row.inputs if name != target]
+            way = f'{" + ".join(inputs)} → {target}'
+            cells = [row.title, way, *_cells(runs, target, inputs), row.paper.get(target, '')]
+            lines.append('| ' + ' | '.join(map(escaped, cells)) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _cells(runs: Sequence[Entry], target: str, inputs: Sequence[str]) -> list[str]:
+    if not runs:
+        return ['', 'not trained yet', '', '']
+
+    def shown(name: str, score: str) -> str:
+        values = [100 * run['scores'][target][name][score] for run in runs]
+        spread = f' ± {(max(values) - min(values)) / 2:.2f}' if len(values) > 1 else ''
+        return f'{mean(values):.2f}{spread}'
+
+    whole = ENSEMBLE if len(inputs) > 1 else inputs[0]
+    each = ', '.join(shown(name, 'MAE') for name in inputs) if len(inputs) > 1 else ''
+    parameters = f'{runs[0]["parameters"] / 1e6:.2f} M'
+    return [parameters, each, shown(whole, 'MAE'), shown(whole, 'MSE')]

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
+from rgbd_fusion_seg.training.checkpoints import save_checkpoint  # noqa: E402
+from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.translation.checkpoint import described  # noqa: E402
+from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
+    GeneratorConfig,
+    ImagesConfig,
+    TranslationConfig,
+)
+from rgbd_fusion_seg.training.translation.evaluation import (  # noqa: E402
+    evaluate_translation,
+    score_translator,
+)
+from rgbd_fusion_seg.training.translation.generator import Translator  # noqa: E402
+from rgbd_fusion_seg.training.translation.prepared import PreparedImages  # noqa: E402
+
+SIDE = 32
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A checkpoint of random weights, depth and texture to rgb."""
+    config = TranslationConfig(
+        inputs=['depth', 'texture'], generator=GeneratorConfig(width=8, depth=5),
+        images=ImagesConfig(side=SIDE, load_side=SIDE),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    translator = Translator(config.inputs, config.targets, config.generator)
+    info = {'translator': described(config), 'step': 0}
+    save_checkpoint(tmp_path / 'last.safetensors', translator, info)
+    return tmp_path
+
+
+@pytest.fixture
+def images(nyu_pack, tmp_path) -> ImagesConfig:
+    return ImagesConfig(dataset=DatasetConfig(folder=str(nyu_pack)), cache=str(tmp_path / 'cache'))
+
+
+def test_scores_are_those_of_every_image(monkeypatch):
+    rng = np.random.default_rng(0)
+    domains = {
+        name: rng.integers(0, 256, (11, SIDE, SIDE, 3), dtype=np.uint8) for name in ('a', 'b', 'c')
+    }
+    translator = Translator(['a', 'b'], ['c', 'a'], GeneratorConfig(width=8, depth=5)).eval()
+    found = score_translator(translator, PreparedImages('random', '', domains), 'cpu')
+    assert {target: list(rows) for target, rows in found.items()} == {
+        'c': ['a', 'b', 'ensemble'],
+        'a': ['b'],
+    }
+    seen = {
+        k: torch.from_numpy(v.transpose(0, 3, 1, 2) / 127.5 - 1).float()
+        for k, v in domains.items()
+    }
+    with torch.no_grad():
+        made = translator(seen)
+    for rows, name, image, target in (
+        (found['c'], 'a', made.streams[0], 'c'),
+        (found['c'], 'b', made.streams[1], 'c'),
+        (found['c'], 'ensemble', made.ensembles['c'], 'c'),
+        (found['a'], 'b', made.streams[2], 'a'),
+    ):
+        difference = (image - seen[target]).numpy().astype(float)
+        assert rows[name]['MAE'] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
+        assert rows[name]['MSE'] == pytest.approx((difference**2).mean(), rel=1e-5)
+
+
+def test_the_command_writes_scores_and_a_sheet_of_pictures(
+    model, images, tmp_path, capsys, monkeypatch
+):
+    output = tmp_path / 'scores'
+    arguments = [
+        'evaluate-translation', '--model', str(model), '--output', str(output), '--pictures', '2',
+        '--images.dataset.folder', images.dataset.folder, '--images.cache', images.cache,
+        '--device', 'cpu',
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, 'argv', ['training', *arguments])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    scores = json.loads((output / 'scores.json').read_text())
+    assert scores['images'] == 2
+    rows = scores['scores']['rgb']
+    assert list(rows) == ['depth', 'texture', 'ensemble']
+    for name, row in rows.items():
+        assert f'{name}, MAE' in shown
+        assert f'{100 * row["MAE"]:.1f}' in shown
+    sheet = cv2.imread(str(output / 'rgb.jpg'))
+    height, width = sheet.shape[:2]
+    assert width > 6 * SIDE  # depth, texture, made from each, ensemble, real
+    assert height > 2 * SIDE
+
+
+def test_dropout_can_be_left_on(model, images, tmp_path):
+    scores = []
+    for name, dropout in (('off', False), ('again', False), ('on', True)):
+        evaluate_translation(model, images, tmp_path / name, dropout=dropout, device='cpu')
+        scores.append(json.loads((tmp_path / name / 'scores.json').read_text())['scores'])
+    assert scores[0] == scores[1]
+    assert scores[0] != scores[2]
+
+
+def test_features_of_a_file_give_distances_of_colour(model, images, tmp_path):
+    class Means(torch.nn.Module):
+        def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            return x.float().mean((2, 3)) / 255
+
+    path = tmp_path / 'features.pt'
+    torch.jit.script(Means()).save(str(path))
+    evaluate_translation(model, images, tmp_path / 'scores', inception=path, device='cpu')
+    scores = json.loads((tmp_path / 'scores' / 'scores.json').read_text())['scores']['rgb']
+    assert set(scores['ensemble']) == {'MAE', 'MSE', 'FID', 'KID'}
+    assert scores['ensemble']['FID'] > 0
+
+
+@pytest.mark.parametrize(
+    ('options', 'match'),
+    [
+        ({'pictures': -1}, 'pictures must be 0 or more'),
+        ({'device': 'warp'}, 'the device warp cannot be used'),
+        ({'inception': Path('absent.pt')}, r'absent\.pt gives no features'),
+    ],
+)
+def test_what_cannot_be_used_is_told(model, images, options, match):
+    with pytest.raises(InputError, match=match):
+        evaluate_translation(model, images, **options)

@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.training.networks.asymfusion import (  # noqa: E402
+    OFFSETS,
+    channel_shuffle,
+    pixel_shift,
+)
+from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
+    FUSIONS,
+    GeneratorConfig,
+    ImagesConfig,
+    TranslationConfig,
+)
+from rgbd_fusion_seg.training.translation.discriminator import (  # noqa: E402
+    PatchDiscriminator,
+    realness_loss,
+)
+from rgbd_fusion_seg.training.translation.generator import (  # noqa: E402
+    PerStream,
+    Translator,
+    fused_layers,
+)
+
+CYCLE = ['rgb', 'shade', 'texture']
+UNUSED = 2 * (64 + 512 + 3)
+"""Parameters of norms that the public code owns in each stream and never uses."""
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'targets', 'options', 'expected'),
+    [
+        # The public generator of two inputs, executed.
+        (['shade', 'texture'], ['rgb'], {}, 54_431_633 - 2 * UNUSED),
+        # TPAMI's tables, in millions: 6 (cycle), 7 (two tasks), 8 (three), 9 (two by two).
+        (CYCLE, CYCLE, {'encoders': 'per_target', 'decoders': 'per_target'}, 163.3),
+        (CYCLE, CYCLE, {'decoders': 'per_target'}, 124.2),
+        (CYCLE, CYCLE, {}, 54.5),
+        (['rgb'], ['a', 'b'], {'decoders': 'per_target', 'fusion': 'none'}, 89.3),
+        (['rgb', 'x'], ['a', 'b'], {'decoders': 'per_target', 'exchange_decoders': True}, 89.3),
+        # It has 143.7 of two encoders and three decoders; of one it prints 124.3, which is 124.19.
+        (['rgb'], ['a', 'b', 'c'], {'decoders': 'per_target', 'fusion': 'none'}, 124.2),
+    ],
+)
+def test_parameters_are_those_of_the_papers(inputs, targets, options, expected):
+    with torch.device('meta'):
+        count = parameters(Translator(inputs, targets, GeneratorConfig(**options)))
+    if isinstance(expected, int):
+        assert count == expected
+    else:
+        assert count / 1e6 == pytest.approx(expected, abs=0.05)
+
+
+def test_the_discriminator_is_that_of_the_public_code():
+    judge = PatchDiscriminator()
+    assert parameters(judge) == 2_769_731 - 2 * (64 + 1)  # norms that are never used
+    assert judge(torch.zeros(1, 3, 256, 256), torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+
+
+def test_the_discriminator_sees_both_images_and_judges_by_patches():
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(8)
+    given, image = torch.rand(2, 1, 3, 128, 128)
+    before = judge(given, image)
+    corner = image.clone()
+    corner[..., :4, :4] = 0
+    for changed in (judge(given.flip(3), image), judge(given, image.flip(3))):
+        assert not torch.allclose(changed, before)
+    # Instance norms alone carry news beyond a patch of 70 pixels.
+    moved = (judge(given, corner) - before).abs()
+    assert moved[..., :2, :2].mean() > 5 * moved[..., -4:, -4:].mean()
+
+
+def test_realness_is_the_mean_cross_entropy_of_patches():
+    logits = torch.tensor([[-2.0, 0.0], [1.0, 3.0]])
+    expected = -torch.log(torch.sigmoid(logits)).mean()
+    torch.testing.assert_close(realness_loss(logits, real=True), expected)
+    torch.testing.assert_close(realness_loss(-logits, real=False), expected)
+
+
+def small(inputs=('a', 'b'), targets=('rgb',), depth: int = 5, **options) -> Translator:
+    torch.manual_seed(3)
+    width = 16 if options.get('fusion') == 'attention' else 8
+    network = Translator(inputs, targets, GeneratorConfig(width=width, depth=depth, **options))
+    with torch.no_grad():  # values that tell apart what is mixed up
+        for name, parameter in network.named_parameters():
+            if name.endswith('bias'):
+                parameter.normal_(0, 0.1)
+            elif parameter.ndim == 1 and 'norms' in name:
+                parameter.uniform_(-1, 1)
+            elif parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    return network.eval()
+
+
+def images(names=('a', 'b'), side: int = 64, batch: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.rand(batch, 3, side, side, generator=generator) * 2 - 1 for name in names}
+
+
+def layer(module: nn.Module, stream: int) -> nn.Module:
+    return module.of(stream) if isinstance(module, PerStream) else module
+
+
+def plain_unet(network: Translator, stream: int, x: Tensor) -> Tensor:
+    """A stream alone, read from pix2pix and the public code of CEN: a second implementation."""
+
+    def norm(module: nn.Module, x: Tensor) -> Tensor:
+        own = layer(module, stream)
+        if isinstance(own, nn.Identity):
+            return x
+        mean = x.mean((2, 3), keepdim=True)
+        var = x.var((2, 3), unbiased=False, keepdim=True)
+        scale, shift = (v[:, None, None] for v in (own.weight, own.bias))
+        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    skips = []
+    for i, convs in enumerate(network.encoder):
+        conv = layer(convs, stream)
+        x = torch.where(x > 0, x, 0.2 * x) if i else x
+        x = F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1)
+        x = norm(network.encoder_norms[i], x)
+        skips.append(x)
+    skips.pop()
+    for i, convs in enumerate(network.decoder):
+        conv = layer(convs, stream)
+        x = x if i == 0 else torch.cat([x, skips.pop()], 1)
+        x = F.conv_transpose2d(x.clamp(min=0), conv.weight, conv.bias, stride=2, padding=1)
+        x = norm(network.decoder_norms[i], x)
+    return torch.tanh(x)
+
+
+@pytest.mark.parametrize('sharing', ['shared', 'per_target', 'per_stream'])
+@pytest.mark.parametrize('decoder_norms', ['per_stream', 'shared'])
+def test_each_stream_is_a_u_net(sharing, decoder_norms):
+    network = small(
+        ('a', 'b'), ('b', 'c'), fusion='none', encoders=sharing, decoders=sharing,
+        decoder_norms=decoder_norms,
+    )  # fmt: skip
+    x = images()
+    made = network(x)
+    assert [str(s) for s in network.streams] == ['a to b', 'a to c', 'b to c']
+    for i, stream in enumerate(network.streams):
+        expected = plain_unet(network, i, x[stream.input])
+        torch.testing.assert_close(made.streams[i], expected, rtol=1e-4, atol=1e-5)
+    assert made.penalty == 0
+
+
+def test_the_ensemble_weighs_the_streams_of_a_target():
+    network = small(('a', 'b'), ('b', 'c'), fusion='none')
+    with torch.no_grad():
+        network.ensembles['c'].alpha.copy_(torch.tensor([0.0, 1.0]))
+    made = network(images())
+    weight = 1 / (1 + torch.e)
+    expected = weight * made.streams[1] + (1 - weight) * made.streams[2]
+    torch.testing.assert_close(made.ensembles['c'], expected)
+    torch.testing.assert_close(made.ensembles['b'], made.streams[0])
+    # It learns its weights alone.
+    made.ensembles['c'].sum().backward()
+    assert network.ensembles['c'].alpha.grad is not None
+    assert all(p.grad is None for p in network.encoder.parameters())
+
+
+def exchanged(
+    maps: list[Tensor], scales: list[Tensor], threshold: float, own: list[range] | None = None
+) -> list[Tensor]:
+    """CEN's Eq. 4, a channel at a time; in the public form where no own parts are given."""
+    result = [x.clone() for x in maps]
+    for m, scale in enumerate(scales):
+        for c, gamma in enumerate(scale.tolist()):
+            small = abs(gamma) < threshold if own is None else gamma <= threshold and c in own[m]
+            if small:
+                others = [x[:, c] for i, x in enumerate(maps) if i != m]
+                result[m][:, c] = sum(others) / len(others)
+    return result
+
+
+@pytest.mark.parametrize('form', ['public', 'paper'])
+def test_encoders_of_a_target_exchange_channels_behind_each_norm(form):
+    inputs = ('a', 'b', 'c')
+    network = small(inputs, ('rgb', 'a'), threshold=0.4, form=form)
+    handles, seen = [], {}
+    for i, module in network.encoder_fusions.items():
+        hook = lambda m, args, out, i=i: seen.__setitem__(int(i), (args[0], out))  # noqa: E731
+        handles.append(module.register_forward_hook(hook))
+    network(images(inputs))
+    assert sorted(seen) == [1, 2, 3]  # behind norms, which the first and the last layer lack
+    swapped = 0
+    for i, (before, after) in seen.items():
+        norms, channels = network.encoder_norms[i], before[0].shape[1]
+        for group in ([0, 1, 2], [3, 4]):  # to rgb, to a
+            scales = [norms.of(stream).weight for stream in group]
+            ends = [channels * m // len(group) for m in range(len(group) + 1)]
+            own = [range(a, b) for a, b in itertools.pairwise(ends)]
+            expected = exchanged(
+                [before[s] for s in group], scales, 0.4, own if form == 'paper' else None
+            )
+            for stream, x in zip(group, expected, strict=True):
+                torch.testing.assert_close(after[stream], x)
+                swapped += int((x != before[stream]).any())
+    assert swapped
+
+
+def test_skips_carry_what_was_exchanged():
+    network = small(threshold=2.0, sparsity=0)  # every channel becomes the other stream's
+    x = images()
+    swapped = network({'a': x['b'], 'b': x['a']})
+    # The decoders' own norms are all that is left of a stream behind the first layer.
+    first = network.encoder[0].of(0)
+    assert not torch.allclose(first(x['a']), first(x['b']))
+    made = network(x)
+    assert not torch.allclose(made.streams[0], swapped.streams[0])
+    network.config.threshold = 0.0
+    for fusions in network.encoder_fusions.values():
+        fusions.fusions[0].threshold = 0.0
+    apart = network(x)
+    torch.testing.assert_close(
+        apart.streams[0], plain_unet(network, 0, x['a']), rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(apart.streams[0], made.streams[0])
+
+
+def test_decoders_of_an_input_exchange_channels_of_their_tasks():
+    network = small(
+        ('a',), ('b', 'c'), fusion='none', exchange_decoders=True, decoders='per_target',
+        threshold=0.4,
+    )  # fmt: skip
+    seen = {}
+    for i, module in network.decoder_fusions.items():
+        hook = lambda m, args, out, i=i: seen.__setitem__(int(i), (args[0], out))  # noqa: E731
+        module.register_forward_hook(hook)
+    network(images(('a',)))
+    assert sorted(seen) == [0, 1, 2, 3]  # the last layer makes the image
+    for i, (before, after) in seen.items():
+        scales = [network.decoder_norms[i].of(s).weight for s in (0, 1)]
+        for ours, expected in zip(after, exchanged(list(before), scales, 0.4), strict=True):
+            torch.testing.assert_close(ours, expected)
+
+
+def test_the_penalty_is_the_l1_norm_of_each_streams_own_part():
+    network = small(('a', 'b', 'c'), ('rgb',), sparsity=0.5)
+    expected = 0.0
+    for i in (1, 2, 3):
+        for stream in range(3):
+            scale = network.encoder_norms[i].of(stream).weight
+            first, end = len(scale) * stream // 3, len(scale) * (stream + 1) // 3
+            expected += 0.5 * float(scale[first:end].abs().sum().detach())
+    penalty = network(images('abc')).penalty
+    assert float(penalty.detach()) == pytest.approx(expected, rel=1e-5)
+    penalty.backward()
+    gradient = network.encoder_norms[1].of(1).weight.grad
+    own = slice(len(gradient) // 3, 2 * len(gradient) // 3)
+    assert (gradient[own].abs() == 0.5).all()
+    assert not gradient[: own.start].any()
+    assert not gradient[own.stop :].any()
+
+
+def test_asymfusion_adds_the_others_moved_and_shuffles():
+    network = small(('a', 'b'), ('rgb',), depth=8, fusion='both')
+    seen = {}
+    for i, module in network.encoder_fusions.items():
+        hook = lambda m, args, out, i=i: seen.__setitem__(int(i), (args[0], out))  # noqa: E731
+        module.register_forward_hook(hook)
+    network(images(side=256, batch=1))
+    assert sorted(seen) == [2, 4, 6]  # the 3rd, 5th and 7th layer (§4.2)
+    for before, after in seen.values():
+        group = before[0].shape[1] // 5
+        end = 4 * group
+        moved = pixel_shift(before, group, OFFSETS['public'])
+        added = [
+            torch.cat([x[:, :end] + other, x[:, end:]], 1)
+            for x, other in zip(before, reversed(moved), strict=True)
+        ]
+        for ours, x in zip(after, channel_shuffle(added, end, [[1], [0]]), strict=True):
+            torch.testing.assert_close(ours, x)
+
+
+@pytest.mark.parametrize(
+    ('fusion', 'layers', 'expected'),
+    [
+        ('exchange', 'early', [1, 2, 3, 4, 5, 6]),
+        ('concat', 'early', [0]),
+        ('concat', 'middle', [3]),
+        ('attention', 'late', [7]),
+        ('align', 'all', [0, 1, 2, 3, 4, 5, 6, 7]),
+        ('none', 'all', []),
+    ],
+)
+def test_fusions_stand_behind_the_layers_of_the_papers(fusion, layers, expected):
+    assert fused_layers(GeneratorConfig(fusion=fusion, fused_layers=layers)) == expected
+
+
+@pytest.mark.parametrize('fusion', FUSIONS)
+@pytest.mark.parametrize('layers', ['early', 'middle', 'late', 'all'])
+def test_every_fusion_trains_every_weight_and_knows_nothing_of_other_images(fusion, layers):
+    network = small(('a', 'b', 'c'), fusion=fusion, fused_layers=layers)
+    x = images('abc')
+    torch.manual_seed(0)
+    both = network(x)
+    alone = network({name: value[1:] for name, value in x.items()})
+    for ours, theirs in zip(both.streams, alone.streams, strict=True):
+        torch.testing.assert_close(ours[1:], theirs, rtol=1e-3, atol=1e-5)
+    network.train()
+    made = network(x)
+    loss = sum(s.square().sum() for s in made.streams) + made.ensembles['rgb'].sum() + made.penalty
+    loss.backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None]
+    assert not [n for n, p in network.named_parameters() if p.ndim > 1 and not p.grad.any()]
+    if fusion not in ('none', 'align'):
+        other = network.eval()({**x, 'b': -x['b']})
+        assert not torch.allclose(other.streams[0], both.streams[0], atol=1e-4)
+
+
+def test_dropout_is_in_three_layers_and_off_in_evaluation():
+    network = small()
+    x = images()
+    first = network(x)
+    torch.testing.assert_close(network(x).streams[0], first.streams[0], rtol=0, atol=0)
+    network.train()
+    torch.manual_seed(0)
+    one = network(x).streams[0]
+    assert not torch.allclose(one, network(x).streams[0])
+
+
+def test_a_training_step_stays_on_its_device_and_never_waits_for_it(monkeypatch):
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
+    for fusion in FUSIONS:
+        network = small(fusion=fusion).train().to('meta')
+        made = network({name: x.to('meta') for name, x in images().items()})
+        (sum(x.sum() for x in made.streams) + made.penalty).backward()
+        assert all(x.device.type == 'meta' for x in made.streams)
+
+
+@pytest.mark.parametrize(
+    ('given', 'match'),
+    [
+        ({'a': (64, 64)}, 'the generator reads b, which is not given'),
+        ({'a': (64, 64), 'b': (64, 72)}, 'b is 72x64, and 5 layers .* of 32, such as 96x64'),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(given, match):
+    with pytest.raises(ValueError, match=match):
+        small()({name: torch.zeros(1, 3, *size) for name, size in given.items()})
+
+
+def test_a_fusion_without_anything_to_fuse_is_refused():
+    with pytest.raises(ValueError, match="no target has two inputs; give fusion 'none'"):
+        Translator(['rgb'], ['depth'], GeneratorConfig(width=8, depth=4))
+    options = {'width': 8, 'depth': 4, 'exchange_decoders': True}
+    with pytest.raises(ValueError, match='no input has two targets'):
+        Translator(['a', 'b'], ['rgb'], GeneratorConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'threshold': -1.0}, 'threshold >= 0, but threshold is -1.0'),
+        ({'sparsity': float('nan')}, 'sparsity'),
+        ({'fusion': 'sum'}, "fusion one of exchange, .* but fusion is 'sum'"),
+        ({'depth': 2}, 'depth 4 to 10'),
+        ({'fusion': 'attention', 'width': 8}, 'width >= 16 for fusion attention'),
+        ({'exchange_decoders': True, 'decoder_norms': 'shared'}, 'with decoder_norms per_stream'),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes, match):
+    with pytest.raises(InputError, match=match):
+        GeneratorConfig(**changes)
+
+
+def test_a_batch_too_small_to_be_aligned_is_refused():
+    generator = GeneratorConfig(depth=5, fusion='align')
+    for batch_size, side in ((2, 32), (1, 64)):
+        TranslationConfig(
+            generator=generator, batch_size=batch_size, images=ImagesConfig(side=side)
+        )
+    with pytest.raises(InputError, match='batch_size >= 2 to align the single pixels'):
+        TranslationConfig(generator=generator, images=ImagesConfig(side=32))
+
+
+def test_a_side_that_does_not_fit_the_depth_is_refused():
+    with pytest.raises(InputError, match=r'images\.side a multiple of 128 for generator\.depth'):
+        TranslationConfig(images=ImagesConfig(side=96), generator=GeneratorConfig(depth=7))

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from rgbd_fusion_seg.errors import DivergenceError, InputError  # noqa: E402
+from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.translation import study as module  # noqa: E402
+from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
+    GeneratorConfig,
+    ImagesConfig,
+    TranslationConfig,
+)
+from rgbd_fusion_seg.training.translation.study import (  # noqa: E402
+    RowConfig,
+    TranslationStudyConfig,
+    study_translation,
+)
+from rgbd_fusion_seg.training.translation.trainer import TranslationTrainer  # noqa: E402
+
+MARKERS = '# Results\n<!-- study tiny -->\nold\n<!-- end of study tiny -->\nend\n'
+
+
+@pytest.fixture
+def study(nyu_pack, tmp_path) -> TranslationStudyConfig:
+    document = tmp_path / 'results.md'
+    document.write_text(MARKERS)
+    images = ImagesConfig(
+        dataset=DatasetConfig(folder=str(nyu_pack)), cache=str(tmp_path / 'cache'), side=32,
+        load_side=32, workers=0,
+    )  # fmt: skip
+    run = TranslationConfig(
+        images=images, batch_size=3, epochs=1, precision='32-true', accelerator='cpu',
+        generator=GeneratorConfig(width=8, depth=5), discriminator_width=8,
+    )  # fmt: skip
+    rows = [
+        RowConfig('apart', 'two branches', ['depth', 'texture'], ['rgb'], {'fusion': 'none'}),
+        RowConfig(
+            'tasks', 'CEN, decoders', ['rgb'], ['depth', 'normal'],
+            {'fusion': 'none', 'exchange_decoders': True, 'decoders': 'per_target'},
+            {'depth': '4.82 / 8.50'},
+        ),
+    ]  # fmt: skip
+    return TranslationStudyConfig(
+        'tiny',
+        str(tmp_path / 'runs'),
+        [0],
+        run,
+        rows,
+        str(document),
+        str(tmp_path / 'record.json'),
+    )
+
+
+def table(study: TranslationStudyConfig) -> list[list[str]]:
+    text = Path(study.document).read_text()
+    assert text.startswith('# Results\n<!-- study tiny -->\n')
+    assert text.endswith('<!-- end of study tiny -->\nend\n')
+    rows = [line for line in text.splitlines() if line.startswith('| ')]
+    return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows[1:]]
+
+
+def test_rows_are_trained_once_and_told(study, monkeypatch):
+    study_translation(study, only=['tasks'])
+    rows = table(study)
+    assert [row[:2] for row in rows] == [
+        ['two branches', 'depth + texture → rgb'],
+        ['CEN, decoders', 'rgb → depth'],
+        ['CEN, decoders', 'rgb → normal'],
+    ]
+    assert rows[0][3] == 'not trained yet'
+    assert rows[1][6] == '4.82 / 8.50'
+    study_translation(study)
+    monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: pytest.fail('trained again'))
+    study_translation(study)
+    scores = json.loads((Path(study.output) / 'apart-0' / 'scores.json').read_text())['scores']
+    row = table(study)[0]
+    values = scores['rgb']
+    assert row[3] == ', '.join(f'{100 * values[name]["MAE"]:.2f}' for name in ('depth', 'texture'))
+    assert row[4:6] == [f'{100 * values["ensemble"][k]:.2f}' for k in ('MAE', 'MSE')]
+    assert not (Path(study.output) / 'apart-0' / 'resume.ckpt').exists()
+
+
+def test_the_record_keeps_rows_whose_folders_are_gone(study, tmp_path):
+    study_translation(study)
+    before = table(study)
+    other = tmp_path / 'elsewhere'
+    study.output = str(other)
+    study_translation(study, report_only=True)
+    assert table(study) == before
+    runs = json.loads(Path(study.record).read_text())['runs']
+    assert [(run['row'], run['epochs']) for run in runs] == [('apart', 1), ('tasks', 1)]
+
+
+def test_several_seeds_are_their_mean_and_half_their_range(study):
+    study.rows, study.seeds = study.rows[:1], [0, 1]
+    study_translation(study)
+    maes = [
+        json.loads((Path(study.output) / f'apart-{seed}' / 'scores.json').read_text())
+        for seed in (0, 1)
+    ]
+    values = [100 * x['scores']['rgb']['ensemble']['MAE'] for x in maes]
+    mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2
+    assert table(study)[0][4] == f'{mean:.2f} ± {half:.2f}'
+
+
+def test_a_row_that_diverges_does_not_end_the_others(study, monkeypatch, capsys):
+    fit = TranslationTrainer.fit
+
+    def diverges(self):
+        if 'apart' in str(self.folder):
+            raise DivergenceError('a loss is not finite near step 10')
+        return fit(self)
+
+    monkeypatch.setattr(TranslationTrainer, 'fit', diverges)
+    study_translation(study)
+    assert 'apart, seed 0 failed: a loss is not finite' in capsys.readouterr().out
+    assert [row[3] == 'not trained yet' for row in table(study)] == [True, False, False]
+
+
+def test_a_signal_ends_the_study_after_saving(study, monkeypatch):
+    monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: False)
+    monkeypatch.setattr(
+        module, 'write_results', lambda *_: pytest.fail('told of an unfinished run')
+    )
+    study_translation(study)
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (lambda s: s.rows[1].generator.update(colour=1), 'the row tasks sets colour, which a gen'),
+        (lambda s: s.rows[1].generator.update(fusion='sum'), 'fusion one of'),
+        (lambda s: s.rows[0].generator.update(exchange_decoders=True), 'no input has two targets'),
+        (lambda s: s.rows[0].inputs.clear(), 'inputs must be one or more'),
+        (lambda s: Path(s.document).write_text('no markers'), 'has no section for the study'),
+    ],
+)
+def test_a_mistake_in_any_row_is_told_before_the_first_is_trained(study, change, match):
+    change(study)
+    with pytest.raises(InputError, match=match):
+        study_translation(study)
+    assert not Path(study.output).exists()
+
+
+def test_other_settings_than_those_of_finished_runs_are_refused(study):
+    study.rows = study.rows[:1]
+    study_translation(study)
+    study.run.lr = 1e-3
+    with pytest.raises(InputError, match='apart-0 holds a run with another lr; move it away'):
+        study_translation(study)
+    with pytest.raises(InputError, match='the study tiny has no row nobody'):
+        study_translation(study, only=['nobody'])

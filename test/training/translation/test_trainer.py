@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from torch.nn import functional as F  # noqa: E402
+
+from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
+from rgbd_fusion_seg.training import checkpoints  # noqa: E402
+from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.translation import trainer  # noqa: E402
+from rgbd_fusion_seg.training.translation.checkpoint import load_translator  # noqa: E402
+from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
+    GeneratorConfig,
+    ImagesConfig,
+    TranslationConfig,
+)
+from rgbd_fusion_seg.training.translation.trainer import TranslationTrainer  # noqa: E402
+from rgbd_fusion_seg.training.translation.views import TranslationViews  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture
+def run_config(nyu_pack, cache, tmp_path):
+    """Make the configuration of a run of 3 steps an epoch in tmp_path / name."""
+
+    def make(name: str = 'run', **changes) -> TranslationConfig:
+        generator = GeneratorConfig(width=8, depth=5, initial_scales='uniform', threshold=0.1)
+        images = ImagesConfig(
+            dataset=DatasetConfig(folder=str(nyu_pack)), cache=str(cache), side=32, load_side=36,
+            workers=0,
+        )  # fmt: skip
+        options = {
+            'output': str(tmp_path / name), 'batch_size': 2, 'epochs': 2, 'precision': '32-true',
+            'accelerator': 'cpu', 'images': images, 'generator': generator, 'lr': 2e-3,
+            'discriminator_width': 8, 'inputs': ['depth', 'texture'],
+        }  # fmt: skip
+        return TranslationConfig(**{**options, **changes})
+
+    return make
+
+
+SCENARIOS = {
+    'fusion': {},
+    'asymmetric': {'generator': GeneratorConfig(width=8, depth=5, fusion='both')},
+    'align': {'generator': GeneratorConfig(width=8, depth=5, fusion='align')},
+    'cycle': {'inputs': ['rgb', 'depth', 'texture'], 'targets': ['rgb', 'depth', 'texture']},
+    'tasks': {
+        'inputs': ['rgb'],
+        'targets': ['depth', 'normal', 'labels'],
+        'generator': GeneratorConfig(
+            width=8, depth=5, fusion='none', exchange_decoders=True, decoders='per_target'
+        ),
+    },
+    'both': {
+        'inputs': ['rgb', 'depth'],
+        'targets': ['normal', 'shade'],
+        'generator': GeneratorConfig(
+            width=8, depth=5, exchange_decoders=True, decoders='per_target'
+        ),
+    },
+}
+
+
+def log_of(config: TranslationConfig) -> list[dict]:
+    text = (Path(config.output) / 'log.jsonl').read_text(encoding='utf-8')
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize('scenario', SCENARIOS)
+def test_every_scenario_trains_and_leaves_what_a_user_needs(run_config, monkeypatch, scenario):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 3)
+    config = run_config(epochs=2, evaluate_every=1, **SCENARIOS[scenario])
+    trainer.train_translation(config)
+    folder = Path(config.output)
+    names = {path.name for path in folder.iterdir()}
+    assert {'last.safetensors', 'resume.ckpt', 'run.json', 'scores.json'} <= names
+    assert 'scores-0001.json' in names
+    assert list((folder / 'tensorboard').iterdir())
+    scores = json.loads((folder / 'scores.json').read_text())
+    assert scores['step'] == 6
+    assert list(scores['scores']) == config.targets
+    for target, rows in scores['scores'].items():
+        inputs = [name for name in config.inputs if name != target]
+        assert list(rows) == [*inputs, *(['ensemble'] if len(inputs) > 1 else [])]
+        assert all(r['MAE'] ** 2 < r['MSE'] < 2 * r['MAE'] < 4 for r in rows.values())
+    translator, info = load_translator(folder)
+    assert info['step'] == 6
+    assert info['translator']['inputs'] == config.inputs
+    assert info['data'][0]['images'] == 6
+    assert [s.target for s in translator.streams[:1]] == config.targets[:1]
+    assert {'discriminators', 'distance', 'adversarial', 'penalty'} <= set(log_of(config)[-1])
+
+
+def test_a_translator_learns_images_by_heart(run_config):
+    """Texture and depth tell the six images apart, so little is left of the distance."""
+    config = run_config(
+        epochs=60, adversarial=0.1, images=dataclasses.replace(
+            run_config().images, load_side=32, flip=False),
+    )  # fmt: skip
+    made = TranslationTrainer(config)
+    views = TranslationViews(made.images['train'], config)
+    distances = [float(made.step(batch)['distance']) for batch in views.batches(0, 180)]
+    assert np.mean(distances[-6:]) < 0.4 * np.mean(distances[:6])
+
+
+def test_a_run_that_was_stopped_goes_on_identically(run_config, monkeypatch):
+    whole, parts = run_config('whole', epochs=4), run_config('parts', epochs=4)
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    trainer.train_translation(whole)
+    step = TranslationTrainer.step
+
+    def stops(self, batch):
+        losses = step(self, batch)
+        if self.state['step'] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TranslationTrainer, 'step', stops)
+        assert TranslationTrainer(parts).fit() is False
+    assert load_translator(Path(parts.output))[1]['step'] == 5
+    trainer.train_translation(parts)
+    ours, theirs = (load_translator(Path(c.output))[0].state_dict() for c in (parts, whole))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=0, msg=name)
+    keys = ('step', 'discriminators', 'distance', 'adversarial')
+    logs = [[{k: entry[k] for k in keys} for entry in log_of(c)] for c in (parts, whole)]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 12
+
+
+def test_the_losses_are_those_of_the_public_code(run_config):
+    """A step's losses against the formulas of the digest, from the networks themselves."""
+    config = run_config(inputs=['rgb', 'depth'], targets=['normal', 'shade'], generator=(
+        GeneratorConfig(width=8, depth=5, dropout=0, sparsity=0.01)))  # fmt: skip
+    run = TranslationTrainer(config)
+    batch = next(TranslationViews(run.images['train'], config).batches(0, 1))
+    made = run.generator.train()(batch)
+    judges = run.discriminators.module.judges
+    wrong, right, near = 0.0, 0.0, 0.0
+    with torch.no_grad():
+        for stream, image in zip(run.translator.streams, made.streams, strict=True):
+            given, real = batch[stream.input], batch[stream.target]
+            judge = judges[stream.target]
+            wrong += 0.5 * -torch.log(torch.sigmoid(judge(given, real))).mean()
+            wrong += 0.5 * -torch.log(1 - torch.sigmoid(judge(given, image))).mean()
+            near += (image - real).abs().mean()
+        for target, image in made.ensembles.items():
+            near += (image - batch[target]).abs().mean()
+    before = {k: v.clone() for k, v in run.translator.state_dict().items()}
+    losses = run.step(batch)
+    torch.testing.assert_close(losses['discriminators'], wrong, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses['distance'], 100 * near, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses['penalty'], made.penalty, rtol=1e-4, atol=1e-5)
+    # The discriminators have been trained when they judge for the generator.
+    with torch.no_grad():
+        for stream, image in zip(run.translator.streams, made.streams, strict=True):
+            logits = judges[stream.target](batch[stream.input], image)
+            right += F.softplus(-logits).mean()
+    torch.testing.assert_close(losses['adversarial'], right, rtol=1e-3, atol=1e-4)
+    after = run.translator.state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(after[k], v)}
+    assert any('encoder.' in k for k in moved)
+    assert any('alpha' in k for k in moved)
+
+
+def test_the_discriminators_learn_from_their_own_loss_alone(run_config):
+    run = TranslationTrainer(run_config())
+    batch = next(TranslationViews(run.images['train'], run.config).batches(0, 1))
+    made = run.generator.train()(batch)
+    run.generator_losses(batch, made)['adversarial'].backward()
+    judges = run.discriminators.module
+    assert all(p.grad is None and p.requires_grad for p in judges.parameters())
+    before = {k: v.clone() for k, v in run.translator.state_dict().items()}
+    run._train_discriminators(batch, run.generator(batch))
+    after = run.translator.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_without_an_adversary_distance_is_all(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    config = run_config(adversarial=0.0)
+    trainer.train_translation(config)
+    assert {'discriminators', 'adversarial'}.isdisjoint(log_of(config)[0])
+
+
+def test_the_rate_falls_to_nothing_in_the_last_part(run_config):
+    run = TranslationTrainer(run_config(epochs=10, decay_from=0.5))
+    rates = []
+    for step in (0, 15, 18, 24, 30):
+        run.state['step'] = step
+        run._set_rates()
+        rates.append(
+            [group['lr'] for o in (run.optimiser, run.judging) for group in o.param_groups]
+        )
+    assert np.allclose(rates, [[2e-3] * 2, [2e-3] * 2, [1.6e-3] * 2, [0.8e-3] * 2, [0, 0]])
+
+
+def test_a_run_starts_from_another_ones_weights(run_config):
+    first = run_config('first', epochs=1)
+    trainer.train_translation(first)
+    second = TranslationTrainer(run_config('second', init_from=first.output))
+    expected = load_translator(Path(first.output))[0].state_dict()
+    for name, value in second.translator.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    wider = GeneratorConfig(width=16, depth=5)
+    with pytest.raises(InputError, match=r'weights of .* do not fit .* or leave init_from out'):
+        TranslationTrainer(run_config('third', init_from=first.output, generator=wider))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'inputs': ['rgb'], 'targets': ['depth']}, 'no target has two inputs'),
+        ({'inputs': ['heat', 'rgb'], 'targets': ['depth']}, 'heat'),
+        ({'batch_size': 2, 'precision': '16-mixed'}, 'precision 16-mixed needs a GPU'),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_it_begins(run_config, changes, match):
+    config = run_config(**changes)
+    with pytest.raises(InputError, match=match) as caught:
+        trainer.train_translation(config)
+    assert '\n' not in str(caught.value)
+    assert not Path(config.output).exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(run_config):
+    config = run_config(epochs=1)
+    trainer.train_translation(config)
+    before = (Path(config.output) / 'last.safetensors').read_bytes()
+    with pytest.raises(InputError, match=r'holds a run with another inputs, lr; choose another'):
+        trainer.train_translation(run_config(epochs=1, lr=1e-4, inputs=['shade', 'texture']))
+    (Path(config.output) / 'resume.ckpt').unlink()
+    with pytest.raises(InputError, match=r'no resume\.ckpt .* with init_from .* to train on'):
+        trainer.train_translation(config)
+    assert (Path(config.output) / 'last.safetensors').read_bytes() == before
+
+
+def test_losses_that_are_not_finite_end_a_run(run_config, monkeypatch):
+    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(trainer, 'realness_loss', lambda logits, real: logits.sum() * np.nan)
+    with pytest.raises(TrainingError, match=r'a loss is not finite near step 1; .* lower lr'):
+        trainer.train_translation(run_config())
+
+
+def test_a_checkpoint_is_not_taken_for_one_of_the_other_kind(run_config, tmp_path):
+    config = run_config(epochs=1)
+    trainer.train_translation(config)
+    with pytest.raises(InputError, match='of a translator; score it with evaluate-translation'):
+        checkpoints.load_checkpoint(Path(config.output) / 'last.safetensors')
+    other = tmp_path / 'segmentation.safetensors'
+    checkpoints.save_checkpoint(other, torch.nn.Linear(2, 2), {'network': 'erfnet'})
+    with pytest.raises(InputError, match='is not of a translator; score it with evaluate'):
+        load_translator(other)
+
+
+def test_two_processes_train_as_one_does(run_config, tmp_path):
+    """Instance norms know single images, so nothing tells the runs apart but the order of sums."""
+    script = tmp_path / 'train.py'
+    script.write_text(
+        'from jsonargparse import CLI\n'
+        'from rgbd_fusion_seg.training.translation import trainer\n'
+        'trainer.LOG_EVERY = 1\n'
+        'CLI(trainer.train_translation, as_positional=False)\n'
+    )
+    config = run_config()
+    losses = []
+    for processes in (1, 2):
+        output = tmp_path / f'run{processes}'
+        torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
+        command = [
+            sys.executable, *(torchrun if processes > 1 else []), str(script),
+            '--run.output', str(output), '--run.batch_size', '2', '--run.epochs', '1',
+            '--run.precision', '32-true', '--run.accelerator', 'cpu',
+            '--run.inputs', '[depth, texture]', '--run.discriminator_width', '8',
+            '--run.generator', '{width: 8, depth: 5, dropout: 0}',
+            '--run.images.dataset.folder', config.images.dataset.folder,
+            '--run.images.cache', config.images.cache,
+            '--run.images.side', '32', '--run.images.load_side', '36', '--run.images.workers', '0',
+        ]  # fmt: skip
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-20000:]
+        lines = (output / 'log.jsonl').read_text().splitlines()
+        losses.append([[json.loads(x)[k] for k in ('distance', 'discriminators')] for x in lines])
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-2)
