@@ -28,6 +28,8 @@ from rgbd_fusion_seg.training.translation.scores import Distances, InceptionFeat
 from rgbd_fusion_seg.training.translation.sources import open_images
 
 BATCH = 8
+SHEET_WIDTH = 200
+"""Least width of an image on a sheet, for its heading to fit."""
 ENSEMBLE = 'ensemble'
 COLOUR = 'rgb'
 """The target that Inception networks know."""
@@ -175,5 +177,6 @@ def draw_sheets(
     rows = [picture_row(translator, images, i, device) for i in evenly(len(images), count)]
     for target in translator.targets:
         moments = [[image.numpy() for image in row[target]] for row in rows]
-        sheet = contact_sheet(moments, picture_headings(translator, target), width=images.side)
+        width = max(images.side, SHEET_WIDTH)
+        sheet = contact_sheet(moments, picture_headings(translator, target), width=width)
         write_image(folder / f'{target}.jpg', sheet)
