@@ -92,20 +92,7 @@ class Trainer:
         before = saved_run(self.folder, config, self.fabric)
         source = open_dataset(config.data.dataset, 'train')
         self.classes = source.classes
-        torch.manual_seed(config.seed)
-        bare = dataclasses.replace(config.network, **NO_FILES)
-        starts = config.network if before is None else bare
-        network = make_network(starts, self.classes.names)
-        statistics = first_statistics(starts) if before is None else before.get('statistics', {})
-        before = before or {}
-        self.origins = before.get('origins') or origins(config.network, self.classes.names)
-        for origin in self.origins if not before else ():
-            if 'classes_taken' in origin:
-                self.fabric.print(
-                    f'{origin["file"]} knows {origin["classes_taken"]} of the '
-                    f'{len(self.classes)} classes by name; the layers of the others begin anew'
-                )
-        check_size(network, config)
+        network, statistics = self._start(before)
         self.modalities = network.modalities
         size = network.hha_size(config.data.height, config.data.width)
         self.hha_size = size if {'hha', 'depth'} & {*self.modalities} else None
@@ -116,27 +103,56 @@ class Trainer:
         statistics = {name: statistics[name] for name in self.modalities}
         sets = list(self.frames.values())
         self.described = described_run(config, self.classes.names, sets, self.origins, statistics)
-        check_same_data(self.folder, before, self.described)
+        check_same_data(self.folder, before or {}, self.described)
         make_folder(self.folder)
         # Synthetic views come on top, so an epoch with them is longer.
         real = 1 - (config.data.synthetic_share if 'synthetic' in self.frames else 0)
         self.steps_per_epoch = max(1, int(len(self.frames['train']) / (config.batch_size * real)))
         self.num_steps = config.epochs * self.steps_per_epoch
-
-        if self.fabric.world_size > 1:
-            on_gpus = self.fabric.device.type == 'cuda'
-            network = (synchronise_norms if on_gpus else synchronise_norms_on_cpus)(network)
-        # Channels last is the layout in which CPUs and tensor cores convolve fastest.
-        network = network.to(memory_format=torch.channels_last)
-        # On a GPU one task updates all parameters; a loss scaler cannot do with it, though.
-        fused = self.fabric.device.type == 'cuda' and config.precision != '16-mixed'
-        optimiser = build_optimiser(network, config.optimiser, fused)
-        self.network, self.optimiser = self.fabric.setup(network, optimiser)
-        self.average = WeightAverage(self.network.module, config.optimiser.ema)
+        self._set_up(network)
         device = self.fabric.device
         self.normalise = Normaliser(statistics).to(device)
         weights = class_weights(self.frames['train'].class_pixels, config.loss.class_weight)
         self.class_weights = None if weights is None else weights.to(device)
+        self._resume()
+
+    def _start(self, before: dict[str, Any] | None) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the network and, where they are settled, the statistics of its inputs.
+
+        Args:
+            before: what the state of a run that is continued tells, which has its own weights.
+        """
+        config = self.config
+        torch.manual_seed(config.seed)
+        starts = config.network
+        if before is not None:
+            starts = dataclasses.replace(config.network, **NO_FILES)
+        network = make_network(starts, self.classes.names)
+        check_size(network, config)
+        told = (before or {}).get('origins')
+        self.origins = told or origins(config.network, self.classes.names)
+        if before is not None:
+            return network, before.get('statistics', {})
+        for origin in self.origins:
+            if 'classes_taken' in origin:
+                self.fabric.print(
+                    f'{origin["file"]} knows {origin["classes_taken"]} of the '
+                    f'{len(self.classes)} classes by name; the layers of the others begin anew'
+                )
+        return network, first_statistics(starts)
+
+    def _set_up(self, network: nn.Module) -> None:
+        """Bring a network and what trains it to the device, as the first state of a run."""
+        config, on_gpus = self.config, self.fabric.device.type == 'cuda'
+        if self.fabric.world_size > 1:
+            network = (synchronise_norms if on_gpus else synchronise_norms_on_cpus)(network)
+        # Channels last is the layout in which CPUs and tensor cores convolve fastest.
+        network = network.to(memory_format=torch.channels_last)
+        # On a GPU one task updates all parameters; a loss scaler cannot do with it, though.
+        fused = on_gpus and config.precision != '16-mixed'
+        optimiser = build_optimiser(network, config.optimiser, fused)
+        self.network, self.optimiser = self.fabric.setup(network, optimiser)
+        self.average = WeightAverage(self.network.module, config.optimiser.ema)
         self.state: dict[str, Any] = {
             'network': self.network,
             'optimiser': self.optimiser,
@@ -146,7 +162,6 @@ class Trainer:
             'seconds': 0.0,
             'best': 0.0,
         }
-        self._resume()
 
     def _prepare(self, frame_size: tuple[int, int]) -> dict[str, CachedFrames]:
         """Open the frames, depth at the network's size and, for views that zoom in, twice it."""
