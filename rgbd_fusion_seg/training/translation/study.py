@@ -230,7 +230,7 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
 def table(study: TranslationStudyConfig, entries: Sequence[Entry]) -> str:
     """Return the study's table, a line for each target of each row, in hundredths."""
     lines = [
-        '| translator | from, to | parameters | MAE of each input | MAE | MSE | in the paper |',
+        '| translator | from, to | parameters | MAE of each input | MAE | RMSE | in the paper |',
         '|---|---|---|---|---|---|---|',
     ]
     for row in study.rows:
@@ -247,12 +247,12 @@ def _cells(runs: Sequence[Entry], target: str, inputs: Sequence[str]) -> list[st
     if not runs:
         return ['', 'not trained yet', '', '']
 
-    def shown(name: str, score: str) -> str:
-        values = [100 * run['scores'][target][name][score] for run in runs]
+    def shown(name: str, power: float, score: str) -> str:
+        values = [100 * run['scores'][target][name][score] ** power for run in runs]
         spread = f' ± {(max(values) - min(values)) / 2:.2f}' if len(values) > 1 else ''
         return f'{mean(values):.2f}{spread}'
 
     whole = ENSEMBLE if len(inputs) > 1 else inputs[0]
-    each = ', '.join(shown(name, 'MAE') for name in inputs) if len(inputs) > 1 else ''
+    each = ', '.join(shown(name, 1, 'MAE') for name in inputs) if len(inputs) > 1 else ''
     parameters = f'{runs[0]["parameters"] / 1e6:.2f} M'
-    return [parameters, each, shown(whole, 'MAE'), shown(whole, 'MSE')]
+    return [parameters, each, shown(whole, 1, 'MAE'), shown(whole, 0.5, 'MSE')]
