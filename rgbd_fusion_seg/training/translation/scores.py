@@ -1,12 +1,12 @@
 """How near translated images are to the real ones.
 
 Distances are taken as in the papers' tables for everything but colour: the mean absolute and the
-mean squared error of values from -1 to 1 (TPAMI version, Tables 4 and 6 to 9; what is called MSE
-there is greater than twice the MAE, which no mean of squares of such values can be, and fits its
-root). For colour they give the Fréchet and the kernel distance (FID, KID) of features of an Inception network, whose
-weights are a file of one's own; `torchmetrics` computes both. The public code computes them on
-pictures that a plotting library stretched to 500x500; here they are the images as they are, so
-compare networks, not figures of that code.
+mean squared error of values from -1 to 1 (TPAMI version, Tables 4 and 6 to 9). What is called MSE
+there is in places more than twice the MAE, which no mean of squares of such values can be; its
+root can. For colour they give the Fréchet and the kernel distance (FID, KID) of features of an
+Inception network, whose weights are a file of one's own; `torchmetrics` computes both. The public
+code computes them on pictures that a plotting library stretched to 500x500; here they are the
+images as they are, so compare networks, not figures of that code.
 """
 
 from __future__ import annotations
