@@ -151,6 +151,10 @@ def saved_run(
     run = load_state(fabric, folder / STATE_NAME, start=start).get('run', {})
     for before in (read_settings(folder), run.get('settings')):
         changed = changed_settings(config, before, free) if before else []
+        if before and set(before) - {f.name for f in dataclasses.fields(config)}:
+            raise InputError(
+                f'{folder} holds a run of another command; choose another output folder'
+            )
         if changed:
             raise InputError(
                 f'{folder} holds a run with another {", ".join(changed)}; choose another '

@@ -11,7 +11,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.config import TrainConfig
 
 
 class StateFiles(TorchCheckpointIO):
@@ -36,8 +35,11 @@ class StateFiles(TorchCheckpointIO):
                 raise error.__context__ or error from None
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
+def make_fabric(config: Any) -> Fabric:
     """Return the device and process group: one process, or those that torchrun started.
+
+    Args:
+        config: `TrainConfig`, or another one with its batch_size, precision and accelerator.
 
     Raises:
         InputError: a device or precision that is not there, or a batch that the processes cannot

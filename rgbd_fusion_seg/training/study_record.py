@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import FREE_TO_CHANGE, flatten
-
-if TYPE_CHECKING:
-    from rgbd_fusion_seg.training.study_config import StudyConfig
 
 TOLD = {'row', 'seed', 'epochs', 'parameters', 'gflops', 'modalities', 'scores', 'settings'}
 """What each run of a record must tell."""
@@ -26,20 +23,29 @@ LEFT_OUT = FREE_TO_CHANGE - {'output', 'epochs', 'max_minutes', 'precision'}
 """Settings that tell of the machine, not of the result."""
 
 
-def told_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def told_settings(
+    settings: Mapping[str, Any],
+    kind: type = TrainConfig,
+    left_out: Collection[str] = LEFT_OUT,
+) -> dict[str, Any]:
     """Return the settings of a run that are not the defaults, flat: {'data.width': 240, …}.
 
     Args:
         settings: as in a run's folder, see `continuation.read_settings`.
+        kind: of the run's settings, a dataclass whose fields have defaults.
+        left_out: settings that are not told.
     """
-    defaults = flatten(json.loads(json.dumps(dataclasses.asdict(TrainConfig()))))
-    flat = {key: value for key, value in flatten(settings).items() if key not in LEFT_OUT}
+    defaults = flatten(json.loads(json.dumps(dataclasses.asdict(kind()))))
+    flat = {key: value for key, value in flatten(settings).items() if key not in left_out}
     different = {k: v for k, v in flat.items() if k not in defaults or defaults[k] != v}
     return {'output': flat['output'], 'epochs': flat['epochs'], **different}
 
 
-def check_record(study: StudyConfig) -> None:
+def check_record(study: Any) -> None:
     """Refuse a record that could not be written; nothing is made yet.
+
+    Args:
+        study: `StudyConfig`, or another one with a record, a name and rows.
 
     Raises:
         InputError: a folder is in its place, or its own cannot be made or written to.
@@ -52,8 +58,12 @@ def check_record(study: StudyConfig) -> None:
     check_writable(path.parent)
 
 
-def read_record(study: StudyConfig) -> list[dict[str, Any]]:
+def read_record(study: Any, told: Collection[str] = TOLD) -> list[dict[str, Any]]:
     """Return the runs in a study's record, as of `study_runs.collect`; none without a file.
+
+    Args:
+        study: as of `check_record`.
+        told: what each run must tell.
 
     Raises:
         InputError: the file is no record, or of another study.
@@ -64,7 +74,7 @@ def read_record(study: StudyConfig) -> list[dict[str, Any]]:
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
         name, runs = record['study'], record['runs']
-        missing = {key for run in runs for key in TOLD - {*run}}
+        missing = {key for run in runs for key in {*told} - {*run}}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f'study.record {path} is no record of a study ({type(error).__name__}: {error}); give '
@@ -76,15 +86,18 @@ def read_record(study: StudyConfig) -> list[dict[str, Any]]:
     return runs
 
 
-def write_record(study: StudyConfig, entries: list[dict[str, Any]]) -> None:
+def write_record(study: Any, entries: list[dict[str, Any]], told: Collection[str] = TOLD) -> None:
     """Write a study's record, a line for each run, so that versions of it can be compared.
 
-    Runs of rows that the study does not have now stay in it.
+    Runs of rows that the study does not have now stay in it. Arguments as of `read_record`.
     """
     path = Path(study.record)
     make_folder(path.parent)
     rows = {row.name for row in study.rows}
-    entries = [*entries, *(entry for entry in read_record(study) if entry['row'] not in rows)]
+    entries = [
+        *entries,
+        *(entry for entry in read_record(study, told) if entry['row'] not in rows),
+    ]
     runs = ',\n'.join(f'  {json.dumps(entry, ensure_ascii=False)}' for entry in entries)
     text = f'{{\n "study": {json.dumps(study.name)},\n "runs": [\n{runs}\n ]\n}}\n'
     write_output(path, lambda part: part.write_text(text, encoding='utf-8'))

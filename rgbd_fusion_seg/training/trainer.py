@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.errors import DivergenceError, InputError
+from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import (
     check_writable,
     class_entries,
@@ -23,13 +23,11 @@ from rgbd_fusion_seg.training.checkpoints import (
 )
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import (
-    SETTINGS_NAME,
     STATE_NAME,
     WEIGHTS_NAME,
     PrecisionState,
     check_same_data,
     described_run,
-    load_state,
     saved_run,
 )
 from rgbd_fusion_seg.training.cpu_norms import synchronise_norms_on_cpus
@@ -39,6 +37,7 @@ from rgbd_fusion_seg.training.datasets.prepare import depth_fault, prepare_frame
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
 from rgbd_fusion_seg.training.initialisation import first_statistics, make_network, origins
 from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics
+from rgbd_fusion_seg.training.loop import TrainingLoop
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
 from rgbd_fusion_seg.training.monitor import Monitor
 from rgbd_fusion_seg.training.networks.branches import synchronise_norms
@@ -49,11 +48,8 @@ from rgbd_fusion_seg.training.optimiser import (
 )
 from rgbd_fusion_seg.training.processes import make_fabric
 from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
-from rgbd_fusion_seg.training.stopping import Clock, StopSignal
 from rgbd_fusion_seg.training.views import TrainingViews
 
-LOG_EVERY = 10
-"""Steps between looks at the loss and the clock, which make a GPU wait."""
 TEST_SETS = ('test', 'synthetic_test')
 NO_FILES = {'init_from': '', 'init_rgb': '', 'init_hha': '', 'init_backbone': ''}
 """Of a network whose weights a state replaces; the files it started from may be gone."""
@@ -71,16 +67,10 @@ def train(run: TrainConfig) -> None:
         DivergenceError: the loss is not finite any more.
         TrainingError: the disk is full.
     """
-    trainer = Trainer(run)
-    if trainer.fit():
-        trainer.fabric.print(f'written to {trainer.folder}')
-    if torch.distributed.is_initialized():
-        # A process that leaves while others still talk to it takes them down.
-        trainer.fabric.barrier()
-        torch.distributed.destroy_process_group()
+    Trainer(run).run()
 
 
-class Trainer:
+class Trainer(TrainingLoop):
     """A run: the network, what trains it, and where it stands."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -114,7 +104,7 @@ class Trainer:
         self.normalise = Normaliser(statistics).to(device)
         weights = class_weights(self.frames['train'].class_pixels, config.loss.class_weight)
         self.class_weights = None if weights is None else weights.to(device)
-        self._resume()
+        self.resume()
 
     def _start(self, before: dict[str, Any] | None) -> tuple[nn.Module, dict[str, Any]]:
         """Return the network and, where they are settled, the statistics of its inputs.
@@ -173,63 +163,24 @@ class Trainer:
         with self.fabric.rank_zero_first():
             return prepare_frames(self.config.data, sizes, 'depth' in self.modalities)
 
-    def _resume(self) -> None:
-        saved, path = self.folder / SETTINGS_NAME, self.folder / STATE_NAME
-        if path.is_file():
-            load_state(self.fabric, path, self.state)
-        self.fabric.barrier()
-        if self.fabric.is_global_zero:
-            text = json.dumps(dataclasses.asdict(self.config), indent=1)
-            write_output(saved, lambda part: part.write_text(text, encoding='utf-8'))
+    def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
+        """Yield this process's views."""
+        yield from self.views().batches(first_step, num_steps)
 
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, in steps or in minutes, whichever is further."""
-        done = self.state['step'] / self.num_steps
-        if self.config.max_minutes:
-            done = max(done, self.state['seconds'] / (60 * self.config.max_minutes))
-        return min(done, 1.0)
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take one step; returns 'loss'."""
+        return {'loss': self.step(batch)}
 
-    def fit(self) -> bool:
-        """Take the steps that are left, save, and score the result.
+    def numbers(self) -> dict[str, float]:
+        """Return the learning rate and what the network tells of itself."""
+        return {'lr': self.optimiser.param_groups[0]['lr'], **self.network.module.monitored()}
 
-        Returns:
-            False when a signal ended the run early; the state was saved then.
-        """
-        speaks = self.fabric.is_global_zero
-        with Monitor(self.folder, self.state['step'], self.num_steps, speaks) as monitor:
-            finished = self._take_steps(monitor)
+    def finish(self, monitor: Monitor) -> None:
+        """Score the result; a longer run must know what it has to beat."""
+        best = self.state['best']
+        super().finish(monitor)
+        if self.state['best'] > best:
             self.save()
-            if finished:
-                best = self.state['best']
-                self.evaluate('scores.json', monitor)
-                if self.state['best'] > best:  # a longer run must know what it has to beat
-                    self.save()
-            else:
-                monitor.say(f'stopped and saved at step {self.state["step"]}; start the same '
-                            'command again to go on')  # fmt: skip
-        return finished
-
-    def _take_steps(self, monitor: Monitor) -> bool:
-        fabric, first = self.fabric, self.state['step']
-        clock = Clock(self.state['seconds'])
-        losses = torch.zeros((), device=fabric.device)
-        with StopSignal(fabric.is_global_zero) as stop:
-            for batch in self.views().batches(first, self.num_steps - first):
-                if self.progress >= 1:
-                    break
-                losses += self.step(batch)
-                monitor.step()
-                look = self.state['step'] % LOG_EVERY == 0
-                if look:
-                    steps = min(LOG_EVERY, self.state['step'] - first)
-                    self._look(losses / steps, steps, clock, monitor)
-                    losses.zero_()
-                self._after_step(monitor, clock)
-                if (look or fabric.world_size == 1) and self._agree(stop.received):
-                    self.state['seconds'] = clock.seconds
-                    return False
-        return True
 
     def views(self) -> TrainingViews:
         """Return this process's share of the training views."""
@@ -307,45 +258,6 @@ class Trainer:
         terms = zip(factors, parts, counts, strict=True)
         return torch.stack([*(f * (total / n) for f, (total, _), n in terms), *further]).sum()
 
-    def _look(self, mean_loss: Tensor, steps: int, clock: Clock, monitor: Monitor) -> None:
-        """Read loss and clock, the same ones on every process, ``steps`` after the last look."""
-        values = torch.stack([mean_loss, mean_loss.new_tensor(clock.seconds)]).double()
-        loss, seconds = self.fabric.all_reduce(values, reduce_op='mean').tolist()
-        step, rate = self.state['step'], self.optimiser.param_groups[0]['lr']
-        if not math.isfinite(loss):
-            last = self.folder / 'last.safetensors'
-            start = f' and network.init_from {last}' if last.is_file() else ''
-            raise DivergenceError(
-                f'the loss is {loss} near step {step}; start the same command again with a '
-                f'lower optimiser.lr in a new output folder{start}'
-            )
-        speed = steps / max(seconds - self.state['seconds'], 1e-9)
-        self.state['seconds'] = seconds
-        monitored = self.network.module.monitored()
-        monitor.numbers(
-            step, self.progress, loss=loss, lr=rate, steps_per_second=speed, **monitored
-        )
-
-    def _agree(self, here: bool) -> bool:
-        if self.fabric.world_size == 1:
-            return here
-        flag = torch.tensor(float(here), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(flag, reduce_op='sum') > 0)
-
-    def _after_step(self, monitor: Monitor, clock: Clock) -> None:
-        step, config = self.state['step'], self.config
-        epoch, within = divmod(step, self.steps_per_epoch)
-        due = not within and config.save_every and epoch % config.save_every == 0
-        late = step % LOG_EVERY == 0 and clock.minutes_since_save(self.state['seconds']) >= (
-            config.save_minutes or math.inf
-        )
-        if not within and config.evaluate_every and epoch % config.evaluate_every == 0:
-            # Before saving, so that a run that is continued knows its best score.
-            self.evaluate(f'scores-{epoch:04d}.json', monitor)
-        if due or late:
-            self.save()
-            clock.saved(self.state['seconds'])
-
     def averaged(self) -> nn.Module:
         """Return the network that is scored and saved, the same one on every process."""
         return self.average.network(self.network.module)
@@ -358,12 +270,7 @@ class Trainer:
             TrainingError: a full disk; older files stay.
         """
         network = self.averaged()
-        finite = [x.isfinite().all() for x in network.state_dict().values()]
-        if not bool(torch.stack(finite).all()):
-            raise DivergenceError(
-                f'weights are not finite any more at step {self.state["step"]}; nothing was '
-                'written, start again with a lower optimiser.lr'
-            )
+        self.check_finite(network)
         state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
         if self.fabric.is_global_zero:
             # The state first: weights without one are taken for those of a run that has ended.

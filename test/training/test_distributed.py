@@ -20,9 +20,9 @@ from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 
 SCRIPT = """
 from jsonargparse import CLI
-from rgbd_fusion_seg.training import trainer
+from rgbd_fusion_seg.training import loop, trainer
 
-trainer.LOG_EVERY = 1
+loop.LOG_EVERY = 1
 CLI(trainer.train, as_positional=False)
 """
 DROP_NOTHING = ('--run.network.options', '{"dropout": [0, 0]}')

@@ -23,7 +23,7 @@ from safetensors.torch import save_file  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
-from rgbd_fusion_seg.training import checkpoints, stopping, trainer  # noqa: E402
+from rgbd_fusion_seg.training import checkpoints, loop, stopping, trainer  # noqa: E402
 from rgbd_fusion_seg.training.augment import AugmentConfig  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
@@ -79,7 +79,7 @@ def assert_equal_weights(ours, theirs):
 
 
 def test_training_lowers_the_loss_and_leaves_what_a_user_needs(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 3)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 3)
     no_dropout = NetworkConfig(options={'dropout': (0, 0)})
     config = run_config(epochs=8, evaluate_every=4, network=no_dropout)
     trainer.train(config)
@@ -115,18 +115,22 @@ def test_a_network_on_depth_is_trained_and_scored_like_any_other(run_config, nyu
 
 
 def test_the_log_of_a_continued_run_counts_its_own_steps(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 5)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 5)
     config = run_config()
     trainer.train(dataclasses.replace(config, epochs=1))
     seconds = iter(range(100, 1000, 4))
     monkeypatch.setattr(stopping.time, 'monotonic', lambda: float(next(seconds)))
     before = torch.load(trainer.Path(config.output) / 'resume.ckpt')['seconds']
     trainer.train(config)
-    (entry,) = log_of(config)
+    log = log_of(config)
     after = torch.load(trainer.Path(config.output) / 'resume.ckpt')['seconds']
-    assert entry['step'] == 5
-    # Two steps, 4 and 5, since it went on.
-    assert entry['steps_per_second'] == pytest.approx(2 / (after - before), rel=1e-4)
+    assert [entry['step'] for entry in log] == [3, 5, 6]  # both runs end with a look
+    # Two steps, 4 and 5, since it went on, and one more.
+    times = [
+        steps / entry['steps_per_second'] for steps, entry in zip((2, 1), log[1:], strict=True)
+    ]
+    assert sum(times) == pytest.approx(after - before, rel=1e-4)
+    assert times[0] > times[1]
 
 
 def test_one_batch_can_be_learnt_by_heart(run_config):
@@ -184,7 +188,7 @@ def test_a_signal_saves_and_the_run_goes_on_identically(run_config, monkeypatch)
 
 
 def test_the_board_of_a_stopped_run_lacks_nothing(run_config, monkeypatch, capfd):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     config = run_config(epochs=2, evaluate_every=1)
     real = Trainer.loss
 
@@ -303,10 +307,10 @@ def test_a_state_of_an_older_version_is_continued(run_config):
 
 
 def test_a_time_limit_runs_the_whole_schedule(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     looks = itertools.count(1)
     # A step takes three seconds on this clock, whatever the machine.
-    monkeypatch.setattr(trainer.Clock, 'seconds', property(lambda clock: 3.0 * next(looks)))
+    monkeypatch.setattr(loop.Clock, 'seconds', property(lambda clock: 3.0 * next(looks)))
     config = run_config(epochs=1000, max_minutes=1.0)
     trainer.train(config)
     rates = [entry['lr'] for entry in log_of(config)]
@@ -316,7 +320,7 @@ def test_a_time_limit_runs_the_whole_schedule(run_config, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoint(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     config = run_config()
     real = Trainer.loss
 
@@ -525,7 +529,7 @@ def test_a_full_disk_leaves_scores_whole(run_config, monkeypatch):
 
 
 def test_the_log_of_a_killed_run_has_no_step_twice(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     config = run_config()
     real = Trainer.loss
 
@@ -546,7 +550,7 @@ def test_the_log_of_a_killed_run_has_no_step_twice(run_config, monkeypatch):
 
 def test_the_log_holds_all_that_a_state_covers(run_config, monkeypatch):
     """Whenever a run is killed behind a save; nothing of it is closed or flushed then."""
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     config, told, real = run_config(), [], Trainer.save
 
     def save(self):
@@ -559,7 +563,7 @@ def test_the_log_holds_all_that_a_state_covers(run_config, monkeypatch):
 
 
 def test_damaged_lines_of_the_log_are_left_out(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     config = run_config(epochs=1)
     trainer.train(config)
     with (trainer.Path(config.output) / 'log.jsonl').open('ab') as log:

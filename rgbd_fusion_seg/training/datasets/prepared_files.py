@@ -130,7 +130,7 @@ def build_parts(name: str, parts: Sequence[Part], folder: Path, fill: Fill) -> N
     except OSError as error:
         raise InputError(
             f'the {needed / 1e9:.2f} GB of prepared frames of {name} cannot be written to '
-            f'{folder} ({error.strerror}); make room there or set data.cache to another folder'
+            f'{folder} ({error.strerror}); make room there or give another folder for the cache'
         ) from error
 
 

@@ -6,9 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import checkpoint_in, read_checkpoint
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig, TranslationConfig
+from rgbd_fusion_seg.training.translation.domains import DOMAINS, require_domains
 from rgbd_fusion_seg.training.translation.generator import Translator
 
 
@@ -29,13 +32,21 @@ def make_translator(config: TranslationConfig) -> Translator:
         InputError: domains that make no streams, a fusion that does not fit them, or weights that
             do not fit the generator.
     """
+    require_domains([*config.inputs, *config.targets], tuple(DOMAINS), 'translations')
     try:
         translator = Translator(config.inputs, config.targets, config.generator)
     except ValueError as error:
         raise InputError(f'the generator cannot be built: {error}') from error
     if config.init_from:
         path = checkpoint_in(Path(config.init_from))
-        weights, _ = read_checkpoint(path)
+        weights, about = _read(path)
+        for what in ('inputs', 'targets'):
+            if about['translator'][what] != list(getattr(config, what)):
+                raise InputError(
+                    f'{path} has the {what} {", ".join(about["translator"][what])}, and the run '
+                    f'{", ".join(getattr(config, what))}; give the same ones in the same order, '
+                    'or leave init_from out'
+                )
         try:
             translator.load_state_dict(weights)
         except RuntimeError as error:
@@ -59,12 +70,19 @@ def load_translator(model: Path) -> tuple[Translator, dict[str, Any]]:
     Raises:
         InputError: no such file, or none of a translator.
     """
-    path = checkpoint_in(Path(model))
-    weights, info = read_checkpoint(path)
-    if 'translator' not in info:
-        raise InputError(f'{path} is not of a translator; score it with evaluate')
+    weights, info = _read(checkpoint_in(Path(model)))
     about = info['translator']
     config = GeneratorConfig(**about['generator'])
     translator = Translator(about['inputs'], about['targets'], config)
     translator.load_state_dict(weights)
     return translator.eval(), info
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    weights, info = read_checkpoint(path)
+    if 'translator' not in info:
+        raise InputError(
+            f'{path} is of a segmentation network, not of a translator; give a file that '
+            'train-translation wrote, or use evaluate'
+        )
+    return weights, info

@@ -13,6 +13,8 @@ FUSIONS = (
 OWNERS = ('shared', 'per_target', 'per_stream')
 FORMS = ('public', 'paper')
 LAYERS = ('early', 'middle', 'late', 'all')
+SMALLEST_SIDE = 32
+"""Of images; smaller ones have no patch to judge."""
 
 
 @dataclass
@@ -23,6 +25,7 @@ class GeneratorConfig:
         width: channels of the first layer; the papers' is 64.
         depth: layers of the encoder, and of the decoder; images of 2**depth pixels end in one.
         encoders, decoders: convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
+        encoder_norms: 'per_stream', or 'shared' by the streams of an encoder (TPAMI Table 11).
         decoder_norms: 'per_stream', as in the public code and the TPAMI version, or 'shared' by
             the streams of a decoder, as the texts of CEN (§4.2) and AsymFusion (§4.2) say.
         fusion: between the encoders of the streams of a target: 'exchange' (CEN); 'shuffle',
@@ -32,7 +35,8 @@ class GeneratorConfig:
             (the 1st), 'middle' (4th), 'late' (the last) or 'all'.
         exchange_decoders: exchange channels between the decoders of the streams of an input.
         threshold: θ of exchanges.
-        sparsity: λ of the l1 penalty on the scales of exchanges.
+        penalised: scales under the l1 penalty, each stream's 'own' part or 'all' (TPAMI Fig. 10).
+        sparsity: λ of it; 0: none.
         form: of exchanges, 'public' or 'paper', see `networks.cen`.
         initial_scales: of norms behind which channels are exchanged: 'one', or 'uniform' draws
             from 0 to 1, see `networks.cen.ChannelExchangingNetwork`.
@@ -45,11 +49,13 @@ class GeneratorConfig:
     depth: int = 8
     encoders: str = 'shared'
     decoders: str = 'shared'
+    encoder_norms: str = 'per_stream'
     decoder_norms: str = 'per_stream'
     fusion: str = 'exchange'
     fused_layers: str = 'all'
     exchange_decoders: bool = False
     threshold: float = 1e-2
+    penalised: str = 'own'
     sparsity: float = 1e-3
     form: str = 'public'
     initial_scales: str = 'one'
@@ -69,14 +75,19 @@ class GeneratorConfig:
         for name, known in (
             ('encoders', OWNERS),
             ('decoders', OWNERS),
+            ('encoder_norms', ('per_stream', 'shared')),
             ('decoder_norms', ('per_stream', 'shared')),
             ('fusion', FUSIONS),
             ('fused_layers', LAYERS),
+            ('penalised', ('own', 'all')),
             ('form', FORMS),
             ('initial_scales', ('one', 'uniform')),
             ('split', FORMS),
         ):
             rules[f'{name} one of {", ".join(known)}'] = getattr(self, name) in known
+        rules['encoder_norms per_stream for fusion exchange'] = (
+            self.fusion != 'exchange' or self.encoder_norms == 'per_stream'
+        )
         # A channel of the SSMA block's bottleneck for 16 of a stream's.
         rules['width >= 16 for fusion attention'] = self.fusion != 'attention' or self.width >= 16
         rules['exchange_decoders with decoder_norms per_stream'] = (
@@ -107,7 +118,7 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         rules = {
-            'load_side >= side': self.load_side >= self.side,
+            'load_side >= side >= 1': self.load_side >= self.side >= 1,
             'workers >= 0': self.workers >= 0,
         }
         require(self, rules)
@@ -179,12 +190,8 @@ class TranslationConfig:
         for name in ('max_minutes', 'evaluate_every', 'save_minutes'):
             rules[f'{name} >= 0'] = getattr(self, name) >= 0
         multiple = 2**self.generator.depth
-        single_pixels = self.images.side == multiple and self.generator.fused_layers in (
-            'late',
-            'all',
-        )
-        rules['batch_size >= 2 to align the single pixels of the last layer'] = (
-            self.generator.fusion != 'align' or self.batch_size >= 2 or not single_pixels
+        rules[f'images.side {SMALLEST_SIDE} or more for discriminators'] = (
+            not self.adversarial or self.images.side >= SMALLEST_SIDE
         )
         rules[f'images.side a multiple of {multiple} for generator.depth'] = (
             self.images.side % multiple == 0

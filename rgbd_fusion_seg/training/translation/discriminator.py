@@ -10,8 +10,6 @@ from rgbd_fusion_seg.training.translation.fusions import instance_norm
 
 SLOPE = 0.2
 INITIAL_STD = 0.02
-SMALLEST_SIDE = 32
-"""Of images; smaller ones have no patch."""
 
 
 class PatchDiscriminator(nn.Module):

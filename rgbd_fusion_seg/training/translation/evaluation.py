@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.pictures import contact_sheet, evenly, write_image
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import make_folder, write_output
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
 from rgbd_fusion_seg.training.predictors import usable_device
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator
 from rgbd_fusion_seg.training.translation.config import ImagesConfig
@@ -63,12 +64,13 @@ def evaluate_translation(
     """
     if pictures < 0:
         raise InputError(f'pictures must be 0 or more, not {pictures}')
+    if output is not None:
+        check_writable(output)
     where = usable_device(device)
     translator, info = load_translator(model)
     translator = translator.to(where)
-    if dropout:
-        torch.manual_seed(0)
-        translator.train()
+    translator.keeps_dropout = dropout
+    torch.manual_seed(0)
     features = None if inception is None else InceptionFeatures(inception).to(where)
     side = info['translator']['side']
     names = sorted({name for stream in translator.streams for name in stream})
@@ -92,6 +94,7 @@ def score_translator(
     images: PreparedImages,
     device: torch.device | str,
     features: torch.nn.Module | None = None,
+    fabric: Fabric | None = None,
 ) -> Scores:
     """Return the errors of every stream and ensemble over a set of images.
 
@@ -100,6 +103,7 @@ def score_translator(
         images: of the side that it is for.
         device: of the computation.
         features: of FID and KID, for colour; None leaves them out.
+        fabric: processes that share the images; each returns the scores of all. Without features.
     """
     distances: dict[tuple[str, str], Distances] = {}
     for target, group in translator.by_target.items():
@@ -107,12 +111,15 @@ def score_translator(
         for name in [*names, ENSEMBLE] if target in translator.ensembles else names:
             used = features if target == COLOUR else None
             distances[target, name] = Distances(used, len(images))
-    for batch in _batches(images, device):
+    rank, size = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    for batch in _batches(images, device, rank, size):
         made = translated(translator, batch)
         for (target, name), metric in distances.items():
             metric.update(made[target][name], batch[target])
     found: Scores = {}
     for (target, name), metric in distances.items():
+        if size > 1:
+            metric.gather(fabric)
         found.setdefault(target, {})[name] = metric.result()
     return found
 
@@ -129,15 +136,17 @@ def translated(translator: Translator, batch: dict[str, Tensor]) -> dict[str, di
     return found
 
 
-def _batches(images: PreparedImages, device: torch.device | str) -> Iterator[dict[str, Tensor]]:
-    starts = range(0, len(images), BATCH)
+def _batches(
+    images: PreparedImages, device: torch.device | str, rank: int, world_size: int
+) -> Iterator[dict[str, Tensor]]:
+    starts = range(rank * BATCH, len(images), world_size * BATCH)
     for first in progress_bar(starts, desc=f'score {images.name}', unit='batch'):
         yield _batch(images, slice(first, first + BATCH), device)
 
 
 def _batch(images: PreparedImages, which: slice, device: torch.device | str) -> dict[str, Tensor]:
     return {
-        name: torch.from_numpy(network_image(np.asarray(all_images[which]))).to(device)
+        name: network_image(torch.from_numpy(np.array(all_images[which])).to(device))
         for name, all_images in images.domains.items()
     }
 

@@ -35,9 +35,10 @@ class Exchange(ChannelExchange):
         """M maps (N, C, h, w), M scales (C,) -> the same shapes."""
         return self.exchanged(maps, scales)
 
-    def penalty(self, scales: Sequence[Tensor]) -> Tensor:
-        """Return the l1 norm of each stream's own part of its scales (CEN Eq. 4)."""
-        return sum(s[own].abs().sum() for s, own in zip(scales, self.own, strict=True))
+    def penalty(self, scales: Sequence[Tensor], penalised: str = 'own') -> Tensor:
+        """Return the l1 norm of scales: of each stream's own part (CEN Eq. 4), or of 'all'."""
+        parts = self.own if penalised == 'own' else [slice(None)] * len(scales)
+        return sum(s[part].abs().sum() for s, part in zip(scales, parts, strict=True))
 
 
 class Asymmetric(AsymmetricFusion):

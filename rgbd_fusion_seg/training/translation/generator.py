@@ -43,8 +43,9 @@ WIDEST = 8
 """No layer has more channels than this times those of the first."""
 DROPPED_LAYERS = 3
 INITIAL_STD = 0.02
-ASYMMETRIC_LAYERS = (2, 4, 6)
-"""AsymFusion: the 3rd, 5th and 7th layer (§4.2), counted from 0."""
+ASYMMETRIC_LAYERS = (6, 4, 2)
+"""AsymFusion: the 3rd, 5th and 7th of eight layers (§4.2), counted back from behind the last, so
+that the deepest fusion of a network of other depth, too, is behind the last norm."""
 
 
 class Translation(NamedTuple):
@@ -113,10 +114,10 @@ class GroupFusions(nn.Module):
                 fused[i] = x
         return fused
 
-    def penalties(self) -> list[Tensor]:
-        """Return the l1 norms of the scales that exchanges look at."""
+    def penalties(self, penalised: str) -> list[Tensor]:
+        """Return the l1 norms of the scales that exchanges look at, see `Exchange.penalty`."""
         pairs = zip(self.groups, self.fusions, strict=True)
-        return [f.penalty(self.scales(g)) for g, f in pairs if isinstance(f, Exchange)]
+        return [f.penalty(self.scales(g), penalised) for g, f in pairs]
 
 
 class Translator(nn.Module):
@@ -137,6 +138,8 @@ class Translator(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.streams = config, make_streams(inputs, targets)
+        self.keeps_dropout = False
+        """Drop in evaluation too, as pix2pix does."""
         self.targets = tuple(targets)
         self.by_target = grouped(self.streams, 'target')
         widths = [config.width * min(2**i, WIDEST) for i in range(config.depth)]
@@ -171,18 +174,19 @@ class Translator(nn.Module):
         return [0 if how == 'shared' else number for number in range(len(self.streams))]
 
     def _make_encoder(self, widths: Sequence[int]) -> None:
-        owners, private = self._owners(self.config.encoders), self._owners('per_stream')
+        owners = self._owners(self.config.encoders)
+        norms = self._norm_owners(self.config.encoder_norms, owners)
         self.encoder, self.encoder_norms = nn.ModuleList(), nn.ModuleList()
         for i, (below, width) in enumerate(zip([3, *widths], widths, strict=False)):
             self.encoder.append(PerStream(lambda a=below, b=width: _conv(a, b), owners))
             normed = 0 < i < len(widths) - 1
             self.encoder_norms.append(
-                PerStream(lambda b=width: instance_norm(b), private) if normed else nn.Identity()
+                PerStream(lambda b=width: instance_norm(b), norms) if normed else nn.Identity()
             )
 
     def _make_decoder(self, widths: Sequence[int]) -> None:
         owners = self._owners(self.config.decoders)
-        norms = self._owners('per_stream') if self._private_norms else owners
+        norms = self._norm_owners(self.config.decoder_norms, owners)
         self.decoder, self.decoder_norms = nn.ModuleList(), nn.ModuleList()
         for below, width in itertools.pairwise([*reversed(widths), 3]):
             seen = below if not len(self.decoder) else 2 * below  # the encoder's map besides
@@ -192,9 +196,9 @@ class Translator(nn.Module):
                 nn.Identity() if last else PerStream(lambda b=width: instance_norm(b), norms)
             )
 
-    @property
-    def _private_norms(self) -> bool:
-        return self.config.decoder_norms == 'per_stream'
+    def _norm_owners(self, how: str, owners: list[int]) -> list[int]:
+        """Return for each stream the number of its norms, given that of its convolutions."""
+        return owners if how == 'shared' else self._owners('per_stream')
 
     def _make_fusions(
         self, widths: Sequence[int], fused: list[list[int]], shared: list[list[int]]
@@ -264,7 +268,8 @@ class Translator(nn.Module):
                 maps = [torch.cat(pair, 1) for pair in zip(maps, skips.pop(), strict=True)]
             maps = self._fused(self.decoder_fusions, i, norm(conv(each(F.relu, maps))))
             if i < DROPPED_LAYERS:
-                maps = each(lambda x: F.dropout(x, self.config.dropout, self.training), maps)
+                drops = self.training or self.keeps_dropout
+                maps = [F.dropout(x, self.config.dropout, drops) for x in maps]
         made = each(torch.tanh, maps)
         return Translation(made, self._ensembles(made), self._penalty(made[0], terms))
 
@@ -273,7 +278,7 @@ class Translator(nn.Module):
         return fusions[str(layer)](maps) if str(layer) in fusions else maps
 
     def _alignment(self, layer: int, maps: Maps) -> list[Tensor]:
-        if str(layer) not in self.alignments or not self.training:
+        if str(layer) not in self.alignments or not self.training:  # nothing to be learnt
             return []
         groups = [group for group in self.by_target.values() if len(group) > 1]
         pairs = zip(self.alignments[str(layer)], groups, strict=True)
@@ -288,7 +293,8 @@ class Translator(nn.Module):
 
     def _penalty(self, like: Tensor, terms: list[Tensor]) -> Tensor:
         if self.config.sparsity:
-            found = [p for fusions in self.exchanges().values() for p in fusions.penalties()]
+            layers, which = self.exchanges().values(), self.config.penalised
+            found = [p for fusions in layers for p in fusions.penalties(which)]
             terms = [*terms, *(self.config.sparsity * p for p in found)]
         return torch.stack([x.float() for x in terms]).sum() if terms else like.new_zeros(())
 
@@ -339,7 +345,7 @@ def fused_layers(config: GeneratorConfig) -> list[int]:
     if config.fusion == 'exchange':
         return list(range(1, last))
     if config.fusion in ('shuffle', 'shift', 'both'):
-        return [i for i in ASYMMETRIC_LAYERS if i <= last]
+        return [config.depth - i for i in ASYMMETRIC_LAYERS if config.depth > i]
     layers = {'early': [0], 'middle': [3], 'late': [last], 'all': list(range(config.depth))}
     return layers[config.fused_layers]
 

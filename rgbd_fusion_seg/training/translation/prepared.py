@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.datasets.cache import HHA_CODE
 from rgbd_fusion_seg.training.datasets.prepared_files import (
@@ -24,6 +26,7 @@ from rgbd_fusion_seg.training.translation import domains as domain_code
 from rgbd_fusion_seg.training.translation.sources import ImageSource
 
 FORMAT = 1
+CONTENT_IMAGES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,11 @@ class PreparedImages:
 
     def __len__(self) -> int:
         return len(next(iter(self.domains.values())))
+
+    def content(self) -> list[int]:
+        """Return what differs where the images do: sums over a few of each domain."""
+        few = slice(None, None, max(1, len(self) // CONTENT_IMAGES))
+        return [int(self.domains[name][few].sum(dtype=np.int64)) for name in sorted(self.domains)]
 
     @property
     def side(self) -> int:
@@ -92,19 +100,13 @@ def prepared_images(
 def _place(source: ImageSource, domain: str, side: int, folder: Path) -> Path:
     described = [FORMAT, source.name, len(source), domain, side, source.describe()]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    reader = getattr(source, 'frames', source)
-    for item in (*HHA_CODE, domain_code, type(source), type(reader)):
+    readers = {type(source), *type(getattr(source, 'frames', source)).__mro__} - {object}
+    code = [*HHA_CODE, domain_code, palette, *sorted(readers, key=lambda item: item.__name__)]
+    for item in code:
         digest.update(Path(inspect.getfile(item)).read_bytes())
     return Path(folder) / f'{source.name}-{domain}{side}-{digest.hexdigest()[:12]}'
 
 
-def network_image(image: np.ndarray) -> np.ndarray:
+def network_image(images: Tensor) -> Tensor:
     """Return what networks see: uint8 (N, H, W, 3) -> float32 (N, 3, H, W), -1 to 1."""
-    planes = np.ascontiguousarray(image.transpose(0, 3, 1, 2), dtype=np.float32)
-    return planes / np.float32(127.5) - np.float32(1)
-
-
-def shown_image(made: np.ndarray) -> np.ndarray:
-    """Return the inverse of `network_image`, rounded and cut off: uint8 (N, H, W, 3)."""
-    values = np.rint((made.transpose(0, 2, 3, 1) + 1) * 127.5)
-    return values.clip(0, 255).astype(np.uint8)
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1

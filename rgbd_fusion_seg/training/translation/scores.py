@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -31,12 +32,20 @@ class Distances:
     Args:
         features: of FID and KID; None leaves them out.
         num_images: of the set.
+
+    Raises:
+        InputError: features, and fewer than two images.
     """
 
     def __init__(self, features: nn.Module | None, num_images: int) -> None:
         self.absolute = self.squared = 0.0
         self.values = 0
         self.metrics: dict[str, nn.Module] = {}
+        if features is not None and num_images < 2:
+            raise InputError(
+                f'FID and KID compare distributions, and there is {num_images} image; give two '
+                'or more, or leave the Inception network out'
+            )
         if features is not None:
             size = min(KID_SUBSET_SIZE, num_images)
             self.metrics = {
@@ -56,6 +65,12 @@ class Distances:
             metric.to(made.device)
             metric.update(as_bytes(real), real=True)
             metric.update(as_bytes(made), real=False)
+
+    def gather(self, fabric: Fabric) -> None:
+        """Add up the errors of all processes; features are not."""
+        mine = torch.tensor([self.absolute, self.squared, self.values], dtype=torch.double)
+        total = fabric.all_reduce(mine.to(fabric.device), reduce_op='sum').tolist()
+        self.absolute, self.squared, self.values = total[0], total[1], round(total[2])
 
     def result(self) -> dict[str, float]:
         """Return 'MAE' and 'MSE', of values from -1 to 1, and 'FID' and 'KID' where measured."""
@@ -88,7 +103,7 @@ class InceptionFeatures(nn.Module):
             self.network = torch.jit.load(str(path), map_location='cpu').eval()
             probe = torch.zeros(2, 3, INCEPTION_SIDE, INCEPTION_SIDE, dtype=torch.uint8)
             self.num_features = self(probe).shape[1]
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:  # whatever the module in the file does with images
             reason = ' '.join(str(error).split())[:200]
             raise InputError(
                 f'{path} gives no features of images ({reason}); give the TorchScript file '

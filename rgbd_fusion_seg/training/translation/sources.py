@@ -79,9 +79,11 @@ class RgbdImages:
 
     def describe(self) -> dict[str, object]:
         """Return what identifies the content: the frames, and how domains are made of them."""
+        classes = self.frames.classes
         return {
             'name': self.name,
             'frames': self.frames.describe(),
+            'classes': [list(classes.names), classes.colors.tolist()],
             'domains': constants(),
         }
 

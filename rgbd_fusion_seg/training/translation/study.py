@@ -11,11 +11,17 @@ from statistics import mean
 from typing import Any
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError
-from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
+from rgbd_fusion_seg.training.checkpoints import make_folder, write_output
 from rgbd_fusion_seg.training.continuation import STATE_NAME, changed_settings, read_settings
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.report import escaped
 from rgbd_fusion_seg.training.rules import is_folder_name, require
+from rgbd_fusion_seg.training.study_record import (
+    check_record,
+    read_record,
+    told_settings,
+    write_record,
+)
 from rgbd_fusion_seg.training.study_report import around, insert
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator, make_translator
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig, TranslationConfig
@@ -23,6 +29,8 @@ from rgbd_fusion_seg.training.translation.evaluation import ENSEMBLE
 from rgbd_fusion_seg.training.translation.trainer import FREE_TO_CHANGE, TranslationTrainer
 
 SCORES_NAME = 'scores.json'
+TOLD = {'row', 'seed', 'epochs', 'parameters', 'scores', 'settings'}
+"""What each run of a record must tell."""
 Entry = dict[str, Any]
 
 
@@ -95,6 +103,7 @@ def study_translation(
 
     Raises:
         InputError: a row that cannot be trained, an unknown one, or a document without markers.
+        DivergenceError: rows that diverged, at the end.
         TrainingError: the disk is full.
     """
     unknown = {*only} - {row.name for row in study.rows}
@@ -106,8 +115,9 @@ def study_translation(
         make_translator(config)  # so that a mistake in the last row is told at once
     if study.document:
         around(Path(study.document), study.name)
-    if study.record:
-        check_writable(Path(study.record).parent)
+    check_record(study)
+    recorded_runs(study, configs)
+    failed: list[str] = []
     for (name, seed), config in configs.items():
         if report_only or (only and name not in only) or is_done(config):
             continue
@@ -117,8 +127,13 @@ def study_translation(
                 return
         except DivergenceError as error:  # the others are worth having
             print(f'{name}, seed {seed} failed: {error}', flush=True)
+            failed.append(name)
         write_results(study, configs)
     write_results(study, configs)
+    if failed:
+        raise DivergenceError(
+            f'{", ".join(failed)} diverged and stand in no table; give the study a lower run.lr'
+        )
 
 
 def row_config(study: TranslationStudyConfig, row: RowConfig, seed: int) -> TranslationConfig:
@@ -175,35 +190,58 @@ def write_results(
     study: TranslationStudyConfig, configs: dict[tuple[str, int], TranslationConfig]
 ) -> None:
     """Write the record and the table of what is finished."""
-    entries = {
-        (entry['row'], entry['seed']): entry
-        for entry in (*_recorded(study), *(_entry(k, c) for k, c in configs.items() if is_done(c)))
-    }
-    found = list(entries.values())
+    found = collect(study, configs)
     make_folder(Path(study.output))
     text = table(study, found)
     report = Path(study.output) / 'report.md'
     write_output(report, lambda part: part.write_text(text, encoding='utf-8'))
     if study.record:
-        make_folder(Path(study.record).parent)
-        lines = ',\n'.join(f'  {json.dumps(entry)}' for entry in found)
-        record = f'{{\n "study": "{study.name}",\n "runs": [\n{lines}\n ]\n}}\n'
-        path = Path(study.record)
-        write_output(path, lambda part: part.write_text(record, encoding='utf-8'))
+        write_record(study, found, TOLD)
     if study.document and insert(Path(study.document), study.name, text):
         print(f'written to {study.document}')
 
 
-def _recorded(study: TranslationStudyConfig) -> list[Entry]:
-    path = Path(study.record)
-    if not study.record or not path.is_file():
-        return []
-    try:
-        return list(json.loads(path.read_text(encoding='utf-8'))['runs'])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f'study.record {path} is no record of a study ({error}); give another file'
-        ) from error
+def collect(
+    study: TranslationStudyConfig, configs: dict[tuple[str, int], TranslationConfig]
+) -> list[Entry]:
+    """Return one entry for each finished run, in the order of the rows.
+
+    Runs of the record that were not trained here are among them.
+    """
+    entries = recorded_runs(study, configs)
+    entries |= {key: _entry(key, config) for key, config in configs.items() if is_done(config)}
+    return [entries[key] for key in configs if key in entries]
+
+
+def recorded_runs(
+    study: TranslationStudyConfig, configs: dict[tuple[str, int], TranslationConfig]
+) -> dict[tuple[str, int], Entry]:
+    """Return the runs of the record that are the study's, by row and seed.
+
+    Raises:
+        InputError: a file that is no record of this study, or runs of other settings.
+    """
+    found = {}
+    for entry in read_record(study, TOLD):
+        key = entry['row'], entry['seed']
+        if key not in configs:
+            continue
+        wanted = _told(dataclasses.asdict(configs[key]))
+        names = {*wanted, *entry['settings']}
+        changed = {name for name in names if wanted.get(name) != entry['settings'].get(name)}
+        if changed - {'output'}:
+            raise InputError(
+                f'{entry["row"]} in study.record {study.record} was trained with another '
+                f'{", ".join(sorted(changed - {"output"}))} than the study has now; give another '
+                "record, or '' for none"
+            )
+        found[key] = entry
+    return found
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    plain = json.loads(json.dumps(settings))
+    return told_settings(plain, TranslationConfig, FREE_TO_CHANGE - {'output', 'epochs'})
 
 
 def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
@@ -224,6 +262,7 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
         'minutes': info['minutes'],
         'parameters': parameter_count(translator).trainable,
         'scores': rounded,
+        'settings': _told(read_settings(folder) or {}),
     }
 
 

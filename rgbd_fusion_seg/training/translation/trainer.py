@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shlex
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rgbd_fusion_seg.errors import DivergenceError
+from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import (
     check_writable,
     make_folder,
@@ -22,28 +22,29 @@ from rgbd_fusion_seg.training.checkpoints import (
     write_output,
 )
 from rgbd_fusion_seg.training.continuation import (
-    SETTINGS_NAME,
     STATE_NAME,
     WEIGHTS_NAME,
     PrecisionState,
-    load_state,
+    check_same_data,
     saved_run,
 )
+from rgbd_fusion_seg.training.loop import TrainingLoop
 from rgbd_fusion_seg.training.monitor import Monitor
 from rgbd_fusion_seg.training.processes import make_fabric
-from rgbd_fusion_seg.training.stopping import Clock, StopSignal
 from rgbd_fusion_seg.training.translation.checkpoint import described, make_translator
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
 from rgbd_fusion_seg.training.translation.discriminator import PatchDiscriminator, realness_loss
 from rgbd_fusion_seg.training.translation.evaluation import picture_row, score_translator
 from rgbd_fusion_seg.training.translation.generator import Translation, Translator
-from rgbd_fusion_seg.training.translation.prepared import PreparedImages, prepared_images
+from rgbd_fusion_seg.training.translation.prepared import (
+    PreparedImages,
+    network_image,
+    prepared_images,
+)
 from rgbd_fusion_seg.training.translation.sources import open_images
 from rgbd_fusion_seg.training.translation.views import TranslationViews
 
-LOG_EVERY = 10
 PICTURES = 3
-START = 'init_from'
 FREE_TO_CHANGE = frozenset({
     'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_minutes', 'precision',
     'accelerator', 'images.cache', 'images.workers', 'images.dataset.folder',
@@ -62,12 +63,7 @@ def train_translation(run: TranslationConfig) -> None:
         DivergenceError: the loss is not finite any more.
         TrainingError: the disk is full.
     """
-    trainer = TranslationTrainer(run)
-    if trainer.fit():
-        trainer.fabric.print(f'written to {trainer.folder}')
-    if torch.distributed.is_initialized():
-        trainer.fabric.barrier()
-        torch.distributed.destroy_process_group()
+    TranslationTrainer(run).run()
 
 
 class Discriminators(nn.Module):
@@ -89,21 +85,33 @@ class Discriminators(nn.Module):
         return [self.judges[s.target](given[s.input], image) for s, image in pairs]
 
 
-class TranslationTrainer:
+class TranslationTrainer(TrainingLoop):
     """A run: generator, discriminators, and where it stands."""
+
+    START = 'init_from'
+    RATE = 'lr'
 
     def __init__(self, config: TranslationConfig) -> None:
         self.config, self.folder = config, Path(config.output)
         check_writable(self.folder)
         self.fabric = make_fabric(config)
-        before = saved_run(self.folder, config, self.fabric, FREE_TO_CHANGE, START)
+        check_alignment(config, self.fabric.world_size)
+        before = saved_run(self.folder, config, self.fabric, FREE_TO_CHANGE, self.START)
         torch.manual_seed(config.seed)
         fresh = config if before is None else dataclasses.replace(config, init_from='')
         translator = make_translator(fresh)
         self.images = self._prepare()
+        self.described = described_run(config, self.images)
+        check_same_data(self.folder, before or {}, self.described)
         make_folder(self.folder)
         self.steps_per_epoch = max(1, len(self.images['train']) // config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
+        self._set_up(translator)
+        self.resume()
+
+    def _set_up(self, translator: Translator) -> None:
+        """Bring generator and discriminators to the device, as the first state of a run."""
+        config = self.config
         discriminators = Discriminators(translator, config.discriminator_width)
         adam = {'lr': config.lr, 'betas': (config.beta1, config.beta2)}
         self.generator, self.optimiser = self.fabric.setup(
@@ -112,7 +120,7 @@ class TranslationTrainer:
         self.discriminators, self.judging = self.fabric.setup(
             discriminators, torch.optim.Adam(discriminators.parameters(), **adam)
         )
-        self.state: dict[str, Any] = {
+        self.state = {
             'network': self.generator,
             'optimiser': self.optimiser,
             'discriminators': self.discriminators,
@@ -121,7 +129,6 @@ class TranslationTrainer:
             'step': 0,
             'seconds': 0.0,
         }
-        self._resume()
 
     @property
     def translator(self) -> Translator:
@@ -142,59 +149,26 @@ class TranslationTrainer:
                 for split, side in sides.items()
             }
 
-    def _resume(self) -> None:
-        path = self.folder / STATE_NAME
-        if path.is_file():
-            load_state(self.fabric, path, self.state, START)
-        self.fabric.barrier()
-        if self.fabric.is_global_zero:
-            text = json.dumps(dataclasses.asdict(self.config), indent=1)
-            saved = self.folder / SETTINGS_NAME
-            write_output(saved, lambda part: part.write_text(text, encoding='utf-8'))
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, in steps or in minutes, whichever is further."""
-        done = self.state['step'] / self.num_steps
-        if self.config.max_minutes:
-            done = max(done, self.state['seconds'] / (60 * self.config.max_minutes))
-        return min(done, 1.0)
-
-    def fit(self) -> bool:
-        """Take the steps that are left, save, and score the result.
-
-        Returns:
-            False when a signal ended the run early; the state was saved then.
-        """
-        speaks = self.fabric.is_global_zero
-        with Monitor(self.folder, self.state['step'], self.num_steps, speaks) as monitor:
-            finished = self._take_steps(monitor)
-            self.save()
-            if finished:
-                self.evaluate('scores.json', monitor)
-            else:
-                monitor.say(f'stopped and saved at step {self.state["step"]}; start the same '
-                            'command again to go on')  # fmt: skip
-        return finished
-
-    def _take_steps(self, monitor: Monitor) -> bool:
-        fabric, first = self.fabric, self.state['step']
-        clock = Clock(self.state['seconds'])
+    def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
+        """Yield this process's views on the device, float (n, 3, side, side), -1 to 1."""
+        fabric = self.fabric
         views = TranslationViews(
             self.images['train'], self.config, fabric.global_rank, fabric.world_size
         )
-        with StopSignal(fabric.is_global_zero) as stop:
-            for batch in views.batches(first, self.num_steps - first):
-                if self.progress >= 1:
-                    break
-                losses = self.step({name: x.to(fabric.device) for name, x in batch.items()})
-                monitor.step()
-                if self.state['step'] % LOG_EVERY == 0:
-                    self._look(losses, clock, monitor)
-                    self._save_when_due(clock, monitor)
-                    if self._agree(stop.received):
-                        return False
-        return True
+        on_gpu = fabric.device.type == 'cuda'
+        for batch in views.batches(first_step, num_steps, pinned=on_gpu):
+            yield {
+                name: network_image(images.to(fabric.device, non_blocking=True))
+                for name, images in batch.items()
+            }
+
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take one step, see `step`."""
+        return self.step(batch)
+
+    def numbers(self) -> dict[str, float]:
+        """Return the learning rate and what the generator tells of itself."""
+        return {'lr': self.optimiser.param_groups[0]['lr'], **self.translator.monitored()}
 
     def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Train the discriminators, then the generator, on one batch.
@@ -270,45 +244,15 @@ class TranslationTrainer:
             for group in optimiser.param_groups:
                 group['lr'] = self.config.lr * left
 
-    def _look(self, losses: dict[str, Tensor], clock: Clock, monitor: Monitor) -> None:
-        """Read losses and clock, the same ones on every process."""
-        values = torch.stack([*losses.values(), losses['distance'].new_tensor(clock.seconds)])
-        *found, seconds = self.fabric.all_reduce(values.double(), reduce_op='mean').tolist()
-        step = self.state['step']
-        if not all(map(math.isfinite, found)):
-            raise DivergenceError(
-                f'a loss is not finite near step {step}; start the same command again with a '
-                'lower lr in a new output folder'
-            )
-        self.state['seconds'] = seconds
-        monitor.numbers(
-            step, self.progress, **dict(zip(losses, found, strict=True)),
-            **self.translator.monitored(),
-        )  # fmt: skip
-
-    def _agree(self, here: bool) -> bool:
-        if self.fabric.world_size == 1:
-            return here
-        flag = torch.tensor(float(here), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(flag, reduce_op='sum') > 0)
-
-    def _save_when_due(self, clock: Clock, monitor: Monitor) -> None:
-        seconds, every = self.state['seconds'], self.config.evaluate_every * self.steps_per_epoch
-        if every and self.state['step'] // every > (self.state['step'] - LOG_EVERY) // every:
-            self.evaluate(f'scores-{self.state["step"] // self.steps_per_epoch:04d}.json', monitor)
-        if clock.minutes_since_save(seconds) >= (self.config.save_minutes or math.inf):
-            self.save()
-            clock.saved(seconds)
-
     def save(self) -> None:
         """Write the state to resume from, and the generator's weights.
 
         Raises:
+            DivergenceError: weights that are not finite; older files stay.
             TrainingError: a full disk; older files stay.
         """
-        settings = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        state = {**self.state, 'run': {'settings': settings}}
-        path = self.folder / STATE_NAME
+        self.check_finite(self.translator)
+        state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
         if self.fabric.is_global_zero:
             write_output(path, lambda part: self.fabric.save(part, state))
             save_checkpoint(self.folder / WEIGHTS_NAME, self.translator, self.info())
@@ -327,14 +271,12 @@ class TranslationTrainer:
         }
 
     def evaluate(self, file_name: str, monitor: Monitor) -> None:
-        """Score the generator on the test split."""
-        self.fabric.barrier()
+        """Score the generator on the test split, of which each process takes its part."""
+        self.translator.eval()
+        test, device, step = self.images['test'], self.fabric.device, self.state['step']
+        found = score_translator(self.translator, test, device, fabric=self.fabric)
         if not self.fabric.is_global_zero:
             return
-        self.translator.eval()
-        test, device = self.images['test'], self.fabric.device
-        found = score_translator(self.translator, test, device)
-        step = self.state['step']
         for target, rows in found.items():
             for name, scores in rows.items():
                 monitor.say(f'{target} from {name} at step {step}: MAE {scores["MAE"]:.4f}')
@@ -346,3 +288,31 @@ class TranslationTrainer:
         text = json.dumps({'step': step, 'scores': found}, indent=1)
         path = self.folder / file_name
         write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def check_alignment(config: TranslationConfig, world_size: int) -> None:
+    """Refuse to align samples of one feature, which have no distribution.
+
+    Raises:
+        InputError: a process's views end in so few pixels of the last layer, and it is aligned.
+    """
+    generator = config.generator
+    pixels = (config.images.side // 2**generator.depth) ** 2 * (config.batch_size // world_size)
+    if generator.fusion == 'align' and generator.fused_layers in ('late', 'all') and pixels < 2:
+        raise InputError(
+            'fusion align compares two features of each input or more, and a process has one of '
+            'the last layer; make batch_size 2 or more for each process, or fused_layers middle'
+        )
+
+
+def described_run(
+    config: TranslationConfig, images: Mapping[str, PreparedImages]
+) -> dict[str, Any]:
+    """Return what a state tells of its run, as `continuation.check_same_data` compares it."""
+    sets = list(images.values())
+    return {
+        'settings': json.loads(json.dumps(dataclasses.asdict(config))),
+        'classes': [],
+        'data': [[found.name, len(found)] for found in sets],
+        'content': {found.name: found.content() for found in sets},
+    }

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
-from rgbd_fusion_seg.training.translation.prepared import PreparedImages, network_image
+from rgbd_fusion_seg.training.translation.prepared import PreparedImages
 from rgbd_fusion_seg.training.views import leave_signals
 
 NORMAL = 'normal'
@@ -20,8 +20,9 @@ NORMAL = 'normal'
 class TranslationViews(Dataset):
     """Batches by the number of the step; a batch depends on the seed and the step alone.
 
-    As the public code cuts: a window anywhere in the image, mirrored or not. It mirrors the
-    pictures of normals without what they mean; here a mirrored wall looks to the other side.
+    As the public code cuts: a window anywhere in the image, mirrored or not. Its windows may begin
+    a pixel too far, and have a black row then; and it mirrors the pictures of normals without what
+    they mean. Here windows are whole, and a mirrored wall looks to the other side.
 
     Args:
         images: prepared at `images.load_side`.
@@ -37,10 +38,10 @@ class TranslationViews(Dataset):
         self.places = range(rank * share, (rank + 1) * share)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """Return step's batch: float32 (n, 3, side, side), -1 to 1, of each domain."""
+        """Return step's batch: uint8 (n, side, side, 3) of each domain."""
         views = [self._view(step * self.config.batch_size + place) for place in self.places]
         return {
-            name: torch.from_numpy(network_image(np.stack([view[name] for view in views])))
+            name: torch.from_numpy(np.stack([view[name] for view in views]))
             for name in self.images.domains
         }
 
@@ -59,14 +60,20 @@ class TranslationViews(Dataset):
             windows[name] = mirror(name, window) if mirrored else window
         return windows
 
-    def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches of ``num_steps`` steps from ``first_step`` on."""
+    def batches(
+        self, first_step: int, num_steps: int, pinned: bool = False
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of ``num_steps`` steps from ``first_step`` on.
+
+        Pinned memory is copied to a GPU while that works.
+        """
         workers = self.config.images.workers
         yield from DataLoader(
             self,
             batch_size=None,
             sampler=range(first_step, first_step + num_steps),
             num_workers=workers,
+            pin_memory=pinned,
             multiprocessing_context='fork' if workers else None,
             worker_init_fn=leave_signals,
         )

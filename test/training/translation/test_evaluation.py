@@ -14,6 +14,7 @@ from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import save_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.translation import evaluation  # noqa: E402
 from rgbd_fusion_seg.training.translation.checkpoint import described  # noqa: E402
 from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
     GeneratorConfig,
@@ -122,6 +123,14 @@ def test_features_of_a_file_give_distances_of_colour(model, images, tmp_path):
     scores = json.loads((tmp_path / 'scores' / 'scores.json').read_text())['scores']['rgb']
     assert set(scores['ensemble']) == {'MAE', 'MSE', 'FID', 'KID'}
     assert scores['ensemble']['FID'] > 0
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_scored(
+    model, images, monkeypatch
+):
+    monkeypatch.setattr(evaluation, 'score_translator', lambda *_: pytest.fail('scored'))
+    with pytest.raises(InputError, match=r'cannot be a folder, for .*last\.safetensors is a file'):
+        evaluate_translation(model, images, model / 'last.safetensors')
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from rgbd_fusion_seg.training.translation.generator import (  # noqa: E402
     Translator,
     fused_layers,
 )
+from rgbd_fusion_seg.training.translation.trainer import check_alignment  # noqa: E402
 
 CYCLE = ['rgb', 'shade', 'texture']
 UNUSED = 2 * (64 + 512 + 3)
@@ -83,6 +84,25 @@ def test_the_discriminator_sees_both_images_and_judges_by_patches():
     # Instance norms alone carry news beyond a patch of 70 pixels.
     moved = (judge(given, corner) - before).abs()
     assert moved[..., :2, :2].mean() > 5 * moved[..., -4:, -4:].mean()
+
+
+def test_the_discriminator_is_the_network_of_the_digest():
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(8)
+    with torch.no_grad():
+        for parameter in judge.parameters():
+            parameter.normal_(0, 0.3)
+    given, image = torch.rand(2, 2, 3, 64, 64)
+    x = torch.cat([given, image], 1)
+    for i, (conv, stride) in enumerate(zip(judge.convs, (2, 2, 2, 1, 1), strict=True)):
+        x = x if i == 0 else torch.where(x > 0, x, 0.2 * x)
+        x = F.conv2d(x, conv.weight, conv.bias, stride=stride, padding=1)
+        if 0 < i < 4:
+            norm = judge.norms[i - 1]
+            spread = (x.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+            x = (x - x.mean((2, 3), keepdim=True)) / spread
+            x = x * norm.weight[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(judge(given, image), x, rtol=1e-4, atol=1e-4)
 
 
 def test_realness_is_the_mean_cross_entropy_of_patches():
@@ -145,12 +165,16 @@ def plain_unet(network: Translator, stream: int, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize('sharing', ['shared', 'per_target', 'per_stream'])
-@pytest.mark.parametrize('decoder_norms', ['per_stream', 'shared'])
-def test_each_stream_is_a_u_net(sharing, decoder_norms):
+@pytest.mark.parametrize('norms', ['per_stream', 'shared'])
+def test_each_stream_is_a_u_net(sharing, norms):
     network = small(
         ('a', 'b'), ('b', 'c'), fusion='none', encoders=sharing, decoders=sharing,
-        decoder_norms=decoder_norms,
+        encoder_norms=norms, decoder_norms=norms,
     )  # fmt: skip
+    own = sharing == 'per_stream' or norms == 'per_stream'
+    count = 3 if own else 1 if sharing == 'shared' else 2
+    assert all(len(layer) == count for layer in network.encoder_norms[1:-1])
+    assert all(len(layer) == count for layer in network.decoder_norms[:-1])
     x = images()
     made = network(x)
     assert [str(s) for s in network.streams] == ['a to b', 'a to c', 'b to c']
@@ -216,22 +240,21 @@ def test_encoders_of_a_target_exchange_channels_behind_each_norm(form):
 
 
 def test_skips_carry_what_was_exchanged():
-    network = small(threshold=2.0, sparsity=0)  # every channel becomes the other stream's
-    x = images()
-    swapped = network({'a': x['b'], 'b': x['a']})
-    # The decoders' own norms are all that is left of a stream behind the first layer.
-    first = network.encoder[0].of(0)
-    assert not torch.allclose(first(x['a']), first(x['b']))
-    made = network(x)
-    assert not torch.allclose(made.streams[0], swapped.streams[0])
-    network.config.threshold = 0.0
-    for fusions in network.encoder_fusions.values():
-        fusions.fusions[0].threshold = 0.0
-    apart = network(x)
-    torch.testing.assert_close(
-        apart.streams[0], plain_unet(network, 0, x['a']), rtol=1e-4, atol=1e-5
-    )
-    assert not torch.allclose(apart.streams[0], made.streams[0])
+    network = small(threshold=2.0)  # every channel becomes the other stream's
+    given, seen = {}, {}
+    for i, module in network.encoder_fusions.items():
+        hook = lambda m, args, out, i=i: given.__setitem__(int(i), out)  # noqa: E731
+        module.register_forward_hook(hook)
+    for i, module in enumerate(network.decoder):
+        hook = lambda m, args, out, i=i: seen.__setitem__(i, args[0])  # noqa: E731
+        module.register_forward_hook(hook)
+    network(images())
+    assert sorted(given) == [1, 2, 3]
+    for i, exchanged_maps in given.items():
+        # The decoder's layer that sees the encoder's map of this size beside the one below.
+        entered = seen[len(network.decoder) - 1 - i]
+        for ours, expected in zip(entered, exchanged_maps, strict=True):
+            torch.testing.assert_close(ours[:, -expected.shape[1] :], expected.clamp(min=0))
 
 
 def test_decoders_of_an_input_exchange_channels_of_their_tasks():
@@ -269,6 +292,13 @@ def test_the_penalty_is_the_l1_norm_of_each_streams_own_part():
     assert not gradient[own.stop :].any()
 
 
+def test_the_penalty_of_all_scales_is_their_whole_norm():
+    network = small(sparsity=0.5, penalised='all')
+    scales = [network.encoder_norms[i].of(s).weight for i in (1, 2, 3) for s in (0, 1)]
+    expected = 0.5 * sum(float(scale.abs().sum().detach()) for scale in scales)
+    assert float(network(images()).penalty.detach()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_asymfusion_adds_the_others_moved_and_shuffles():
     network = small(('a', 'b'), ('rgb',), depth=8, fusion='both')
     seen = {}
@@ -293,6 +323,7 @@ def test_asymfusion_adds_the_others_moved_and_shuffles():
     ('fusion', 'layers', 'expected'),
     [
         ('exchange', 'early', [1, 2, 3, 4, 5, 6]),
+        ('both', 'early', [2, 4, 6]),
         ('concat', 'early', [0]),
         ('concat', 'middle', [3]),
         ('attention', 'late', [7]),
@@ -325,15 +356,67 @@ def test_every_fusion_trains_every_weight_and_knows_nothing_of_other_images(fusi
         assert not torch.allclose(other.streams[0], both.streams[0], atol=1e-4)
 
 
-def test_dropout_is_in_three_layers_and_off_in_evaluation():
+def test_dropout_is_behind_the_norms_of_three_layers_and_off_in_evaluation():
     network = small()
     x = images()
     first = network(x)
     torch.testing.assert_close(network(x).streams[0], first.streams[0], rtol=0, atol=0)
+    seen = {}
+    for i, module in enumerate(network.decoder):
+        hook = lambda m, args, out, i=i: seen.__setitem__(i, args[0][0])  # noqa: E731
+        module.register_forward_hook(hook)
+
+    def dropped() -> list[float]:
+        """Share of nought among the values from below, of each layer but the first."""
+        network(x)
+        widths = [layer[0].out_channels for layer in network.decoder]
+        from_below = [seen[i][:, : widths[i - 1]] for i in range(1, len(seen))]
+        return [float((values == 0).float().mean()) for values in from_below]
+
+    quiet = dropped()  # by the ReLU before a layer: about a half
+    network.keeps_dropout = True
+    kept = dropped()
+    network.keeps_dropout = False
     network.train()
+    for shares in (kept, dropped()):
+        assert all(a > b + 0.15 for a, b in zip(shares[:3], quiet[:3], strict=True))
+        assert shares[3] == pytest.approx(quiet[3], abs=0.1)
+
+
+def test_layers_begin_as_pix2pix_draws_them():
     torch.manual_seed(0)
-    one = network(x).streams[0]
-    assert not torch.allclose(one, network(x).streams[0])
+    network = Translator(['a', 'b'], ['rgb'], GeneratorConfig(width=16, depth=5))
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    kernels += [p for p in PatchDiscriminator(16).parameters() if p.ndim > 1]
+    for kernel in kernels:
+        assert float(kernel.detach().std()) == pytest.approx(0.02, rel=0.15)
+    scale = network.encoder_norms[2].of(1).weight
+    assert (scale == 1).all()
+    uniform = GeneratorConfig(width=16, depth=5, initial_scales='uniform')
+    scale = Translator(['a', 'b'], ['rgb'], uniform).encoder_norms[2].of(1).weight.detach()
+    assert 0 <= scale.min() < 0.2 < 0.8 < scale.max() <= 1
+
+
+def test_the_weight_of_the_alignment_is_that_of_its_term():
+    penalties = []
+    for weight in (0.1, 0.3):
+        network = small(fusion='align', align_weight=weight).train()
+        torch.manual_seed(0)
+        penalties.append(float(network(images()).penalty.detach()))
+    assert penalties[1] == pytest.approx(3 * penalties[0], rel=1e-4)
+
+
+def test_the_shares_that_are_told_are_of_replaced_channels():
+    network = small()
+    for i in (1, 2, 3):
+        for stream, share in ((0, 0.25), (1, 0.75)):
+            scale = network.encoder_norms[i].of(stream).weight.data
+            scale.fill_(1.0)
+            scale[: round(share * len(scale))] = 0.0
+    told = network.monitored()
+    assert told['exchanged/a to rgb'] == pytest.approx(0.25)
+    assert told['exchanged/b to rgb'] == pytest.approx(0.75)
+    assert told['weight/a to rgb'] == pytest.approx(0.5)
 
 
 def test_a_training_step_stays_on_its_device_and_never_waits_for_it(monkeypatch):
@@ -372,6 +455,7 @@ def test_a_fusion_without_anything_to_fuse_is_refused():
         ({'sparsity': float('nan')}, 'sparsity'),
         ({'fusion': 'sum'}, "fusion one of exchange, .* but fusion is 'sum'"),
         ({'depth': 2}, 'depth 4 to 10'),
+        ({'encoder_norms': 'shared'}, 'encoder_norms per_stream for fusion exchange'),
         ({'fusion': 'attention', 'width': 8}, 'width >= 16 for fusion attention'),
         ({'exchange_decoders': True, 'decoder_norms': 'shared'}, 'with decoder_norms per_stream'),
     ],
@@ -381,14 +465,27 @@ def test_settings_out_of_range_are_refused(changes, match):
         GeneratorConfig(**changes)
 
 
-def test_a_batch_too_small_to_be_aligned_is_refused():
-    generator = GeneratorConfig(depth=5, fusion='align')
-    for batch_size, side in ((2, 32), (1, 64)):
-        TranslationConfig(
-            generator=generator, batch_size=batch_size, images=ImagesConfig(side=side)
-        )
-    with pytest.raises(InputError, match='batch_size >= 2 to align the single pixels'):
-        TranslationConfig(generator=generator, images=ImagesConfig(side=32))
+def test_samples_of_one_feature_are_not_aligned():
+    def config(batch_size: int, side: int, layers: str = 'all') -> TranslationConfig:
+        return TranslationConfig(
+            generator=GeneratorConfig(depth=5, fusion='align', fused_layers=layers),
+            batch_size=batch_size, images=ImagesConfig(side=side),
+        )  # fmt: skip
+
+    for allowed in ((config(2, 32), 1), (config(1, 64), 1), (config(1, 32, 'middle'), 1)):
+        check_alignment(*allowed)
+    for refused in ((config(1, 32), 1), (config(2, 32), 2), (config(1, 32, 'late'), 1)):
+        with pytest.raises(InputError, match='make batch_size 2 or more for each process'):
+            check_alignment(*refused)
+
+
+def test_sides_without_a_patch_are_refused():
+    generator = GeneratorConfig(depth=4)
+    TranslationConfig(generator=generator, images=ImagesConfig(side=16), adversarial=0)
+    with pytest.raises(InputError, match=r'images\.side 32 or more for discriminators'):
+        TranslationConfig(generator=generator, images=ImagesConfig(side=16))
+    with pytest.raises(InputError, match='load_side >= side >= 1'):
+        ImagesConfig(side=0)
 
 
 def test_a_side_that_does_not_fit_the_depth_is_refused():

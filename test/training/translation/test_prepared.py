@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import pytest
 pytest.importorskip('torch')
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.config import DatasetConfig
+from rgbd_fusion_seg.training.translation import prepared
 from rgbd_fusion_seg.training.translation.prepared import prepared_images
+from rgbd_fusion_seg.training.translation.sources import open_images
 
 
 class Numbers:
@@ -65,14 +70,31 @@ def test_other_content_or_another_side_is_made_anew(tmp_path, other):
     assert found.side == side
 
 
-def test_changed_code_of_the_domains_makes_images_anew(tmp_path, monkeypatch):
-    from rgbd_fusion_seg.training.translation import prepared
-
-    prepared_images(Numbers(), ['rgb'], 8, tmp_path)
-    monkeypatch.setattr(prepared, 'HHA_CODE', ())
+@pytest.mark.parametrize('changed', ['domains.py', 'palette.py', 'hha.py', 'test_prepared.py'])
+def test_changed_code_makes_images_anew(tmp_path, monkeypatch, changed):
+    """Of the domains, of what they are made by, and of the reader."""
+    prepared_images(Numbers(), ['rgb'], 8, tmp_path / 'cache')
+    other = tmp_path / changed
+    other.write_text('changed')
+    getfile = prepared.inspect.getfile
+    monkeypatch.setattr(
+        prepared.inspect,
+        'getfile',
+        lambda item: str(other) if Path(getfile(item)).name == changed else getfile(item),
+    )
     source = Numbers()
-    prepared_images(source, ['rgb'], 8, tmp_path)
+    prepared_images(source, ['rgb'], 8, tmp_path / 'cache')
     assert source.made
+
+
+def test_other_colours_of_classes_are_other_images(nyu_pack, tmp_path):
+    source = open_images(DatasetConfig(folder=str(nyu_pack)), 'train')
+    before = prepared_images(source, ['labels'], 16, tmp_path)
+    classes = source.frames.classes
+    source.frames.classes = dataclasses.replace(classes, colors=classes.colors[::-1].copy())
+    after = prepared_images(source, ['labels'], 16, tmp_path)
+    assert not np.array_equal(before.domains['labels'], after.domains['labels'])
+    assert before.content() != after.content()
 
 
 def test_what_cannot_be_prepared_is_told(tmp_path):

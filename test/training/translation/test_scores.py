@@ -95,6 +95,13 @@ def test_a_file_that_gives_no_features_is_refused(tmp_path, content):
     assert '\n' not in str(caught.value)
 
 
+def test_one_image_is_no_distribution(inception):
+    with pytest.raises(
+        InputError, match='FID and KID compare distributions, and there is 1 image'
+    ):
+        Distances(InceptionFeatures(inception), 1)
+
+
 def test_what_is_shown_of_values():
     values = torch.tensor([-1.0, 0.0, 1.0, 1.7, -3.0])
     assert as_bytes(values).tolist() == [0, 128, 255, 255, 0]

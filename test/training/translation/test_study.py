@@ -118,7 +118,8 @@ def test_a_row_that_diverges_does_not_end_the_others(study, monkeypatch, capsys)
         return fit(self)
 
     monkeypatch.setattr(TranslationTrainer, 'fit', diverges)
-    study_translation(study)
+    with pytest.raises(DivergenceError, match='apart diverged and stand in no table'):
+        study_translation(study)
     assert 'apart, seed 0 failed: a loss is not finite' in capsys.readouterr().out
     assert [row[3] == 'not trained yet' for row in table(study)] == [True, False, False]
 
@@ -129,6 +130,25 @@ def test_a_signal_ends_the_study_after_saving(study, monkeypatch):
         module, 'write_results', lambda *_: pytest.fail('told of an unfinished run')
     )
     study_translation(study)
+
+
+@pytest.mark.parametrize(
+    ('content', 'match'),
+    [
+        ('{"study": "other", "runs": []}', 'it is of other'),
+        ('{"study": "tiny", "runs": [{"row": "apart"}]}', 'it lacks epochs, parameters'),
+        ('no json', 'is no record of a study'),
+    ],
+)
+def test_another_file_is_not_taken_for_the_record(study, content, match):
+    Path(study.record).write_text(content)
+    with pytest.raises(InputError, match=match):
+        study_translation(study)
+    assert not Path(study.output).exists()
+    Path(study.record).unlink()
+    Path(study.record).mkdir()
+    with pytest.raises(InputError, match=r'record\.json is a folder'):
+        study_translation(study)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +172,9 @@ def test_other_settings_than_those_of_finished_runs_are_refused(study):
     study.rows = study.rows[:1]
     study_translation(study)
     study.run.lr = 1e-3
+    with pytest.raises(InputError, match=r'apart in study\.record .* with another lr than'):
+        study_translation(study, report_only=True)
+    Path(study.record).unlink()
     with pytest.raises(InputError, match='apart-0 holds a run with another lr; move it away'):
         study_translation(study)
     with pytest.raises(InputError, match='the study tiny has no row nobody'):

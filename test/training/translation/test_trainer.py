@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,8 +18,10 @@ torch = pytest.importorskip('torch')
 from torch.nn import functional as F  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
-from rgbd_fusion_seg.training import checkpoints  # noqa: E402
-from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training import checkpoints, loop  # noqa: E402
+from rgbd_fusion_seg.training.config import DatasetConfig, TrainConfig  # noqa: E402
+from rgbd_fusion_seg.training.continuation import saved_run  # noqa: E402
+from rgbd_fusion_seg.training.processes import make_fabric  # noqa: E402
 from rgbd_fusion_seg.training.translation import trainer  # noqa: E402
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator  # noqa: E402
 from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
@@ -26,7 +30,6 @@ from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
     TranslationConfig,
 )
 from rgbd_fusion_seg.training.translation.trainer import TranslationTrainer  # noqa: E402
-from rgbd_fusion_seg.training.translation.views import TranslationViews  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +86,7 @@ def log_of(config: TranslationConfig) -> list[dict]:
 
 @pytest.mark.parametrize('scenario', SCENARIOS)
 def test_every_scenario_trains_and_leaves_what_a_user_needs(run_config, monkeypatch, scenario):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 3)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 3)
     config = run_config(epochs=2, evaluate_every=1, **SCENARIOS[scenario])
     trainer.train_translation(config)
     folder = Path(config.output)
@@ -113,14 +116,13 @@ def test_a_translator_learns_images_by_heart(run_config):
             run_config().images, load_side=32, flip=False),
     )  # fmt: skip
     made = TranslationTrainer(config)
-    views = TranslationViews(made.images['train'], config)
-    distances = [float(made.step(batch)['distance']) for batch in views.batches(0, 180)]
+    distances = [float(made.step(batch)['distance']) for batch in made.batches(0, 180)]
     assert np.mean(distances[-6:]) < 0.4 * np.mean(distances[:6])
 
 
 def test_a_run_that_was_stopped_goes_on_identically(run_config, monkeypatch):
     whole, parts = run_config('whole', epochs=4), run_config('parts', epochs=4)
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     trainer.train_translation(whole)
     step = TranslationTrainer.step
 
@@ -149,7 +151,7 @@ def test_the_losses_are_those_of_the_public_code(run_config):
     config = run_config(inputs=['rgb', 'depth'], targets=['normal', 'shade'], generator=(
         GeneratorConfig(width=8, depth=5, dropout=0, sparsity=0.01)))  # fmt: skip
     run = TranslationTrainer(config)
-    batch = next(TranslationViews(run.images['train'], config).batches(0, 1))
+    batch = next(run.batches(0, 1))
     made = run.generator.train()(batch)
     judges = run.discriminators.module.judges
     wrong, right, near = 0.0, 0.0, 0.0
@@ -181,7 +183,7 @@ def test_the_losses_are_those_of_the_public_code(run_config):
 
 def test_the_discriminators_learn_from_their_own_loss_alone(run_config):
     run = TranslationTrainer(run_config())
-    batch = next(TranslationViews(run.images['train'], run.config).batches(0, 1))
+    batch = next(run.batches(0, 1))
     made = run.generator.train()(batch)
     run.generator_losses(batch, made)['adversarial'].backward()
     judges = run.discriminators.module
@@ -193,7 +195,7 @@ def test_the_discriminators_learn_from_their_own_loss_alone(run_config):
 
 
 def test_without_an_adversary_distance_is_all(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     config = run_config(adversarial=0.0)
     trainer.train_translation(config)
     assert {'discriminators', 'adversarial'}.isdisjoint(log_of(config)[0])
@@ -218,6 +220,9 @@ def test_a_run_starts_from_another_ones_weights(run_config):
     expected = load_translator(Path(first.output))[0].state_dict()
     for name, value in second.translator.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    swapped = run_config('swapped', init_from=first.output, inputs=['texture', 'depth'])
+    with pytest.raises(InputError, match='has the inputs depth, texture, and the run'):
+        TranslationTrainer(swapped)
     wider = GeneratorConfig(width=16, depth=5)
     with pytest.raises(InputError, match=r'weights of .* do not fit .* or leave init_from out'):
         TranslationTrainer(run_config('third', init_from=first.output, generator=wider))
@@ -227,7 +232,7 @@ def test_a_run_starts_from_another_ones_weights(run_config):
     ('changes', 'match'),
     [
         ({'inputs': ['rgb'], 'targets': ['depth']}, 'no target has two inputs'),
-        ({'inputs': ['heat', 'rgb'], 'targets': ['depth']}, 'heat'),
+        ({'inputs': ['heat', 'rgb']}, "there is no image domain 'heat'; translations have rgb"),
         ({'batch_size': 2, 'precision': '16-mixed'}, 'precision 16-mixed needs a GPU'),
     ],
 )
@@ -251,10 +256,89 @@ def test_a_folder_with_another_run_is_left_alone(run_config):
     assert (Path(config.output) / 'last.safetensors').read_bytes() == before
 
 
+def test_other_images_than_before_are_refused(run_config, nyu_pack, tmp_path):
+    config = run_config(epochs=1)
+    trainer.train_translation(config)
+    other = tmp_path / 'other'
+    shutil.copytree(nyu_pack, other)
+    for path in (other / 'rgb').iterdir():
+        cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+    images = dataclasses.replace(config.images, dataset=DatasetConfig(folder=str(other)))
+    longer = dataclasses.replace(config, epochs=2, images=images)
+    with pytest.raises(InputError, match='holds a run on frames of nyudv2-train with other'):
+        trainer.train_translation(longer)
+    moved = tmp_path / 'moved'
+    shutil.copytree(nyu_pack, moved)
+    images = dataclasses.replace(config.images, dataset=DatasetConfig(folder=str(moved)))
+    trainer.train_translation(dataclasses.replace(config, epochs=2, images=images))
+    assert load_translator(Path(config.output))[1]['step'] == 6
+
+
+def test_a_run_of_the_other_kind_is_not_continued(run_config):
+    config = run_config(epochs=1)
+    trainer.train_translation(config)
+    segmentation = TrainConfig(output=config.output, precision='32-true', accelerator='cpu')
+    with pytest.raises(InputError, match='holds a run of another command; choose another'):
+        saved_run(Path(config.output), segmentation, make_fabric(segmentation))
+
+
+def test_a_run_ends_with_a_look_at_its_losses(run_config, monkeypatch):
+    """Also one of fewer steps than there are between two looks."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, 'realness_loss', lambda logits, real: logits.sum() * np.nan)
+        config = run_config(epochs=1)
+        with pytest.raises(TrainingError, match='the discriminators is nan near step 3'):
+            trainer.train_translation(config)
+    assert not (Path(config.output) / 'last.safetensors').exists()
+    config = run_config('other', epochs=1)
+    trainer.train_translation(config)
+    assert [entry['step'] for entry in log_of(config)] == [3]
+
+
+def test_weights_of_losses_and_settings_of_adam_are_those_that_are_given(run_config):
+    config = run_config(reconstruction=7.0, adversarial=3.0, beta1=0.4, discriminator_width=16)
+    run = TranslationTrainer(config)
+    batch = next(run.batches(0, 1))
+    made = run.generator(batch)
+    near = [F.l1_loss(x, batch['rgb']) for x in (*made.streams, made.ensembles['rgb'])]
+    losses = run.generator_losses(batch, made)
+    assert float(losses['distance']) == pytest.approx(7 * float(sum(near).detach()), rel=1e-4)
+    losses = {name: x.detach() for name, x in losses.items()}
+    judged = run.discriminators.module(batch, made.streams)
+    taken = sum(float(F.softplus(-logits).mean().detach()) for logits in judged)
+    assert float(losses['adversarial']) == pytest.approx(3 * taken, rel=1e-4)
+    for optimiser in (run.optimiser, run.judging):
+        assert optimiser.param_groups[0]['betas'] == (0.4, 0.999)
+    assert run.discriminators.module.judges['rgb'].convs[0].out_channels == 16
+
+
+def test_time_is_kept(run_config, monkeypatch):
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
+    run = TranslationTrainer(run_config(max_minutes=1.0))
+    run.state['seconds'] = 30.0
+    assert run.progress == pytest.approx(0.5)
+    saves = []
+    monkeypatch.setattr(TranslationTrainer, 'save', lambda self: saves.append(self.state['step']))
+    TranslationTrainer(run_config('often', save_minutes=1e-9)).fit()
+    assert saves == [1, 2, 3, 4, 5, 6, 6]
+    saves.clear()
+    TranslationTrainer(run_config('rarely', save_minutes=100)).fit()
+    assert saves == [6]
+
+
+def test_half_precision_trains_too(run_config):
+    config = run_config(precision='bf16-mixed', epochs=1)
+    trainer.train_translation(config)
+    scores = json.loads((Path(config.output) / 'scores.json').read_text())['scores']['rgb']
+    assert 0 < scores['ensemble']['MAE'] < 1
+
+
 def test_losses_that_are_not_finite_end_a_run(run_config, monkeypatch):
-    monkeypatch.setattr(trainer, 'LOG_EVERY', 1)
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     monkeypatch.setattr(trainer, 'realness_loss', lambda logits, real: logits.sum() * np.nan)
-    with pytest.raises(TrainingError, match=r'a loss is not finite near step 1; .* lower lr'):
+    with pytest.raises(
+        TrainingError, match=r'the discriminators is nan near step 1; .* lower lr in a new'
+    ):
         trainer.train_translation(run_config())
 
 
@@ -265,7 +349,7 @@ def test_a_checkpoint_is_not_taken_for_one_of_the_other_kind(run_config, tmp_pat
         checkpoints.load_checkpoint(Path(config.output) / 'last.safetensors')
     other = tmp_path / 'segmentation.safetensors'
     checkpoints.save_checkpoint(other, torch.nn.Linear(2, 2), {'network': 'erfnet'})
-    with pytest.raises(InputError, match='is not of a translator; score it with evaluate'):
+    with pytest.raises(InputError, match='is of a segmentation network, not of a translator'):
         load_translator(other)
 
 
@@ -274,12 +358,13 @@ def test_two_processes_train_as_one_does(run_config, tmp_path):
     script = tmp_path / 'train.py'
     script.write_text(
         'from jsonargparse import CLI\n'
+        'from rgbd_fusion_seg.training import loop\n'
         'from rgbd_fusion_seg.training.translation import trainer\n'
-        'trainer.LOG_EVERY = 1\n'
+        'loop.LOG_EVERY = 1\n'
         'CLI(trainer.train_translation, as_positional=False)\n'
     )
     config = run_config()
-    losses = []
+    losses, scores = [], []
     for processes in (1, 2):
         output = tmp_path / f'run{processes}'
         torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
@@ -300,6 +385,9 @@ def test_two_processes_train_as_one_does(run_config, tmp_path):
         assert done.returncode == 0, done.stderr[-20000:]
         lines = (output / 'log.jsonl').read_text().splitlines()
         losses.append([[json.loads(x)[k] for k in ('distance', 'discriminators')] for x in lines])
+        scores.append(json.loads((output / 'scores.json').read_text())['scores']['rgb'])
     assert len(losses[0]) == 3
     np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-2)
+    for name, row in scores[0].items():
+        assert scores[1][name]['MAE'] == pytest.approx(row['MAE'], rel=1e-2)

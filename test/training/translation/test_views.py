@@ -13,8 +13,8 @@ from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
 from rgbd_fusion_seg.training.translation.prepared import (  # noqa: E402
     PreparedImages,
     network_image,
-    shown_image,
 )
+from rgbd_fusion_seg.training.translation.scores import as_bytes  # noqa: E402
 from rgbd_fusion_seg.training.translation.views import TranslationViews, mirror  # noqa: E402
 
 SIDE, LOAD_SIDE, COUNT = 16, 20, 5
@@ -31,6 +31,7 @@ def views(rank: int = 0, world_size: int = 1, **changes) -> TranslationViews:
     config = TranslationConfig(
         batch_size=changes.pop('batch_size', 2),
         seed=changes.pop('seed', 0),
+        adversarial=0.0,
         generator=GeneratorConfig(depth=4),
         images=ImagesConfig(**{'side': SIDE, 'load_side': LOAD_SIDE, 'workers': 0, **changes}),
     )
@@ -38,18 +39,18 @@ def views(rank: int = 0, world_size: int = 1, **changes) -> TranslationViews:
 
 
 def shown(batch: dict, name: str) -> np.ndarray:
-    return shown_image(batch[name].numpy()).astype(int)
+    assert batch[name].dtype == torch.uint8
+    return batch[name].numpy().astype(int)
 
 
 def test_networks_see_values_from_minus_1_to_1_and_back():
-    image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    image = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
     seen = network_image(image)
-    assert seen.dtype == np.float32
+    assert seen.dtype == torch.float32
     assert seen.shape == (1, 3, 16, 16)
     assert (seen.min(), seen.max()) == (-1, 1)
-    assert seen[0, 0, 3, 3] == pytest.approx(-0.6)  # of 51
-    np.testing.assert_array_equal(shown_image(seen), image)
-    np.testing.assert_array_equal(shown_image(np.full((1, 3, 1, 1), 9.0)), 255)
+    assert float(seen[0, 0, 3, 3]) == pytest.approx(-0.6)  # of 51
+    assert torch.equal(as_bytes(seen).permute(0, 2, 3, 1), image)
 
 
 def test_a_view_is_one_window_of_one_image_in_every_domain():

@@ -1,0 +1,206 @@
+"""The loop of every training run: steps, looks at the losses, saving and stopping."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from rgbd_fusion_seg.errors import DivergenceError
+from rgbd_fusion_seg.training.checkpoints import write_output
+from rgbd_fusion_seg.training.continuation import (
+    SETTINGS_NAME,
+    STATE_NAME,
+    WEIGHTS_NAME,
+    load_state,
+)
+from rgbd_fusion_seg.training.monitor import Monitor
+from rgbd_fusion_seg.training.stopping import Clock, StopSignal
+
+LOG_EVERY = 10
+"""Steps between looks at the losses and the clock, which make a GPU wait."""
+
+
+class TrainingLoop(ABC):
+    """A run: what it trains, and where it stands.
+
+    Attributes:
+        config: settings, a dataclass with `epochs`, `max_minutes`, `evaluate_every` and
+            `save_minutes`.
+        folder: for its files.
+        fabric: device and processes.
+        state: what is saved, among it 'step' and 'seconds'.
+        steps_per_epoch, num_steps: of the run.
+    """
+
+    config: Any
+    folder: Path
+    fabric: Fabric
+    state: dict[str, Any]
+    steps_per_epoch: int
+    num_steps: int
+    START: ClassVar[str] = 'network.init_from'
+    """The setting that starts a run from weights."""
+    RATE: ClassVar[str] = 'optimiser.lr'
+    """The setting to lower when a loss is not finite."""
+
+    @abstractmethod
+    def batches(self, first_step: int, num_steps: int) -> Iterator[Any]:
+        """Yield this process's part of the batches of ``num_steps`` steps."""
+
+    @abstractmethod
+    def train_step(self, batch: Any) -> dict[str, Tensor]:
+        """Take one step; returns losses by name, without dimensions, on the device."""
+
+    @abstractmethod
+    def numbers(self) -> dict[str, float]:
+        """Return what is logged beside the losses."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write what continues the run, and its weights."""
+
+    @abstractmethod
+    def evaluate(self, file_name: str, monitor: Monitor) -> None:
+        """Score the run's weights into a file of its folder."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in steps or in minutes, whichever is further."""
+        done = self.state['step'] / self.num_steps
+        if self.config.max_minutes:
+            done = max(done, self.state['seconds'] / (60 * self.config.max_minutes))
+        return min(done, 1.0)
+
+    def resume(self) -> None:
+        """Load the saved state, if there is one, and write the settings."""
+        path = self.folder / STATE_NAME
+        if path.is_file():
+            load_state(self.fabric, path, self.state, self.START)
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            text = json.dumps(dataclasses.asdict(self.config), indent=1)
+            saved = self.folder / SETTINGS_NAME
+            write_output(saved, lambda part: part.write_text(text, encoding='utf-8'))
+
+    def run(self) -> None:
+        """Go through the run, or on where it was, and leave the other processes in order."""
+        if self.fit():
+            self.fabric.print(f'written to {self.folder}')
+        if torch.distributed.is_initialized():
+            # A process that leaves while others still talk to it takes them down.
+            self.fabric.barrier()
+            torch.distributed.destroy_process_group()
+
+    def fit(self) -> bool:
+        """Take the steps that are left, save, and score the result.
+
+        Returns:
+            False when a signal ended the run early; the state was saved then.
+
+        Raises:
+            DivergenceError: a loss or a weight is not finite any more.
+            TrainingError: the disk is full.
+        """
+        speaks = self.fabric.is_global_zero
+        with Monitor(self.folder, self.state['step'], self.num_steps, speaks) as monitor:
+            finished = self._take_steps(monitor)
+            self.save()
+            if finished:
+                self.finish(monitor)
+            else:
+                monitor.say(f'stopped and saved at step {self.state["step"]}; start the same '
+                            'command again to go on')  # fmt: skip
+        return finished
+
+    def finish(self, monitor: Monitor) -> None:
+        """Score a run whose steps are taken and saved."""
+        self.evaluate('scores.json', monitor)
+
+    def _take_steps(self, monitor: Monitor) -> bool:
+        first, clock = self.state['step'], Clock(self.state['seconds'])
+        sums: dict[str, Tensor] = {}
+        looked = first
+        with StopSignal(self.fabric.is_global_zero) as stop:
+            for batch in self.batches(first, self.num_steps - first):
+                if self.progress >= 1:
+                    break
+                for name, loss in self.train_step(batch).items():
+                    sums[name] = sums[name] + loss if name in sums else loss
+                monitor.step()
+                look = self.state['step'] % LOG_EVERY == 0
+                if look:
+                    self._look(sums, self.state['step'] - looked, clock, monitor)
+                    sums, looked = {}, self.state['step']
+                self._after_step(monitor, clock)
+                if (look or self.fabric.world_size == 1) and self._agree(stop.received):
+                    self.state['seconds'] = clock.seconds
+                    return False
+        if sums:
+            self._look(sums, self.state['step'] - looked, clock, monitor)
+        return True
+
+    def _look(self, sums: dict[str, Tensor], steps: int, clock: Clock, monitor: Monitor) -> None:
+        """Read losses and clock, the same ones on every process, ``steps`` after the last look."""
+        values = torch.stack(list(sums.values())).double() / steps
+        values = torch.cat([values, values.new_tensor([clock.seconds])])
+        *means, seconds = self.fabric.all_reduce(values, reduce_op='mean').tolist()
+        losses, step = dict(zip(sums, means, strict=True)), self.state['step']
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise self._divergence(f'the {name} is {loss} near step {step}')
+        speed = steps / max(seconds - self.state['seconds'], 1e-9)
+        self.state['seconds'] = seconds
+        monitor.numbers(
+            step, self.progress, **losses, steps_per_second=speed, **self.numbers()
+        )  # fmt: skip
+
+    def _divergence(self, what: str) -> DivergenceError:
+        last = self.folder / WEIGHTS_NAME
+        start = f' and {self.START} {last}' if last.is_file() else ''
+        return DivergenceError(
+            f'{what}; start the same command again with a lower {self.RATE} in a new output '
+            f'folder{start}'
+        )
+
+    def check_finite(self, network: nn.Module) -> None:
+        """Refuse weights that are not finite before they replace others.
+
+        Raises:
+            DivergenceError: they are not.
+        """
+        finite = [x.isfinite().all() for x in network.state_dict().values()]
+        if not bool(torch.stack(finite).all()):
+            raise DivergenceError(
+                f'weights are not finite any more at step {self.state["step"]}; nothing was '
+                f'written, start again with a lower {self.RATE}'
+            )
+
+    def _agree(self, here: bool) -> bool:
+        if self.fabric.world_size == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(flag, reduce_op='sum') > 0)
+
+    def _after_step(self, monitor: Monitor, clock: Clock) -> None:
+        step, config = self.state['step'], self.config
+        epoch, within = divmod(step, self.steps_per_epoch)
+        save_every = getattr(config, 'save_every', 0)
+        due = not within and save_every and epoch % save_every == 0
+        late = step % LOG_EVERY == 0 and clock.minutes_since_save(self.state['seconds']) >= (
+            config.save_minutes or math.inf
+        )
+        if not within and config.evaluate_every and epoch % config.evaluate_every == 0:
+            # Before saving, so that a run that is continued knows its best score.
+            self.evaluate(f'scores-{epoch:04d}.json', monitor)
+        if due or late:
+            self.save()
+            clock.saved(self.state['seconds'])
