@@ -208,7 +208,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(
             f'{path} is no checkpoint of this package ({error}); give a .safetensors file '
-            'that the train or import-weights command wrote'
+            'that a command of this package wrote'
         ) from error
     return weights, info
 

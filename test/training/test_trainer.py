@@ -130,7 +130,6 @@ def test_the_log_of_a_continued_run_counts_its_own_steps(run_config, monkeypatch
         steps / entry['steps_per_second'] for steps, entry in zip((2, 1), log[1:], strict=True)
     ]
     assert sum(times) == pytest.approx(after - before, rel=1e-4)
-    assert times[0] > times[1]
 
 
 def test_one_batch_can_be_learnt_by_heart(run_config):
