@@ -156,7 +156,7 @@ def _open(folder: Path, raw: bool, labels: str, depth_scale: float) -> _Form:
         return _Images(folder, raw, labels, depth_scale)
     raise InputError(
         f'{folder} is no NYUDv2: it holds neither {MAT_FILE} nor folders of images such as rgb, '
-        'depth and label40; set data.dataset.folder to the one that does'
+        'depth and label40; set dataset.folder to the one that does'
     )
 
 
