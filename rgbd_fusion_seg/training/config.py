@@ -201,6 +201,21 @@ class LossConfig:
         require(self, rules)
 
 
+def run_rules(config: Any) -> dict[str, bool]:
+    """Return the rules for what `TrainConfig` and other kinds of runs have in common."""
+    rules = {
+        'an output folder': bool(config.output),
+        'epochs >= 1': config.epochs >= 1,
+        'batch_size >= 1': config.batch_size >= 1,
+        '0 <= seed < 2**32': 0 <= config.seed < 2**32,
+        'a precision of bf16-mixed, 16-mixed or 32-true': config.precision
+        in ('bf16-mixed', '16-mixed', '32-true'),
+    }
+    for name in ('max_minutes', 'evaluate_every', 'save_minutes'):
+        rules[f'{name} >= 0'] = getattr(config, name) >= 0
+    return rules
+
+
 @dataclass
 class TrainConfig:
     """One training run.
@@ -236,14 +251,5 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        rules = {
-            'an output folder': bool(self.output),
-            'epochs >= 1': self.epochs >= 1,
-            'batch_size >= 1': self.batch_size >= 1,
-            '0 <= seed < 2**32': 0 <= self.seed < 2**32,
-            'a precision of bf16-mixed, 16-mixed or 32-true': self.precision
-            in ('bf16-mixed', '16-mixed', '32-true'),
-        }
-        for name in ('max_minutes', 'evaluate_every', 'save_every', 'save_minutes'):
-            rules[f'{name} >= 0'] = getattr(self, name) >= 0
+        rules = {**run_rules(self), 'save_every >= 0': self.save_every >= 0}
         require(self, rules, limits=('max_minutes', 'save_minutes'))

@@ -150,11 +150,12 @@ def saved_run(
         return None
     run = load_state(fabric, folder / STATE_NAME, start=start).get('run', {})
     for before in (read_settings(folder), run.get('settings')):
-        changed = changed_settings(config, before, free) if before else []
-        if before and set(before) - {f.name for f in dataclasses.fields(config)}:
+        sections = {name for name, value in (before or {}).items() if isinstance(value, dict)}
+        if sections and not sections & {f.name for f in dataclasses.fields(config)}:
             raise InputError(
                 f'{folder} holds a run of another command; choose another output folder'
             )
+        changed = changed_settings(config, before, free) if before else []
         if changed:
             raise InputError(
                 f'{folder} holds a run with another {", ".join(changed)}; choose another '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rgbd_fusion_seg.training.config import DatasetConfig
+from rgbd_fusion_seg.training.config import DatasetConfig, run_rules
 from rgbd_fusion_seg.training.rules import require
 
 FUSIONS = (
@@ -173,10 +173,7 @@ class TranslationConfig:
 
     def __post_init__(self) -> None:
         rules = {
-            'an output folder': bool(self.output),
-            'epochs >= 1': self.epochs >= 1,
-            'batch_size >= 1': self.batch_size >= 1,
-            '0 <= seed < 2**32': 0 <= self.seed < 2**32,
+            **run_rules(self),
             'lr > 0': self.lr > 0,
             '0 <= beta1 < 1': 0 <= self.beta1 < 1,
             '0 <= beta2 < 1': 0 <= self.beta2 < 1,
@@ -184,11 +181,7 @@ class TranslationConfig:
             'reconstruction >= 0': self.reconstruction >= 0,
             'adversarial >= 0': self.adversarial >= 0,
             'discriminator_width >= 1': self.discriminator_width >= 1,
-            'a precision of bf16-mixed, 16-mixed or 32-true': self.precision
-            in ('bf16-mixed', '16-mixed', '32-true'),
         }
-        for name in ('max_minutes', 'evaluate_every', 'save_minutes'):
-            rules[f'{name} >= 0'] = getattr(self, name) >= 0
         multiple = 2**self.generator.depth
         rules[f'images.side {SMALLEST_SIDE} or more for discriminators'] = (
             not self.adversarial or self.images.side >= SMALLEST_SIDE
