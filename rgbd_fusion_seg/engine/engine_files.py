@@ -9,7 +9,6 @@ moment the card belongs to a whole engine.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -24,10 +23,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.file_lock import file_lock, open_lock
 from rgbd_fusion_seg.locations import user_cache
 
 CARD_FORMAT = 1
 SUFFIX = '.engine'
+LOCK_NAME = '.build.lock'
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def make_writable(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
-        os.close(_open_lock(folder))
+        os.close(open_lock(folder / LOCK_NAME))
 
 
 def list_engines(bundle: ModelBundle) -> dict[Path, EngineCard | EngineError]:
@@ -305,27 +306,17 @@ def build_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            lock = _open_lock(folder)
-            stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise EngineError(
-                f'another process is building an engine in {folder}; wait until it is done'
-            ) from error
+            mine = stack.enter_context(file_lock(folder / LOCK_NAME, wait))
         except OSError as error:
             raise EngineError(
                 f'the folder {folder} cannot be locked for a build ({error.strerror}); give '
                 'another output folder, on a disk of this machine'
             ) from error
+        if not mine:
+            raise EngineError(
+                f'another process is building an engine in {folder}; wait until it is done'
+            )
         yield
-
-
-def _open_lock(folder: Path) -> int:
-    path = folder / '.build.lock'
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # of another user; on most disks reading is enough to lock it
-        return os.open(path, os.O_RDONLY)
 
 
 def belongs_to(card: EngineCard, bundle: ModelBundle) -> bool:

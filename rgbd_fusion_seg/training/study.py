@@ -10,21 +10,21 @@ processes share the rows, which fills a large GPU with small networks.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
+from rgbd_fusion_seg.file_lock import file_lock
 from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import STATE_NAME
 from rgbd_fusion_seg.training.initialisation import make_network
 from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
+from rgbd_fusion_seg.training.run_lock import lock_of
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
 from rgbd_fusion_seg.training.study_plan import planned_epochs
 from rgbd_fusion_seg.training.study_record import check_record, write_record
@@ -69,7 +69,7 @@ def study(
     check_writable(output)
     make_folder(output)
     if not report_only:
-        with _claimed(output / 'plan.lock', wait=True):
+        with file_lock(output / 'plan.lock', wait=True):
             plan = planned_epochs(study, output)
         _train_rows(study, plan, output, wanted)
     failures, entries = failed_runs(study), collect(study)
@@ -179,7 +179,7 @@ def _train_rows(
         for row, seed in left:
             if not all(done(*standing(study, name, seed)) for name in origin_rows(row)):
                 continue
-            with _claimed(output / f'{row.name}-{seed}.lock') as mine:
+            with file_lock(lock_of(output / f'{row.name}-{seed}')) as mine:
                 if not mine or done(row, seed) or failure(study, row, seed):
                     continue
                 if not _train_row(study, row, seed, plan[row.name]):
@@ -187,18 +187,6 @@ def _train_rows(
                 break
         else:
             time.sleep(LOOK_AGAIN_S)
-
-
-@contextmanager
-def _claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
-    """Claim what a file stands for among processes; yield whether it is ours now."""
-    with lock.open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> bool:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import (
-    check_writable,
     class_entries,
     make_folder,
     save_checkpoint,
@@ -48,6 +47,7 @@ from rgbd_fusion_seg.training.optimiser import (
 )
 from rgbd_fusion_seg.training.processes import make_fabric
 from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
+from rgbd_fusion_seg.training.run_lock import only_trainer
 from rgbd_fusion_seg.training.views import TrainingViews
 
 TEST_SETS = ('test', 'synthetic_test')
@@ -63,11 +63,13 @@ def train(run: TrainConfig) -> None:
     TensorBoard events. Under `torchrun` the batch is spread over its processes.
 
     Raises:
-        InputError: data, settings or a checkpoint that cannot be used.
+        InputError: data, settings or a checkpoint that cannot be used, or another process that
+            trains into the folder.
         DivergenceError: the loss is not finite any more.
         TrainingError: the disk is full.
     """
-    Trainer(run).run()
+    with only_trainer(Path(run.output)):
+        Trainer(run).run()
 
 
 class Trainer(TrainingLoop):
@@ -77,7 +79,6 @@ class Trainer(TrainingLoop):
         self.config = config
         self.folder = Path(config.output)
         check_frozen(config)
-        check_writable(self.folder)
         self.fabric = make_fabric(config)
         before = saved_run(self.folder, config, self.fabric)
         source = open_dataset(config.data.dataset, 'train')

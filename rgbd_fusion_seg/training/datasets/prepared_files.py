@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.file_lock import file_lock
 from rgbd_fusion_seg.progress import progress_bar
 
 INFO_NAME = 'info.json'
@@ -165,13 +165,10 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R
 
 @contextlib.contextmanager
 def _only_builder(lock: Path) -> Iterator[None]:
-    """Hold a lock on a file, which the system lets go even when this process is killed."""
-    with lock.open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(file_lock(lock)):
             tqdm.write(f'waiting for another process that prepares frames ({lock})')
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stack.enter_context(file_lock(lock, wait=True))
         yield
 
 

@@ -11,11 +11,13 @@ from statistics import mean
 from typing import Any
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError
-from rgbd_fusion_seg.training.checkpoints import make_folder, write_output
+from rgbd_fusion_seg.file_lock import file_lock
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
 from rgbd_fusion_seg.training.continuation import STATE_NAME, changed_settings, read_settings
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.report import escaped
 from rgbd_fusion_seg.training.rules import is_folder_name, require
+from rgbd_fusion_seg.training.run_lock import lock_of
 from rgbd_fusion_seg.training.study_record import (
     check_record,
     read_record,
@@ -96,6 +98,8 @@ def study_translation(
 ) -> None:
     """Train what of a study is left, and write its table; a study that was stopped goes on.
 
+    Several processes may do so at once: each trains rows that no other one does.
+
     Args:
         study: the study.
         only: names of the rows to train; default: all.
@@ -117,17 +121,22 @@ def study_translation(
         around(Path(study.document), study.name)
     check_record(study)
     recorded_runs(study, configs)
+    check_writable(Path(study.output))
+    make_folder(Path(study.output))
     failed: list[str] = []
     for (name, seed), config in configs.items():
-        if report_only or (only and name not in only) or is_done(config):
+        if report_only or (only and name not in only):
             continue
-        print(f'{name}, seed {seed}: {config.epochs} epochs', flush=True)
-        try:
-            if not _train(config):
-                return
-        except DivergenceError as error:  # the others are worth having
-            print(f'{name}, seed {seed} failed: {error}', flush=True)
-            failed.append(name)
+        with file_lock(lock_of(Path(config.output))) as mine:
+            if not mine or is_done(config):
+                continue
+            print(f'{name}, seed {seed}: {config.epochs} epochs', flush=True)
+            try:
+                if not _train(config):
+                    return
+            except DivergenceError as error:  # the others are worth having
+                print(f'{name}, seed {seed} failed: {error}', flush=True)
+                failed.append(name)
         write_results(study, configs)
     write_results(study, configs)
     if failed:
@@ -190,15 +199,15 @@ def write_results(
     study: TranslationStudyConfig, configs: dict[tuple[str, int], TranslationConfig]
 ) -> None:
     """Write the record and the table of what is finished."""
-    found = collect(study, configs)
-    make_folder(Path(study.output))
-    text = table(study, found)
-    report = Path(study.output) / 'report.md'
-    write_output(report, lambda part: part.write_text(text, encoding='utf-8'))
-    if study.record:
-        write_record(study, found, TOLD)
-    if study.document and insert(Path(study.document), study.name, text):
-        print(f'written to {study.document}')
+    output = Path(study.output)
+    with file_lock(output / 'report.lock', wait=True):  # or one that saw less would write last
+        found = collect(study, configs)
+        text = table(study, found)
+        write_output(output / 'report.md', lambda part: part.write_text(text, encoding='utf-8'))
+        if study.record:
+            write_record(study, found, TOLD)
+        if study.document and insert(Path(study.document), study.name, text):
+            print(f'written to {study.document}')
 
 
 def collect(

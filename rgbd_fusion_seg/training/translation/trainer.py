@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import (
-    check_writable,
     make_folder,
     save_checkpoint,
     write_output,
@@ -31,6 +30,7 @@ from rgbd_fusion_seg.training.continuation import (
 from rgbd_fusion_seg.training.loop import TrainingLoop
 from rgbd_fusion_seg.training.monitor import Monitor
 from rgbd_fusion_seg.training.processes import make_fabric
+from rgbd_fusion_seg.training.run_lock import only_trainer
 from rgbd_fusion_seg.training.translation.checkpoint import described, make_translator
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
 from rgbd_fusion_seg.training.translation.discriminator import PatchDiscriminator, realness_loss
@@ -59,11 +59,13 @@ def train_translation(run: TranslationConfig) -> None:
     log.jsonl and TensorBoard events. Under `torchrun` the batch is spread over its processes.
 
     Raises:
-        InputError: images, settings or a checkpoint that cannot be used.
+        InputError: images, settings or a checkpoint that cannot be used, or another process that
+            trains into the folder.
         DivergenceError: the loss is not finite any more.
         TrainingError: the disk is full.
     """
-    TranslationTrainer(run).run()
+    with only_trainer(Path(run.output)):
+        TranslationTrainer(run).run()
 
 
 class Discriminators(nn.Module):
@@ -93,7 +95,6 @@ class TranslationTrainer(TrainingLoop):
 
     def __init__(self, config: TranslationConfig) -> None:
         self.config, self.folder = config, Path(config.output)
-        check_writable(self.folder)
         self.fabric = make_fabric(config)
         check_alignment(config, self.fabric.world_size)
         before = saved_run(self.folder, config, self.fabric, FREE_TO_CHANGE, self.START)

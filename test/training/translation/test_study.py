@@ -8,7 +8,9 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError  # noqa: E402
+from rgbd_fusion_seg.file_lock import file_lock  # noqa: E402
 from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.run_lock import lock_of  # noqa: E402
 from rgbd_fusion_seg.training.translation import study as module  # noqa: E402
 from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
     GeneratorConfig,
@@ -84,6 +86,15 @@ def test_rows_are_trained_once_and_told(study, monkeypatch):
     error = values['ensemble']
     assert row[4:6] == [f'{100 * error["MAE"]:.2f}', f'{100 * error["MSE"] ** 0.5:.2f}']
     assert not (Path(study.output) / 'apart-0' / 'resume.ckpt').exists()
+
+
+def test_a_row_that_another_process_trains_is_left_to_it(study):
+    Path(study.output).mkdir()
+    with file_lock(lock_of(Path(study.output) / 'apart-0')):
+        study_translation(study)
+    assert [row[3] == 'not trained yet' for row in table(study)] == [True, False, False]
+    study_translation(study)
+    assert all('not trained yet' not in row for row in table(study))
 
 
 def test_the_record_keeps_rows_whose_folders_are_gone(study, tmp_path):

@@ -1,0 +1,44 @@
+"""A lock between processes of a machine; the system lets it go when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock; yield whether it is ours, which it always is after waiting.
+
+    Args:
+        path: of a file that stands for what is locked, made if absent; it stays.
+        wait: until another process lets it go.
+
+    Raises:
+        OSError: the file cannot be opened, or is on a disk without locks.
+    """
+    file = open_lock(path)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
+    finally:
+        os.close(file)
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock's file, made if absent; returns its descriptor.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another user; on most disks reading is enough to lock it
+        return os.open(path, os.O_RDONLY)

@@ -1,0 +1,52 @@
+"""Who trains into a folder."""
+
+import errno
+import fcntl
+import os
+
+import pytest
+
+pytest.importorskip('torch')
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.file_lock import file_lock
+from rgbd_fusion_seg.training.config import TrainConfig
+from rgbd_fusion_seg.training.run_lock import lock_of, only_trainer
+from rgbd_fusion_seg.training.trainer import train
+from rgbd_fusion_seg.training.translation.config import TranslationConfig
+from rgbd_fusion_seg.training.translation.trainer import train_translation
+
+
+@pytest.mark.parametrize(
+    ('start', 'config'), [(train, TrainConfig), (train_translation, TranslationConfig)]
+)
+def test_a_folder_that_another_process_trains_into_is_left_alone(tmp_path, start, config):
+    folder = tmp_path / 'run'
+    with file_lock(lock_of(folder)), pytest.raises(InputError, match='another process is train'):
+        start(config(output=str(folder)))
+    assert not folder.exists()
+
+
+def test_a_folder_is_given_back(tmp_path):
+    folder = tmp_path / 'runs' / 'one'
+    for _ in range(2):
+        with only_trainer(folder), file_lock(lock_of(folder)) as mine:
+            assert not mine
+    with only_trainer(folder), only_trainer(folder.with_name('other')):
+        pass
+
+
+def test_processes_of_one_run_do_not_lock_each_other_out(tmp_path, monkeypatch):
+    with only_trainer(tmp_path / 'run'):
+        monkeypatch.setenv('RANK', '1')
+        with only_trainer(tmp_path / 'run'):
+            pass
+
+
+def test_a_disk_without_locks_is_told(tmp_path, monkeypatch):
+    def flock(lock, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with pytest.raises(InputError, match=r'run\.lock cannot be locked \(No locks available\)'):
+        only_trainer(tmp_path / 'run').__enter__()
