@@ -36,13 +36,13 @@ class StampMatcher:
             pairs = self.flush()
         self._newest[stream] = max(stamp_ns, self._newest[stream])
         (self._partners if is_partner else self._leading).append((stamp_ns, message))
-        if len(self._partners) > _MAX_WAITING and not self._leading:
-            self._partners.popleft()
         while self._leading and (
             self._newest['partner'] >= self._leading[0][0] + self._tolerance_ns
             or len(self._leading) > _MAX_WAITING
         ):
             pairs += self._decide()
+        while len(self._partners) > _MAX_WAITING and self._too_old(self._partners[0][0]):
+            self._partners.popleft()
         return pairs
 
     def flush(self) -> list[tuple[Any, Any]]:
@@ -53,6 +53,10 @@ class StampMatcher:
         self._partners.clear()
         self._newest = {'leading': -1, 'partner': -1}
         return pairs
+
+    def _too_old(self, partner_ns: int) -> bool:
+        """Whether no leading message that waits, or comes in order, can have this partner."""
+        return not self._leading or partner_ns < self._leading[0][0] - self._tolerance_ns
 
     def _decide(self) -> list[tuple[Any, Any]]:
         """Match the oldest leading message, or tell that it has no partner."""

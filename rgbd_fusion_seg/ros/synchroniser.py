@@ -7,6 +7,8 @@ Everything here is called from the executor's one thread; the pairs leave it thr
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from bisect import bisect_left, insort
 from collections import deque
@@ -157,6 +159,16 @@ class StreamStatistics:
         self.arrived_s = now
         self.stamps_ns.append(stamp_ns)
 
+    @property
+    def stamps_increase(self) -> bool:
+        """Whether each of the newest stamps is later than the one before."""
+        return all(a < b for a, b in itertools.pairwise(self.stamps_ns))
+
+    @property
+    def stamp_period_ns(self) -> float:
+        """Between the newest stamps, which increase, on average."""
+        return (self.stamps_ns[-1] - self.stamps_ns[0]) / (len(self.stamps_ns) - 1)
+
     def silent_s(self, since_s: float) -> float:
         """Seconds since the newest message, or since ``since_s`` when there was none."""
         return time.monotonic() - (since_s if self.arrived_s is None else self.arrived_s)
@@ -271,20 +283,29 @@ class Synchroniser:
     def _explain_stamps(self) -> str | None:
         if min(len(stream.stamps_ns) for stream in self.streams) < 2:
             return None  # one has just begun again; its partner may be on the way
-        gap_ms, slop_ms = self._smallest_difference_ms(), self._slop_ns * 1e-6
         both = f'{self.streams[0].topic} and {self.streams[1].topic} both arrive, but'
-        if gap_ms <= slop_ms:
+        if not all(stream.stamps_increase for stream in self.streams):
             return (
                 f'{both} their stamps do not increase; check the header.stamp of their publishers'
             )
-        remedy = (
-            'their publishers use different clocks'
-            if gap_ms > 1000
-            else 'raise sync.slop_s or synchronise the camera'
-        )
+        late, early = sorted(self.streams, key=lambda stream: stream.stamps_ns[-1])
+        behind_ns = early.stamps_ns[-1] - late.stamps_ns[-1]
+        if late.stamps_ns[-1] < early.stamps_ns[0]:
+            return (
+                f'{both} the stamps of {late.topic} are {behind_ns * 1e-9:.1f} s older; their '
+                f'publishers use different clocks, or {late.topic} is that late'
+            )
+        gap_ms, slop_ms = self._smallest_difference_ms(), self._slop_ns * 1e-6
+        if gap_ms <= slop_ms:
+            enough = math.ceil(behind_ns / early.stamp_period_ns) + 2
+            return (
+                f'{both} {late.topic} comes {behind_ns * 1e-6:.0f} ms after the images of '
+                f'{early.topic} that it belongs to, which do not wait so long; make it faster, or '
+                f'raise sync.queue_size from {self._queue_size} to {enough}'
+            )
         return (
             f'{both} their stamps are at least {gap_ms:.1f} ms apart and sync.slop_s allows '
-            f'{slop_ms:.1f} ms; {remedy}'
+            f'{slop_ms:.1f} ms; raise sync.slop_s or synchronise the camera'
         )
 
     def _make_matcher(self, kind: str) -> tuple[str, Matcher]:

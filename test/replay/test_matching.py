@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,6 +89,20 @@ def test_memory_is_bounded_when_depth_never_comes():
     for index in range(10_000, 20_000):
         assert matcher.add(index * 33_000_000, index, is_partner=True) == []
     assert len(matcher._partners) <= 100
+
+
+@pytest.mark.parametrize('ahead_ms', [30, 3_600_000, -30, -3_600_000])
+def test_memory_is_bounded_when_stamps_never_fit(ahead_ms):
+    matcher = StampMatcher(TOLERANCE_NS)
+    waiting = 0
+    for index in range(1000):
+        depth = 5000 * SECOND + index * SECOND // 10
+        matcher.add(depth + ahead_ms * 1_000_000, object(), is_partner=False)
+        matcher.add(depth, object(), is_partner=True)
+        waiting = max(waiting, len(matcher._partners) + len(matcher._leading))
+    assert waiting <= 123  # sixty of each, and those that have just come
+    matcher.flush()
+    assert matcher.unmatched == 1000
 
 
 def test_a_message_half_a_second_late_is_no_new_recording():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -219,6 +220,36 @@ class TestComplaint:
             sync.add_depth(message(0))
         assert len(pairs) == 1
         assert 'do not increase' in sync.complaint(3.0)
+
+    @pytest.mark.parametrize('late_ms', [400, 900, 1500])
+    def test_tells_what_comes_too_late_and_what_helps(self, monkeypatch, late_ms):
+        def play(sync):
+            arrivals = [(i * 40, sync.add_color, i * 40) for i in range(150)]
+            arrivals += [(i * 40 + late_ms, sync.add_depth, i * 40) for i in range(150)]
+            for _, add, stamp_ms in sorted(arrivals, key=lambda a: a[0])[:-60]:
+                add(message(stamp_ms * MS))
+            return sync
+
+        sync, pairs, _ = make(slop_s=0.02, queue_size=8)
+        self.after(monkeypatch, 4)
+        sentence = play(sync).complaint(3.0)
+        assert pairs == []
+        told = re.search(
+            r'/depth comes (\d+) ms after .* raise sync.queue_size from 8 to (\d+)$', sentence
+        )
+        assert abs(int(told[1]) - late_ms) <= 40
+        sync, pairs, _ = make(slop_s=0.02, queue_size=int(told[2]))
+        play(sync)
+        assert len(pairs) > 30
+
+    def test_tells_what_comes_later_than_stamps_are_remembered(self, monkeypatch):
+        sync, _, _ = make()
+        self.after(monkeypatch, 4)
+        for i in range(200):
+            sync.add_color(message(i * 33 * MS))
+            if i >= 90:
+                sync.add_depth(message((i - 90) * 33 * MS))
+        assert 'the stamps of /depth are 3.0 s older; their publishers use' in sync.complaint(3.0)
 
     def test_pairs_that_were_good_before_do_not_count(self, monkeypatch):
         sync, pairs, _ = make(slop_s=0.02)
