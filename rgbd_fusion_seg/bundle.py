@@ -144,6 +144,11 @@ class ModelBundle:
         return tuple(sensor for sensor in SENSORS if sensor in seen)
 
     @property
+    def sole_sensor(self) -> str:
+        """The sensor of `frame.SENSORS` that the network sees, empty if it sees both."""
+        return self.sensors[0] if len(self.sensors) == 1 else ''
+
+    @property
     def mean_iou(self) -> dict[str, float]:
         """The measured mIoU, 0..1, by the name of the data; empty where none is on the card."""
         found = {n: m.get('mIoU') for n, m in self.metrics.items() if isinstance(m, Mapping)}

@@ -125,6 +125,11 @@ def to_rgb(array: np.ndarray, encoding: str, what: str = 'colour image') -> np.n
     return cv2.cvtColor(array, _TO_RGB[encoding])
 
 
+def stamp_to_ns(stamp: Any) -> int:
+    """Return a ``builtin_interfaces/Time`` as nanoseconds."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
 def intrinsics_from_info(info: Any, what: str = 'camera info') -> Intrinsics:
     """Read the pinhole model of a rectified image from its CameraInfo.
 

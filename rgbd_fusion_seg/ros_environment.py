@@ -55,8 +55,9 @@ def local_environment(domain_id: int) -> dict[str, str]:
     env = dict(os.environ)
     env.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)
     if not ros_is_sourced():
-        env['AMENT_PREFIX_PATH'] = sys.prefix
-        env['RMW_IMPLEMENTATION'] = 'rmw_fastrtps_cpp'
+        others = env.get('AMENT_PREFIX_PATH', '')
+        env['AMENT_PREFIX_PATH'] = f'{sys.prefix}{os.pathsep}{others}' if others else sys.prefix
+        env.setdefault('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp')
     env['ROS_DOMAIN_ID'] = str(domain_id)
     # Iron and later read the first one, Humble the second.
     env['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'

@@ -131,6 +131,11 @@ class Segmenter:
         return self._engine.name
 
     @property
+    def engine_names_alone(self) -> dict[str, str]:
+        """By sensor, the name of the engine that answers from it alone, where one is open."""
+        return {sensor: alone.engine_name for sensor, alone in self._alone.items()}
+
+    @property
     def step_downs(self) -> tuple[StepDown, ...]:
         """The better backends that are not in use, and why."""
         return self._engine.step_downs
@@ -274,7 +279,7 @@ class Segmenter:
         """
         fused = self.bundle.fused
         width, height = (fused.width, fused.height) if fused else self.bundle.input_size
-        camera = Intrinsics(width, width, (width - 1) / 2, (height - 1) / 2, width, height)
+        camera = Intrinsics.of_some_camera(width, height)
         rgb = np.zeros((height, width, 3), dtype=np.uint8)
         self.segment(RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera))
         for alone in self._alone.values():

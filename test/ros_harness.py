@@ -29,11 +29,11 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.ros.images import (
     frame_from_msgs,
     info_from_intrinsics,
     msg_from_array,
-    stamp_to_ns,
 )
 
 WAIT_S = 60.0
@@ -226,6 +226,12 @@ class Manager:
         """Ask for a transition; return whether it went well."""
         request = ChangeState.Request(transition=Transition(id=transition))
         return self.call(ChangeState, request).success
+
+    def ask(self, transition: int) -> None:
+        """Ask for a transition without waiting for it."""
+        service = self._services[ChangeState]
+        assert service.wait_for_service(30)
+        service.call_async(ChangeState.Request(transition=Transition(id=transition)))
 
     def state(self) -> int:
         """Return the id of the present state."""

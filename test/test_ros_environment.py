@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def test_wheels(monkeypatch):
     assert profile.is_file()
     # Later versions of Fast DDS warn when they see it.
     assert 'FASTRTPS_DEFAULT_PROFILES_FILE' not in env
+
+
+def test_what_the_user_set_is_kept(monkeypatch):
+    monkeypatch.setenv('AMENT_PREFIX_PATH', '/home/u/install/my_msgs')
+    monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_cyclonedds_cpp')
+    env = local_environment(1)
+    assert env['AMENT_PREFIX_PATH'].split(os.pathsep) == [sys.prefix, '/home/u/install/my_msgs']
+    assert env['RMW_IMPLEMENTATION'] == 'rmw_cyclonedds_cpp'
 
 
 def test_a_sourced_ros_is_left_as_it_is(monkeypatch):

@@ -194,7 +194,7 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
         if precision not in (None, '', 'fp32') and 'precision' not in _options(module):
             reason = f'{name} computes in the types that the network has'
             passed.append(StepDown(f'precision {precision}', reason, unexpected=False))
-        engine.backend, engine.step_downs = name, tuple(passed)
+        engine.backend, engine.step_downs = name, (*passed, *engine.step_downs)
         return engine
     if damage is not None:
         raise damage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import weakref
@@ -31,8 +30,6 @@ from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
 from rgbd_fusion_seg.engine.tensorrt_rtx import KernelFile, check_validity, create_rtx_context
 from rgbd_fusion_seg.errors import EngineError
-
-_log = logging.getLogger(__name__)
 
 
 def probe(device: int = 0) -> tuple[bool, str]:
@@ -76,17 +73,18 @@ def open_engine(
     gpu = find_device(device)  # first of all: without one TensorRT crashes the process
     cards = _card_of(Path(engine_file)) if engine_file else list_engines(bundle)
     runtimes = _runtimes(cards, flavour)
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     for candidate in fitting_engines(cards, bundle, gpu, runtimes, precision):
         try:
             engine = TensorRtEngine(bundle, gpu, candidate, cuda_graph)
         except EngineError as error:
-            failures.append(str(error))
+            failures[candidate.path.name] = str(error)
             continue
-        for failure in failures:
-            _log.warning('%s runs instead of a better engine: %s', engine.name, failure)
+        engine.step_downs = tuple(
+            StepDown(name, reason, unexpected=True) for name, reason in failures.items()
+        )
         return engine
-    raise EngineError('; '.join(failures))
+    raise EngineError('; '.join(failures.values()))
 
 
 class TensorRtEngine(LogitsEngine):

@@ -10,7 +10,7 @@ import numpy as np
 
 from rgbd_fusion_seg.depth import depth_to_metres
 from rgbd_fusion_seg.errors import FrameError
-from rgbd_fusion_seg.image_decoding import decode_image, to_rgb
+from rgbd_fusion_seg.image_decoding import decode_image, stamp_to_ns, to_rgb
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
@@ -22,7 +22,7 @@ _DEPTH_HEADER = struct.Struct('<iff')
 
 def stamp_ns(message: Any) -> int:
     """Return the header's stamp in nanoseconds."""
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+    return stamp_to_ns(message.header.stamp)
 
 
 def color_from_message(message: Any, topic: str) -> np.ndarray:

@@ -106,7 +106,7 @@ def sole_sensor(bundle: ModelBundle, only: str = '') -> str:
         bundle: one that sees one sensor is never given both.
         only: the sensor that was asked for, empty where none was.
     """
-    return only or (bundle.sensors[0] if len(bundle.sensors) == 1 else '')
+    return only or bundle.sole_sensor
 
 
 def segment_recording(

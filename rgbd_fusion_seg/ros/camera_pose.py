@@ -79,6 +79,10 @@ class FloorFrame:
             )
         return pose
 
+    def reset(self) -> None:
+        """Forget all poses: those of a time that is over would pass for the newest."""
+        self._buffer.clear()
+
     def close(self) -> None:
         """Stop listening."""
         self._listener.unregister()

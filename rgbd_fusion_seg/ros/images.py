@@ -21,8 +21,8 @@ from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import (
     COLOUR_ENCODINGS,
-    LAYOUTS,
     decode_image,
+    stamp_to_ns,
     to_rgb,
 )
 
@@ -35,11 +35,6 @@ _OUTPUT_ENCODINGS = {
     ('uint16', 2): '16UC1',
     ('float32', 2): '32FC1',
 }
-
-
-def stamp_to_ns(stamp: Any) -> int:
-    """Return a ``builtin_interfaces/Time`` as nanoseconds."""
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 def color_from_msg(msg: Image, topic: str = 'colour image') -> np.ndarray:
@@ -67,8 +62,8 @@ def depth_from_msg(msg: Image, topic: str = 'depth image') -> np.ndarray:
     """Read a depth image message; the encoding alone decides its unit (REP 118).
 
     Args:
-        msg: ``16UC1`` or ``mono16`` in millimetres, ``32FC1`` in metres; others through
-            cv_bridge where it is installed.
+        msg: ``16UC1`` or ``mono16`` in millimetres, ``32FC1`` in metres, and ``64FC1`` where
+            cv_bridge is installed.
         topic: where it came from, for error messages.
 
     Returns:
@@ -82,7 +77,8 @@ def depth_from_msg(msg: Image, topic: str = 'depth image') -> np.ndarray:
         # Contiguous, because compiled kernels specialise on the memory layout: the first padded
         # image would cost a compilation in the middle of a run.
         return depth_to_metres(np.ascontiguousarray(_decode(msg, topic)), msg.encoding)
-    if msg.encoding in LAYOUTS:
+    # cv_bridge would turn any number of one channel into a float, whatever its unit.
+    if msg.encoding != '64FC1':
         raise _unknown_encoding(msg, topic, DEPTH_ENCODINGS)
     converted = _cv_bridge_convert(msg, '32FC1', topic, DEPTH_ENCODINGS)
     return depth_to_metres(np.ascontiguousarray(converted), '32FC1')

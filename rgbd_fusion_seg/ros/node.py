@@ -100,19 +100,16 @@ class SegmentationNode(LifecycleNode):
         """
         if not self.config.autostart:
             return
-        with self._reports_meanwhile():
-            for transition in (self.trigger_configure, self.trigger_activate):
-                result = transition()
-                if not self.context.ok():
-                    return  # shut down meanwhile
-                if result != SUCCESS:
-                    raise EngineError(
-                        'segmentation_node could not start; the reason is given above'
-                    )
+        for transition in (self.trigger_configure, self.trigger_activate):
+            result = transition()
+            if not self.context.ok():
+                return  # shut down meanwhile
+            if result != SUCCESS:
+                raise EngineError('segmentation_node could not start; the reason is given above')
 
     @contextmanager
     def _reports_meanwhile(self) -> Iterator[None]:
-        """Publish a status from a thread, for nothing spins while ``autostart`` is at work."""
+        """Publish a status from a thread, for nothing spins while the node is configured."""
         ended = threading.Event()
 
         def report() -> None:
@@ -140,7 +137,9 @@ class SegmentationNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the network and create the publishers."""
-        if not self._attempt('configure', self._configure):
+        with self._reports_meanwhile():
+            configured = self._attempt('configure', self._configure)
+        if not configured:
             self._cleanup()
             return FAILURE
         return super().on_configure(state)
@@ -293,6 +292,8 @@ class SegmentationNode(LifecycleNode):
         if self._segmenter is not None:
             values['engine'] = self._segmenter.engine_name
             values['bundle'] = self._segmenter.bundle.name
+            for sensor, engine in self._segmenter.engine_names_alone.items():
+                values[f'engine for {single_sensor.NAMES[sensor]} alone'] = engine
             step_downs = self._segmenter.step_downs
             values |= diagnostics.step_down_values(step_downs)
         if self._builder is not None:

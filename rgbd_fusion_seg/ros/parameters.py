@@ -226,8 +226,8 @@ class CameraConfig:
         return Intrinsics(
             self.fx,
             self.fy or self.fx,
-            (width - 1) / 2 if self.cx < 0 else self.cx,
-            (height - 1) / 2 if self.cy < 0 else self.cy,
+            (width - 1) / 2 if self.cx == -1 else self.cx,
+            (height - 1) / 2 if self.cy == -1 else self.cy,
             width,
             height,
         )

@@ -6,15 +6,16 @@ import re
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
+from typing import NamedTuple
 
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from rgbd_fusion_seg.errors import EngineError, FrameError, RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
-from rgbd_fusion_seg.image_decoding import intrinsics_from_info
+from rgbd_fusion_seg.image_decoding import intrinsics_from_info, stamp_to_ns
 from rgbd_fusion_seg.ros.camera_pose import CameraPose, FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
 from rgbd_fusion_seg.ros.images import (
@@ -22,7 +23,6 @@ from rgbd_fusion_seg.ros.images import (
     frame_from_depth,
     frame_from_msgs,
     info_from_intrinsics,
-    stamp_to_ns,
 )
 from rgbd_fusion_seg.ros.parameters import SegmentationConfig
 from rgbd_fusion_seg.ros.publishers import SegmentationPublishers
@@ -79,6 +79,13 @@ class Pair:
         return 'rgb' if self.depth is None else ''
 
 
+class Calibration(NamedTuple):
+    """What is known of a pair's camera: its intrinsics, and the CameraInfo to send on, if any."""
+
+    intrinsics: Intrinsics
+    info: CameraInfo | None
+
+
 class PairProcessor:
     """Turns pairs into published segmentations, on the inference thread.
 
@@ -123,11 +130,17 @@ class PairProcessor:
         self._health.saw_age(age_s)
         if age_s is not None and 0 < self._config.sync.max_age_s < age_s:
             return self._drop_old(age_s)
-        calibration = self._calibration(pair)
+        try:
+            calibration, frame = self._read(pair)
+        except FrameError as error:
+            alone = self._seen_alone(pair)
+            if alone is None:
+                raise
+            calibration, frame = self._read(alone)
+            self._tell_unseen(alone, error)
+            pair = alone
         if calibration is None:
             return self._health.dropped('no camera info yet')
-        intrinsics, info = calibration
-        frame = self._frame(pair, intrinsics)
         if pair.depth is not None:
             bundle = self._segmenter.bundle
             trained_m = bundle.depth_range_m if bundle.sees_depth else None
@@ -139,7 +152,7 @@ class PairProcessor:
         header = pair.leading.header
         if pair.color is None:  # which may name the frame of the depth sensor
             header = Header(stamp=header.stamp, frame_id=frame.frame_id)
-        self._publishers.publish(frame, result, header, info)
+        self._publishers.publish(frame, result, header, calibration.info)
         age_s = self._age_s(pair)
         self._health.published(
             latency_ms=(time.monotonic() - pair.arrived_s) * 1e3,
@@ -160,6 +173,29 @@ class PairProcessor:
             sentence = ''.join(traceback.format_exception(error))
         self._health.dropped(reason)
         self._health.complain(_VARYING.sub('#', sentence), sentence, ERROR)
+
+    def _read(self, pair: Pair) -> tuple[Calibration, RgbdFrame] | tuple[None, None]:
+        """Return a pair's calibration and frame; None before there is any calibration."""
+        calibration = self._calibration(pair)
+        if calibration is None:
+            return None, None
+        return calibration, self._frame(pair, calibration.intrinsics)
+
+    def _seen_alone(self, pair: Pair) -> Pair | None:
+        """Return a pair without the image that the network does not see; None if it needs both."""
+        sensor = self._segmenter.bundle.sole_sensor
+        if pair.only or not sensor:
+            return None
+        if sensor == 'rgb':
+            return replace(pair, depth=None)
+        self._color_frame_id = ''  # depth that does not fit colour has a frame of its own
+        return replace(pair, color=None)
+
+    def _tell_unseen(self, alone: Pair, error: FrameError) -> None:
+        answers = 'colour alone and go on, but segmentation/points stay empty'
+        if alone.color is None:
+            answers = 'depth alone and go on, but pictures are grey'
+        self._health.complain('unseen sensor', f'{error}; labels rest on {answers}')
 
     def _frame(self, pair: Pair, intrinsics: Intrinsics) -> RgbdFrame:
         if pair.color is None:
@@ -202,16 +238,18 @@ class PairProcessor:
             f'{limit_s:.3f} s, so they are dropped; raise it or make the camera link faster',
         )
 
-    def _calibration(self, pair: Pair) -> tuple[Intrinsics, CameraInfo | None] | None:
-        """Return the intrinsics of a pair and the CameraInfo to send on; None without any.
+    def _calibration(self, pair: Pair) -> Calibration | None:
+        """Return the calibration of a pair; None without any.
 
         Labels that rest on colour alone need none; many a plain camera publishes none, or zeros.
         """
+        image = pair.leading
         colour_alone = pair.depth is None or not self._segmenter.bundle.sees_depth
         fault = f'nothing arrives on {self._topics.info}'
         if pair.info is not None:
             try:
                 intrinsics = intrinsics_from_info(pair.info, self._topics.info)
+                _check_size(intrinsics, image)
             except FrameError as error:
                 if not (self._config.camera.fx or colour_alone):
                     raise
@@ -223,11 +261,10 @@ class PairProcessor:
             else:
                 self._check_info(pair)
                 self._check_plausible(intrinsics, self._topics.info)
-                return intrinsics, pair.info
-        image = pair.leading
+                return Calibration(intrinsics, pair.info)
         if (given := self._config.camera.intrinsics(image.width, image.height)) is not None:
             self._check_plausible(given, 'the section camera of the parameters')
-            return given, info_from_intrinsics(given, image.header)
+            return Calibration(given, info_from_intrinsics(given, image.header))
         if not colour_alone:
             return None
         self._health.complain(
@@ -236,7 +273,8 @@ class PairProcessor:
             'segmentation/camera_info are not published',
         )
         # An image without pixels is refused where it is read.
-        return Intrinsics.of_some_camera(max(1, image.width), max(1, image.height)), None
+        some = Intrinsics.of_some_camera(max(1, image.width), max(1, image.height))
+        return Calibration(some, None)
 
     def _check_info(self, pair: Pair) -> None:
         """Complain where a CameraInfo looks like that of another image."""
@@ -277,3 +315,13 @@ class PairProcessor:
                 'calibration and that it belongs to this image',
                 log_period_s=inf,
             )
+
+
+def _check_size(intrinsics: Intrinsics, image: Image) -> None:
+    """Raise FrameError for the CameraInfo of another image; empty ones are refused elsewhere."""
+    sizes = [f'{i.width}x{i.height}' for i in (image, intrinsics)]
+    if image.width and image.height and sizes[0] != sizes[1]:
+        raise FrameError(
+            f'the image is {sizes[0]} but the camera info says {sizes[1]}; use the camera info '
+            'that belongs to this image'
+        )

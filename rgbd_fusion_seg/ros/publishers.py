@@ -5,6 +5,7 @@ While colour is lost they have those of the depth image, which is registered to 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def told_overrides(end: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ParameterException) as error:
+    except (RuntimeError, ValueError, TypeError, ParameterException) as error:
         raise InputError(
             f'{end} cannot be made: {error}; correct the parameters qos_overrides.{end}.*'
         ) from error
@@ -207,8 +208,9 @@ class SegmentationPublishers:
         self._publish_image(self.mask, lambda: result.labels, header)
         self._publish_image(self.confidence, lambda: result.confidence, header)
         if info is not None and self.camera_info.get_subscription_count():
-            info.header = header
-            self.camera_info.publish(info)
+            sent = copy.copy(info)  # the one that came is looked at again with the next image
+            sent.header = header
+            self.camera_info.publish(sent)
         colors = self._bundle.colors
         if info is not None and self.points.get_subscription_count():
             by_class = self._config.points_color == 'class'

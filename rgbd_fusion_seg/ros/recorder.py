@@ -30,11 +30,11 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
 from rgbd_fusion_seg.errors import FrameError, RgbdFusionSegError
-from rgbd_fusion_seg.image_decoding import decode_image
+from rgbd_fusion_seg.image_decoding import decode_image, stamp_to_ns
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.pictures import write_image
-from rgbd_fusion_seg.ros.images import color_from_msg, stamp_to_ns
+from rgbd_fusion_seg.ros.images import color_from_msg
 from rgbd_fusion_seg.ros.parameters import unknown_parameters
 
 THUMBNAIL_WIDTH = 320

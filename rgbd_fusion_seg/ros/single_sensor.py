@@ -53,7 +53,10 @@ def loss_values(bundle: ModelBundle, sync: Synchroniser) -> dict[str, str]:
 
 
 def loss_problems(bundle: ModelBundle, sync: Synchroniser) -> list[Problem]:
-    """Return the loss as a problem where labels go on, for it is in the log already."""
-    if not sync.goes_on_alone:
+    """Return the loss as a problem where labels go on, for it is in the log already.
+
+    It is none to a network that does not see the lost sensor.
+    """
+    if not sync.goes_on_alone or bundle.sole_sensor:
         return []
     return [Problem(loss_sentence(bundle, sync), WARN, sticky=True)]

@@ -16,6 +16,7 @@ from rgbd_fusion_seg.frame import SENSORS
 from rgbd_fusion_seg.ros import single_sensor
 from rgbd_fusion_seg.ros.camera_pose import FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN
+from rgbd_fusion_seg.ros.parameters import SingleSensorConfig
 from rgbd_fusion_seg.ros.pipeline import CLOCK_JUMPED, Pair, PairProcessor
 from rgbd_fusion_seg.ros.publishers import (
     SegmentationPublishers,
@@ -25,7 +26,7 @@ from rgbd_fusion_seg.ros.publishers import (
     told_overrides,
     type_name,
 )
-from rgbd_fusion_seg.ros.synchroniser import Synchroniser
+from rgbd_fusion_seg.ros.synchroniser import BACKWARD_RESET_NS, Synchroniser
 from rgbd_fusion_seg.ros.worker import LatestOnlyWorker
 from rgbd_fusion_seg.segmenter import Segmenter
 
@@ -48,6 +49,8 @@ class Stream:
     ) -> None:
         self._node, self._health, self._bundle = node, node.health, segmenter.bundle
         self._config, self._topics = node.config, node.topics
+        sole = segmenter.bundle.sole_sensor
+        self._enough = SENSORS.index(sole) if sole else None
         self._info: CameraInfo | None = None
         self._info_count = 0
         self._epoch = 0
@@ -65,7 +68,8 @@ class Stream:
                 for stream, sensor in enumerate(SENSORS)
                 if self._bundle.alone(sensor) is not None
             },
-            lost_after_s=node.config.single_sensor.after_s,
+            lost_after_s=self._lost_after_s(),
+            enough=self._enough,
         )
         floor_frame = node.config.camera.floor_frame
         wanted = bool(floor_frame) and self._bundle.hha is not None
@@ -97,6 +101,11 @@ class Stream:
         except BaseException:
             self.close()
             raise
+
+    def _lost_after_s(self) -> float:
+        """Return when an image goes on alone; those that are enough always do, sooner or later."""
+        after_s = self._config.single_sensor.after_s
+        return after_s if after_s or self._enough is None else SingleSensorConfig.after_s
 
     def close(self) -> None:
         """Unsubscribe, then wait for the inference under way."""
@@ -130,7 +139,8 @@ class Stream:
     def _complain_about_missing(self, after_s: float) -> None:
         if sentence := self.sync.complaint(after_s):
             lost = single_sensor.loss_sentence(self._bundle, self.sync)
-            self._health.complain('no pair', lost or sentence, ERROR)
+            explained = lost if self._enough is None else ''
+            self._health.complain('no pair', explained or sentence, ERROR)
         elif (
             not self._info_count
             and not self._config.camera.fx
@@ -148,8 +158,8 @@ class Stream:
         """Say which silent topic is published, only as another type."""
         silent = [
             (stream.topic, Image)
-            for stream in self.sync.streams
-            if stream.silent_s(self._began_s) >= after_s
+            for index, stream in enumerate(self.sync.streams)
+            if self._enough in (None, index) and stream.silent_s(self._began_s) >= after_s
         ]
         if not self._info_count and time.monotonic() - self._began_s >= after_s:
             silent.append((self._topics.info, CameraInfo))
@@ -180,7 +190,9 @@ class Stream:
     def _watch_clock(self) -> JumpHandle:
         """Reset when simulated time jumps back, as when a bag starts over."""
         threshold = JumpThreshold(
-            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False
+            min_forward=None,
+            min_backward=Duration(nanoseconds=-BACKWARD_RESET_NS),
+            on_clock_change=False,
         )
         return self._node.get_clock().create_jump_callback(
             threshold,
@@ -197,7 +209,8 @@ class Stream:
     def _hand_over_alone(self, stream: int, msg: Image) -> None:
         if self._told_lost != self.sync.lost:
             self._told_lost = self.sync.lost
-            self._node.log(WARN, single_sensor.loss_sentence(self._bundle, self.sync))
+            level = WARN if self._enough is None else OK
+            self._node.log(level, single_sensor.loss_sentence(self._bundle, self.sync))
         color, depth = (msg, None) if stream == 0 else (None, msg)
         self._worker.submit(Pair(color, depth, self._info, time.monotonic(), self._epoch))
 
@@ -210,6 +223,8 @@ class Stream:
 
     def _start_epoch(self, reason: str) -> None:
         self._epoch += 1
+        if self._floor is not None:
+            self._floor.reset()
         if self._worker.clear():
             self._health.dropped(CLOCK_JUMPED)
         self._health.complain('reset', reason)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
 
 MATCHERS = ('auto', 'message_filters', 'builtin')
 BACKWARD_RESET_NS = 100_000_000
@@ -191,6 +192,8 @@ class Synchroniser:
             while the other stream is lost; must return at once.
         lost_after_s: a stream is lost when the other one has gone on without it for so long,
             until a pair comes again; 0 = never. Pauses of both do not count.
+        enough: the stream that is enough, None where both are needed: after as long without a
+            pair its messages go on alone, even if the other stream arrives.
     """
 
     def __init__(
@@ -204,9 +207,11 @@ class Synchroniser:
         matcher: str = 'auto',
         on_alone: Mapping[int, Callable[[Any], None]] | None = None,
         lost_after_s: float = 0.0,
+        enough: int | None = None,
     ) -> None:
         self._on_pair, self._on_reset = on_pair, on_reset
         self._on_alone, self._lost_after_s = on_alone or {}, lost_after_s
+        self._enough = enough
         self._slop_ns, self._queue_size = round(slop_s * 1e9), queue_size
         self.matcher_name, self._matcher = self._make_matcher(matcher)
         self.streams = (StreamStatistics(topics[0]), StreamStatistics(topics[1]))
@@ -265,29 +270,28 @@ class Synchroniser:
         self._on_reset(reason)
 
     def complaint(self, after_s: float = 3.0) -> str | None:
-        """Return one sentence that says why no pair has come for ``after_s`` seconds, or None."""
+        """Return one sentence that says why no pair has come for ``after_s`` seconds, or None.
+
+        Where one stream is enough, it says why that one does not come.
+        """
         if time.monotonic() - self._last_pair_s < after_s:
             return None
         missing = [
             f'{stream.topic} ({self.silence(index)})'
             for index, stream in enumerate(self.streams)
-            if stream.silent_s(self._last_pair_s) >= after_s
+            if self._enough in (None, index) and stream.silent_s(self._last_pair_s) >= after_s
         ]
         if missing:
             return (
                 f'no image arrives on {" and ".join(missing)}; check that the camera runs and '
                 'that topic names and QoS match (ros2 topic info -v)'
             )
-        return self._explain_stamps()
+        return self._explain_stamps() if self._enough is None else None
 
     def _explain_stamps(self) -> str | None:
         if min(len(stream.stamps_ns) for stream in self.streams) < 2:
             return None  # one has just begun again; its partner may be on the way
         both = f'{self.streams[0].topic} and {self.streams[1].topic} both arrive, but'
-        if not all(stream.stamps_increase for stream in self.streams):
-            return (
-                f'{both} their stamps do not increase; check the header.stamp of their publishers'
-            )
         late, early = sorted(self.streams, key=lambda stream: stream.stamps_ns[-1])
         behind_ns = early.stamps_ns[-1] - late.stamps_ns[-1]
         if late.stamps_ns[-1] < early.stamps_ns[0]:
@@ -296,16 +300,20 @@ class Synchroniser:
                 f'publishers use different clocks, or {late.topic} is that late'
             )
         gap_ms, slop_ms = self._smallest_difference_ms(), self._slop_ns * 1e-6
-        if gap_ms <= slop_ms:
-            enough = math.ceil(behind_ns / early.stamp_period_ns) + 2
+        if gap_ms > slop_ms:
             return (
-                f'{both} {late.topic} comes {behind_ns * 1e-6:.0f} ms after the images of '
-                f'{early.topic} that it belongs to, which do not wait so long; make it faster, or '
-                f'raise sync.queue_size from {self._queue_size} to {enough}'
+                f'{both} their stamps are at least {gap_ms:.1f} ms apart and sync.slop_s allows '
+                f'{slop_ms:.1f} ms; raise sync.slop_s or synchronise the camera'
             )
+        if not all(stream.stamps_increase for stream in self.streams):
+            return (
+                f'{both} their stamps do not increase; check the header.stamp of their publishers'
+            )
+        enough = math.ceil(behind_ns / early.stamp_period_ns) + 2
         return (
-            f'{both} their stamps are at least {gap_ms:.1f} ms apart and sync.slop_s allows '
-            f'{slop_ms:.1f} ms; raise sync.slop_s or synchronise the camera'
+            f'{both} {late.topic} comes {behind_ns * 1e-6:.0f} ms after the images of '
+            f'{early.topic} that it belongs to, which do not wait so long; make it faster, or '
+            f'raise sync.queue_size from {self._queue_size} to {enough}'
         )
 
     def _make_matcher(self, kind: str) -> tuple[str, Matcher]:
@@ -313,7 +321,7 @@ class Synchroniser:
 
     def _add(self, index: int, msg: Any) -> None:
         stream = self.streams[index]
-        stamp_ns = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
+        stamp_ns = stamp_to_ns(msg.header.stamp)
         newest_ns = stream.newest_ns
         if newest_ns is not None and stamp_ns < newest_ns - BACKWARD_RESET_NS:
             self.reset(
@@ -325,14 +333,13 @@ class Synchroniser:
         stream.count(stamp_ns)
         self._watch_other(index, usual_s)
         self._matcher.add(index, stamp_ns, msg)
-        if self.lost == 1 - index and index in self._on_alone:
+        if index in self._on_alone and (self.lost == 1 - index or self._goes_unpaired(index)):
             self._hand_alone(index, stamp_ns, msg)
 
     def _paired(self, color: Any, depth: Any) -> None:
-        color_ns, depth_ns = (
-            m.header.stamp.sec * 1_000_000_000 + m.header.stamp.nanosec for m in (color, depth)
-        )
-        if self.lost is not None:  # the first pair counts, even if one of it was handed on alone
+        color_ns, depth_ns = (stamp_to_ns(m.header.stamp) for m in (color, depth))
+        # The first pair counts, even if one of it was handed on alone.
+        if self.lost is not None or self._enough is not None:
             self.lost = None
             self._last_pair_s = time.monotonic()
         # message_filters may complete an older pair after a newer one; nobody wants it any more.
@@ -366,6 +373,11 @@ class Synchroniser:
         elif 0 < self._lost_after_s <= now - since_s and self.lost != 1 - index:
             self.lost = 1 - index
             self.streams[self.lost].stamps_ns.clear()  # they are of before the loss
+
+    def _goes_unpaired(self, index: int) -> bool:
+        """Whether a stream is enough, and has waited long enough for partners that do not fit."""
+        waited_s = time.monotonic() - self._last_pair_s
+        return index == self._enough and 0 < self._lost_after_s <= waited_s
 
     def _hand_alone(self, index: int, stamp_ns: int, msg: Any) -> None:
         if self._handed_ns is not None and stamp_ns <= self._handed_ns:

@@ -406,15 +406,17 @@ def test_a_context_that_needs_too_much_memory_tells_what_tensorrt_said(bundle, c
 # Choosing and validating files.
 
 
-def test_a_damaged_engine_is_passed_over_for_the_next_best(bundle, cuda, trt, caplog):
+@pytest.mark.parametrize('backend', ['tensorrt', 'auto'])
+def test_a_damaged_engine_is_passed_over_for_the_next_best(bundle, cuda, trt, backend):
     path = write(bundle, 'a_half', precision='fp16')
     (path.parent / read_card(path).engine_file).write_bytes(b'plan cut')
     write(bundle, 'b_full', precision='fp32')
-    engine = open_engine(bundle, 'tensorrt')
+    engine = open_engine(bundle, backend)
     assert engine.card.precision == 'fp32'
-    assert any(
-        'damaged, cut short or replaced' in record.getMessage() for record in caplog.records
-    )
+    (passed,) = engine.step_downs
+    assert passed.unexpected
+    assert str(passed).startswith(f'{path.name} is not used: ')
+    assert 'damaged, cut short or replaced' in passed.reason
     engine.close()
     with pytest.raises(EngineError, match='damaged, cut short or replaced'):
         open_engine(bundle, 'tensorrt', precision='fp16')

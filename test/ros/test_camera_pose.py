@@ -15,6 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.ros.camera_pose import FloorFrame, pose_above_floor
+from rgbd_fusion_seg.ros.diagnostics import Health
+from rgbd_fusion_seg.ros.stream import Stream
 
 LEVEL = Rotation.from_matrix([[0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 """Of a level camera that looks along the floor's x axis: optical axes to those of REP 103."""
@@ -37,6 +39,9 @@ class Tf:
                 if (target_frame, source_frame) not in tf.known:
                     raise TransformException(f'"{source_frame}" does not exist')
                 return TransformStamped(transform=tf.known[target_frame, source_frame])
+
+            def clear(self):
+                tf.known.clear()
 
         class TransformListener:
             def __init__(self, buffer, node):
@@ -90,6 +95,18 @@ def test_the_newest_transform_counts_until_closed(tf):
     assert [time.nanoseconds for time in tf.asked] == [0]  # tf2's word for the newest
     floor.close()
     assert tf.listening_on is None
+
+
+def test_a_clock_that_jumps_back_forgets_the_poses_of_before(tf):
+    floor = FloorFrame(None, 'base_footprint')
+    floor.pose_of('camera_optical')
+    stream = SimpleNamespace(
+        _epoch=0, _floor=floor, _worker=SimpleNamespace(clear=lambda: False),
+        _health=Health(lambda *_: None),
+    )  # fmt: skip
+    Stream._start_epoch(stream, 'a bag that starts over')
+    with pytest.raises(FrameError, match='TF has no way'):
+        floor.pose_of('camera_optical')
 
 
 def test_frames_that_tf_does_not_connect_are_named(tf):

@@ -144,6 +144,26 @@ def test_what_is_no_depth_encoding_names_the_accepted_ones(encoding):
         depth_from_msg(msg)
 
 
+@pytest.mark.parametrize(
+    ('encoding', 'metres'),
+    [('64FC1', 2.5), ('16SC1', None), ('32SC1', None), ('bayer_rggb8', None)],
+)
+def test_cv_bridge_reads_depth_of_known_unit_alone(monkeypatch, encoding, metres):
+    """It makes a float of any number of one channel, so millimetres would pass for metres."""
+
+    class Bridge:
+        def imgmsg_to_cv2(self, msg, desired_encoding):
+            return np.full((2, 2), 2.5, desired_encoding.replace('32FC1', 'float32'))
+
+    monkeypatch.setattr(images, 'load_cv_bridge', Bridge)
+    msg = make_msg(encoding, 2, 2, 16, bytes(32))
+    if metres is None:
+        with pytest.raises(FrameError, match=f"{encoding}'.*16UC1, mono16, 32FC1"):
+            depth_from_msg(msg)
+    else:
+        np.testing.assert_array_equal(depth_from_msg(msg), np.full((2, 2), metres, np.float32))
+
+
 def test_broken_cv_bridge_is_survived(tmp_path, monkeypatch):
     """As when it was compiled against NumPy 1 and meets NumPy 2 (vision_opencv issue 535)."""
     (tmp_path / 'cv_bridge.py').write_text("raise AttributeError('_ARRAY_API not found')\n")

@@ -17,15 +17,17 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 import rclpy
+from lifecycle_msgs.msg import Transition
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
-from ros_harness import Camera, Client, NodeProcess, bare_image, mask_stamps
+from ros_harness import Camera, Client, Manager, NodeProcess, bare_image, mask_stamps
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.point_cloud import POINT, labelled_points
-from rgbd_fusion_seg.ros.images import frame_from_msgs, msg_from_array, stamp_to_ns
+from rgbd_fusion_seg.ros.images import frame_from_msgs, msg_from_array
 from rgbd_fusion_seg.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[2]
@@ -559,6 +561,9 @@ sys.exit(node.main())
 """
 
 
+STARTING = 'starting: loading kernels and the network'
+
+
 def test_a_node_that_takes_long_to_start_says_so(ros_context, tmp_path, tiny_bundle):
     (tmp_path / 'hanging_node.py').write_text(HANGING_NODE)
     parameters = {'output.diagnostics_period_s': 0.1, 'engine.bundle': tiny_bundle}
@@ -566,12 +571,35 @@ def test_a_node_that_takes_long_to_start_says_so(ros_context, tmp_path, tiny_bun
     client = Client(ros_context, '/long')
     try:
         client.wait_for(lambda: len(client.statuses) >= 2, 'diagnostics')
-        assert client.statuses[-1].message == 'starting: loading kernels and the network'
+        assert client.statuses[-1].message == STARTING
         node.signal(signal.SIGTERM)
         assert node.wait() == 0
         assert 'Traceback' not in node.output()
     finally:
         client.close()
+        node.stop()
+
+
+def test_a_managed_node_that_takes_long_to_configure_says_so(ros_context, tmp_path, tiny_bundle):
+    (tmp_path / 'hanging_node.py').write_text(HANGING_NODE)
+    parameters = {
+        'output.diagnostics_period_s': 0.1,
+        'engine.bundle': tiny_bundle,
+        'autostart': False,
+    }
+    node = NodeProcess('hanging_node', parameters, '/managed', path=tmp_path)
+    client = Client(ros_context, '/managed')
+    try:
+        client.wait_for(lambda: client.statuses, 'diagnostics')
+        assert client.statuses[-1].message == 'inactive'
+        Manager(client).ask(Transition.TRANSITION_CONFIGURE)
+        client.wait_for(
+            lambda: [s.message for s in client.statuses[-2:]] == 2 * [STARTING], STARTING
+        )
+    finally:
+        client.close()
+        node.signal(signal.SIGKILL)  # it hangs in a callback
+        node.wait()
         node.stop()
 
 

@@ -14,10 +14,10 @@ from ros_harness import Camera
 from sensor_msgs.msg import CameraInfo
 
 from rgbd_fusion_seg.errors import EngineError, FrameError
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.point_cloud import labelled_points
 from rgbd_fusion_seg.ros.camera_pose import CameraPose
 from rgbd_fusion_seg.ros.diagnostics import Health
-from rgbd_fusion_seg.ros.images import stamp_to_ns
 from rgbd_fusion_seg.ros.parameters import CameraConfig, OutputConfig, SegmentationConfig
 from rgbd_fusion_seg.ros.pipeline import Pair, PairProcessor, Topics
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -371,3 +371,85 @@ def test_latency_counts_from_the_arrival_of_the_pair(bench):
     pair = replace(bench.pair(), arrived_s=time.monotonic() - 2)
     bench.processor.process(pair)
     assert 2000 <= float(bench.health.snapshot()['latency p50 ms']) < 12_000
+
+
+@pytest.fixture
+def sole(tmp_path):
+    """Make a bench with a network that sees one sensor."""
+    bundles = pytest.importorskip('bundles')
+
+    def make(modality):
+        parts = (
+            bundles.tiny_card(modalities=(modality,)),
+            bundles.tiny_network(modalities=(modality,)),
+        )
+        return Bench(bundles.write_bundle(tmp_path / modality, *parts))
+
+    return make
+
+
+def other_frame(image):
+    image.header.frame_id = 'elsewhere'
+    return image
+
+
+def without_unit(image):
+    image.encoding = '8UC1'
+    return image
+
+
+def of_another_size(image):
+    image.height //= 2
+    image.data = image.data[: image.height * image.step]
+    return image
+
+
+@pytest.mark.parametrize('spoil', [other_frame, without_unit, of_another_size])
+def test_depth_that_a_network_does_not_see_may_be_unusable(sole, spoil):
+    bench = sole('rgb')
+    pair = bench.pair(depth=spoil(bench.camera.depth()))
+    bench.processor.process(pair)
+    ((frame, result, header, info),) = bench.outputs.published
+    np.testing.assert_array_equal(result.labels, bench.segmenter.segment(frame).labels)
+    assert (header, info) == (pair.color.header, pair.info)
+    assert not frame.depth.any()
+    assert 'labels rest on colour alone and go on, but segmentation/points' in bench.log[0]
+
+
+@pytest.mark.parametrize('spoil', [other_frame, of_another_size])
+def test_colour_that_a_network_does_not_see_may_be_unusable(sole, spoil):
+    bench = sole('hha')
+    pair = bench.pair(color=spoil(bench.camera.color()))
+    bench.processor.process(pair)
+    ((frame, result, header, _),) = bench.outputs.published
+    np.testing.assert_array_equal(result.labels, bench.segmenter.segment(frame).labels)
+    assert header.frame_id == pair.depth.header.frame_id
+    assert any('labels rest on depth alone and go on' in told for told in bench.log)
+
+
+@pytest.mark.parametrize('spoil', [other_frame, of_another_size])
+def test_what_a_network_sees_must_be_usable(bench, sole, spoil):
+    with pytest.raises(FrameError):
+        bench.processor.process(bench.pair(depth=spoil(bench.camera.depth())))
+    bench = sole('rgb')
+    empty = bench.camera.color()
+    empty.data = []
+    with pytest.raises(FrameError, match='/color'):
+        bench.processor.process(bench.pair(color=empty))
+
+
+def test_a_calibration_of_another_size(bench, with_parts):
+    large = bench.camera.info()
+    large.width, large.height = 1280, 720
+    with pytest.raises(FrameError, match='the image is 64x48 but the camera info says 1280x720'):
+        bench.processor.process(bench.pair(info=large))
+    alone = Bench(with_parts)
+    whole = alone.pair(info=large)
+    alone.processor.process(Pair(whole.color, None, large, whole.arrived_s, whole.epoch))
+    ((_, _, _, sent),) = alone.outputs.published
+    assert sent is None
+    assert 'camera info says 1280x720' in alone.log[0]
+    given = Bench(with_parts, SegmentationConfig(camera=CameraConfig(fx=55.0)))
+    given.processor.process(given.pair(info=large))
+    ((frame, _, _, sent),) = given.outputs.published
+    assert (frame.intrinsics.fx, sent.width) == (55.0, 64)

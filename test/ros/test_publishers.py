@@ -8,10 +8,20 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
+import rclpy
 from builtin_interfaces.msg import Time
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
 
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.ros.publishers import SegmentationPublishers
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.ros.publishers import (
+    SegmentationPublishers,
+    qos_overrides,
+    told_overrides,
+)
 
 OUTPUTS = ('mask', 'confidence', 'points', 'overlay', 'color')
 
@@ -44,3 +54,37 @@ def test_label_info_of_vision_msgs(tiny_bundle):
     names = {entry.class_id: entry.class_name for entry in info.class_map}
     assert names == dict(enumerate(bundle.class_names))
     assert info.threshold == pytest.approx(0.2)
+
+
+def test_a_calibration_that_is_sent_on_stays_as_it_came(tiny_bundle):
+    """It is compared with the next image too."""
+    sent = []
+    nobody = SimpleNamespace(get_subscription_count=lambda: 0)
+    outputs = SimpleNamespace(
+        **dict.fromkeys(OUTPUTS, nobody),
+        camera_info=SimpleNamespace(get_subscription_count=lambda: 1, publish=sent.append),
+        _bundle=load_bundle(tiny_bundle),
+        _publish_image=SegmentationPublishers._publish_image,
+    )
+    info = CameraInfo(header=Header(frame_id='left'), width=64, height=48)
+    header = Header(frame_id='colour')
+    SegmentationPublishers.publish(outputs, None, None, header, info)
+    assert (sent[0].header.frame_id, sent[0].width) == ('colour', 64)
+    assert info.header.frame_id == 'left'
+
+
+@pytest.mark.parametrize('depth', [-1, 2.5, 2**32])
+def test_a_depth_that_no_queue_has_is_told(ros_context, depth):
+    name = '/deep.publisher'
+    parameters = [Parameter(f'qos_overrides.{name}.depth', value=depth)]
+    node = rclpy.create_node('deep', context=ros_context, parameter_overrides=parameters)
+    try:
+        with (
+            pytest.raises(InputError, match=r'correct the parameters qos_overrides\./deep'),
+            told_overrides(name),
+        ):
+            node.create_publisher(
+                CameraInfo, '/deep', QoSProfile(depth=5), qos_overriding_options=qos_overrides()
+            )
+    finally:
+        node.destroy_node()

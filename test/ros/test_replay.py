@@ -16,9 +16,10 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.locations import list_bundles
 from rgbd_fusion_seg.replay.bags import BagFrames, folder_to_bag
-from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array, stamp_to_ns
+from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array
 
 RATE_HZ = 30.0
 

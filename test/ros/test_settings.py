@@ -32,6 +32,10 @@ from rgbd_fusion_seg.segmenter import Segmenter
 MASK, OVERLAY = 'segmentation/mask', 'segmentation/overlay'
 
 
+class MadeError(Exception):
+    """Ends the making of a stream when what is looked at was made."""
+
+
 def test_settings_reach_the_segmenter(monkeypatch):
     given = {}
     monkeypatch.setattr(node, 'Segmenter', lambda bundle, **options: given.update(options))
@@ -51,9 +55,6 @@ def test_settings_reach_the_segmenter(monkeypatch):
 def test_settings_reach_the_synchroniser(monkeypatch):
     given = {}
 
-    class MadeError(Exception):
-        pass
-
     def synchroniser(*_, **options):
         given.update(options)
         raise MadeError
@@ -64,14 +65,31 @@ def test_settings_reach_the_synchroniser(monkeypatch):
         single_sensor=SingleSensorConfig(after_s=4.0),
     )
     made = SimpleNamespace(health=None, config=config, topics=Topics('/c', '/d', '/i'))
-    bundle = SimpleNamespace(alone=lambda sensor: sensor == 'depth' or None)
+    bundle = SimpleNamespace(alone=lambda sensor: sensor == 'depth' or None, sole_sensor='')
     with pytest.raises(MadeError):
         stream.Stream(made, SimpleNamespace(bundle=bundle), None)
     assert list(given.pop('on_alone')) == [1]
     assert given == {
         'topics': ('/c', '/d'), 'slop_s': 0.3, 'queue_size': 7, 'matcher': 'builtin',
-        'lost_after_s': 4.0,
+        'lost_after_s': 4.0, 'enough': None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(('after_s', 'expected'), [(0.0, 1.0), (4.0, 4.0)])
+def test_the_one_sensor_that_a_network_sees_is_enough(monkeypatch, after_s, expected):
+    given = {}
+
+    def synchroniser(*_, **keywords):
+        given.update(keywords)
+        raise MadeError
+
+    monkeypatch.setattr(stream, 'Synchroniser', synchroniser)
+    config = SegmentationConfig(single_sensor=SingleSensorConfig(after_s=after_s))
+    made = SimpleNamespace(health=None, config=config, topics=Topics('/c', '/d', '/i'))
+    bundle = SimpleNamespace(alone=lambda sensor: None, sole_sensor='depth')
+    with pytest.raises(MadeError):
+        stream.Stream(made, SimpleNamespace(bundle=bundle), None)
+    assert (given['enough'], given['lost_after_s']) == (1, expected)
 
 
 @pytest.mark.parametrize('sees_hha', [True, False])
@@ -80,7 +98,8 @@ def test_tf_is_followed_where_the_network_sees_hha(monkeypatch, sees_hha):
     monkeypatch.setattr(stream, 'FloorFrame', lambda node, name: followed.append(name))
     config = SegmentationConfig(camera=CameraConfig(floor_frame='base_footprint'))
     made = SimpleNamespace(health=None, config=config, topics=Topics('/c', '/d', '/i'))
-    bundle = SimpleNamespace(alone=lambda sensor: None, hha=object() if sees_hha else None)
+    hha = object() if sees_hha else None
+    bundle = SimpleNamespace(alone=lambda sensor: None, hha=hha, sole_sensor='')
     with pytest.raises(AttributeError, match='resolve_topic_name'):  # no node to subscribe on
         stream.Stream(made, SimpleNamespace(bundle=bundle), None)
     assert followed == (['base_footprint'] if sees_hha else [])

@@ -18,7 +18,8 @@ from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.depth import grey_picture
 from rgbd_fusion_seg.frame import RgbdFrame
-from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg, stamp_to_ns
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
+from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg
 from rgbd_fusion_seg.segmenter import Segmenter
 
 NODE = 'rgbd_fusion_seg.ros.node'

@@ -20,8 +20,9 @@ from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.ros.diagnostics import Health
-from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg, stamp_to_ns
+from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg
 from rgbd_fusion_seg.ros.stream import Stream
 
 NODE = 'rgbd_fusion_seg.ros.node'
@@ -124,7 +125,9 @@ def test_slow_inference_works_on_the_newest_pair(ros_context, tmp_path):
 def test_a_pair_that_a_reset_throws_away_is_counted(waits):
     health = Health(lambda *_: None)
     worker = SimpleNamespace(clear=lambda: waits)
-    Stream._start_epoch(SimpleNamespace(_epoch=0, _worker=worker, _health=health), 'a jump')
+    Stream._start_epoch(
+        SimpleNamespace(_epoch=0, _worker=worker, _health=health, _floor=None), 'a jump'
+    )
     assert health.snapshot()['dropped'] == str(int(waits))
     assert ('dropped: clock jumped' in health.snapshot()) == waits
 

@@ -267,7 +267,7 @@ class TestComplaint:
 class Clocked:
     """A synchroniser with a clock that the test sets, and what it hands on."""
 
-    def __init__(self, monkeypatch, answers=(0, 1), lost_after_s=1.0):
+    def __init__(self, monkeypatch, answers=(0, 1), lost_after_s=1.0, enough=None):
         import rgbd_fusion_seg.ros.synchroniser as module
 
         self.now = 100.0
@@ -282,6 +282,7 @@ class Clocked:
                 k: lambda m, k=k: self.handed.append((k, m.stamp_ns // MS)) for k in answers
             },
             lost_after_s=lost_after_s,
+            enough=enough,
         )
 
     def play(self, *arrivals):
@@ -440,3 +441,28 @@ def test_how_far_back_a_stamp_may_be(back_ms, resets):
     sync.add_color(message(1000 * MS))
     sync.add_color(message((1000 - back_ms) * MS))
     assert len(told) == resets
+
+
+@pytest.mark.parametrize('enough', [0, 1])
+def test_what_is_enough_goes_on_without_partners_that_fit(monkeypatch, enough):
+    """The other stream arrives all the time, first by another clock, then in step, but late."""
+    clocked, other = Clocked(monkeypatch, enough=enough), 1 - enough
+    strangers = [
+        (t, s, t if s == enough else 10**6 + t) for t in range(0, 3000, 100) for s in (0, 1)
+    ]
+    alone = clocked.play(*strangers)
+    assert alone == [(enough, t) for t in range(1000, 3000, 100)]
+    assert clocked.sync.complaint(0.5) is None
+    in_step = [
+        arrival for t in range(3000, 4000, 100) for arrival in ((t, enough, t), (t + 20, other, t))
+    ]
+    clocked.sync.reset('the other clock was set')
+    both = clocked.play(*in_step)
+    assert both == [(enough, 3000)] + [('both', t) for t in range(3100, 4000, 100)]
+
+
+def test_what_is_enough_is_missed_alone(monkeypatch):
+    clocked = Clocked(monkeypatch, enough=1)
+    clocked.play((0, 0, 0), (5000, 0, 5000))
+    sentence = clocked.sync.complaint(3.0)
+    assert sentence.startswith('no image arrives on /depth (never received);')
