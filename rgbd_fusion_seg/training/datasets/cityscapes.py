@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rgbd_fusion_seg import image_files
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
 from rgbd_fusion_seg.training.datasets import files, layouts
@@ -119,9 +120,9 @@ class Cityscapes:
         """
         paths = self._files(index)
         label_file = paths['gtFine']
-        rgb = files.read_rgb(paths['leftImg8bit'])
+        rgb = image_files.read_rgb(paths['leftImg8bit'])
         stored = layouts.read_16bit(paths['disparity'], _PACKAGES['disparity'].remedy)
-        ids = files.read_plane(label_file)
+        ids = image_files.read_plane(label_file)
         for image, package in ((rgb, 'leftImg8bit'), (stored, 'disparity'), (ids, 'gtFine')):
             layouts.require_size(image, paths[package], NATIVE_SIZE, _PACKAGES[package].remedy)
         table = _TABLES[self.suffixes['gtFine']]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rgbd_fusion_seg import image_files
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import Intrinsics
-from rgbd_fusion_seg.training.datasets import files
 
 UNKNOWN = 254
 """Entry of a label table for a value that the data set does not define."""
@@ -54,7 +54,7 @@ def read_16bit(path: Path, remedy: str) -> np.ndarray:
     Raises:
         InputError: the file is absent, cut short, or not one channel of 16 bits.
     """
-    image = files.read_plane(path)
+    image = image_files.read_plane(path)
     if image.dtype != np.uint16:
         raise InputError(f'{path} has {image.dtype.itemsize * 8} bits a pixel, not 16; {remedy}')
     return image

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 import scipy.io
 
+from rgbd_fusion_seg import image_files
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
 from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS
@@ -248,7 +249,7 @@ class _Images:
 
     def read(self, frame_id: str) -> Arrays:
         rgb, depth, labels = self.paths(frame_id)
-        classes = files.read_plane(labels)
+        classes = image_files.read_plane(labels)
         if self.labels == FROM_ONE:
             if classes.max() > len(NYU40):
                 raise InputError(
@@ -259,7 +260,7 @@ class _Images:
         remedy = 'give depth images in units of depth_scale, such as millimetres'
         units = layouts.read_16bit(depth, remedy)
         metres = units.astype(np.float32) * np.float32(self.depth_scale)
-        return files.read_rgb(rgb), metres, classes
+        return image_files.read_rgb(rgb), metres, classes
 
 
 class _Pack:
@@ -278,8 +279,8 @@ class _Pack:
 
     def read(self, frame_id: str) -> Arrays:
         rgb, levels, labels = self.paths(frame_id)
-        depth = depth_from_levels(files.read_plane(levels))
-        return files.read_rgb(rgb), depth, files.read_plane(labels)
+        depth = depth_from_levels(image_files.read_plane(levels))
+        return image_files.read_rgb(rgb), depth, image_files.read_plane(labels)
 
 
 def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from rgbd_fusion_seg import image_files
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
 from rgbd_fusion_seg.replay.calibration import load_calibration
@@ -116,9 +117,7 @@ class OwnFolder:
     def __getitem__(self, index: int) -> LabelledFrame:
         """Read frame ``index``; see `FrameSource`."""
         rgb, depth, labels = self._paths(self.ids[index])
-        values = files.read_plane(labels)
-        if values.dtype.kind != 'u':
-            raise InputError(f'{labels} holds {values.dtype}; save labels as an 8 or 16-bit PNG')
+        values = image_files.read_labels(labels)
         classes = self.table[values]
         if (classes == _UNKNOWN).any():
             raise InputError(
@@ -126,7 +125,7 @@ class OwnFolder:
                 'does not know; add it to classes, label_map or void'
             )
         return files.labelled_frame(
-            files.read_rgb(rgb),
+            image_files.read_rgb(rgb),
             files.read_depth(depth, self.metres_per_unit),
             classes.astype(np.uint8),
             self.intrinsics,

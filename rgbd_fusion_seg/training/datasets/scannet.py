@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rgbd_fusion_seg import preprocess
+from rgbd_fusion_seg import image_files, preprocess
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED
 from rgbd_fusion_seg.training.datasets import files, layouts
@@ -98,8 +98,8 @@ class ScanNet:
         color_file, depth_file, label_file, camera_file = self._files(index)
         stored = layouts.read_16bit(depth_file, _UNPACK)
         layouts.require_size(stored, depth_file, SIZE, _UNPACK)
-        rgb = files.read_rgb(color_file)
-        ids = files.read_plane(label_file)
+        rgb = image_files.read_rgb(color_file)
+        ids = image_files.read_plane(label_file)
         for image, file in ((rgb, color_file), (ids, label_file)):
             _require_shape_of_depth(image, file)
         rgb = np.ascontiguousarray(preprocess.rgb_image(rgb, *SIZE))

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import scipy.io
 
+from rgbd_fusion_seg import image_files
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED
 from rgbd_fusion_seg.training.datasets import files, layouts
@@ -94,7 +95,7 @@ class SunRgbd:
             IndexError: no such frame.
         """
         rgb_file, depth_file, camera_file = self._files(index)
-        rgb = files.read_rgb(rgb_file)
+        rgb = image_files.read_rgb(rgb_file)
         size = (rgb.shape[1], rgb.shape[0])
         stored = layouts.read_16bit(depth_file, _UNPACK)
         layouts.require_size(stored, depth_file, size, _UNPACK)

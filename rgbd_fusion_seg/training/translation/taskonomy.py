@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from rgbd_fusion_seg import palette
+from rgbd_fusion_seg import image_files, palette
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.datasets import files, layouts
 from rgbd_fusion_seg.training.translation import domains
@@ -293,7 +293,7 @@ def _spread(views: list[View], count: int) -> list[View]:
 
 
 def _read_colour(path: Path) -> np.ndarray:
-    return files.read_rgb(path)
+    return image_files.read_rgb(path)
 
 
 def _read_depth(path: Path) -> np.ndarray:
@@ -311,7 +311,7 @@ def _read_edge(path: Path, white: float = domains.EDGE_WHITE) -> np.ndarray:
 
 def _read_labels(path: Path) -> np.ndarray:
     """Read semantic labels as colours, uncertain ones black; as grey 0..17 all looked alike."""
-    labels = files.read_plane(path)
+    labels = image_files.read_plane(path)
     if int(labels.max()) >= SEMANTIC_CLASSES:
         raise InputError(
             f'{path} has the unknown label {labels.max()}; Taskonomy has 0..'

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from png_files import png
 
 from rgbd_fusion_seg.errors import InputError
 
 pytest.importorskip('jsonargparse', reason='needs the extra [train]')
 
-from rgbd_fusion_seg.training.datasets.files import read_plane
 from rgbd_fusion_seg.training.datasets.own_folder import (
     OwnFolder,
     distinct_colors,
@@ -143,34 +141,6 @@ def test_label_values_are_mapped_and_void(lab):
     source = OwnFolder(describe(lab, label_map={700: 0, 9: 2}, void=[3]), 'train')
     with pytest.raises(InputError, match=r'f0\.png has the label 12, .*label_map or void'):
         source[0]
-
-
-def png(values, bits, kind):
-    """Write a PNG by its specification: of grey levels (kind 0) or palette indices (3)."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(name + data).to_bytes(4, 'big')
-        return len(data).to_bytes(4, 'big') + name + data + checksum
-
-    height, width = values.shape
-    header = width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + bytes([bits, kind, 0, 0, 0])
-    planes = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :]
-    packed = np.packbits(planes.reshape(height, -1), axis=1)
-    rows = zlib.compress(b''.join(b'\0' + row.tobytes() for row in packed))
-    palette = [(b'PLTE', bytes(k % 256 for k in range(3 * 2**bits)))] if kind == 3 else []
-    chunks = [(b'IHDR', header), *palette, (b'IDAT', rows), (b'IEND', b'')]
-    return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*c) for c in chunks)
-
-
-@pytest.mark.parametrize('kind', [0, 3], ids=['grey', 'palette'])
-@pytest.mark.parametrize('bits', [1, 2, 4, 8])
-def test_a_mask_of_few_bits_gives_its_numbers(tmp_path, kind, bits):
-    values = np.arange(24 * 32).reshape(24, 32).astype(np.uint8) % min(2**bits, 200)
-    path = tmp_path / 'mask.png'
-    path.write_bytes(png(values, bits, kind))
-    spread = 1 if kind == 3 or bits in (1, 8) else 255 // (2**bits - 1)
-    np.testing.assert_array_equal(np.asarray(Image.open(path)) // spread, values)
-    np.testing.assert_array_equal(read_plane(path), values)
 
 
 def test_a_palette_image_gives_its_indices(lab):

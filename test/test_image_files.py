@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from png_files import png
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.image_files import read_labels, read_plane
+
+
+@pytest.mark.parametrize('kind', [0, 3], ids=['grey', 'palette'])
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+def test_a_mask_of_few_bits_gives_its_numbers(tmp_path, kind, bits):
+    values = np.arange(24 * 32).reshape(24, 32).astype(np.uint8) % min(2**bits, 200)
+    path = tmp_path / 'mask.png'
+    path.write_bytes(png(values, bits, kind))
+    spread = 1 if kind == 3 or bits in (1, 8) else 255 // (2**bits - 1)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)) // spread, values)
+    np.testing.assert_array_equal(read_plane(path), values)
+
+
+def test_labels_are_integers(tmp_path):
+    path = tmp_path / 'labels.tiff'
+    for dtype in (np.uint8, np.uint16):
+        values = np.arange(12, dtype=dtype).reshape(3, 4) * dtype(20)
+        cv2.imwrite(str(path), values)
+        labels = read_labels(path)
+        assert labels.dtype == dtype
+        np.testing.assert_array_equal(labels, values)
+    cv2.imwrite(str(path), np.ones((3, 4), np.float32))
+    with pytest.raises(InputError, match=r'labels\.tiff holds float32; save labels as an 8 or 16'):
+        read_labels(path)
