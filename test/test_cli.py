@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +186,93 @@ def test_labels_of_a_bag_are_told_with_stamps_and_topics(folder, tiny_bundle, tm
     assert cv2.VideoCapture(str(output / 'overlay.mp4')).get(cv2.CAP_PROP_FPS) == 30
 
 
+@pytest.mark.parametrize('kind', ['folder', 'bag'])
+def test_segment_scores_labels_against_a_truth(folder, tiny_bundle, tmp_path, kind, capsys):
+    recording, names = folder, [f'f{i}' for i in range(COUNT)]
+    if kind == 'bag':
+        recording, names = tmp_path / 'bag', [f'frame-{i:06d}' for i in range(COUNT)]
+        assert run('bag', folder, recording) == 0
+    output, truth = tmp_path / 'out', tmp_path / 'truth'
+    arguments = ('segment', recording, '--bundle', tiny_bundle, '--no-video', '--output', output)
+    assert run(*arguments) == 0
+    assert 'frames scored' not in json.loads((output / 'result.json').read_text())
+    shutil.copytree(output / 'labels', truth)
+    capsys.readouterr()
+    assert run(*arguments, '--truth', truth) == 0
+    assert re.search(r'pixel accuracy \(%\) +100.0\n', capsys.readouterr().out)
+    result = json.loads((output / 'result.json').read_text())
+    assert result['frames scored'] == COUNT
+    perfect = [f'{score} (%)' for score in ('mIoU', 'pixel accuracy', 'mean accuracy')]
+    assert [result[score] for score in perfect] == [100] * 3
+
+    for name in names[1:3]:
+        (truth / f'{name}.png').unlink()
+    right = wrong = 0
+    for name, rows in ((names[0], 10), (names[3], 90)):
+        labels = cv2.imread(str(truth / f'{name}.png'), cv2.IMREAD_UNCHANGED)
+        labels[:rows] = (labels[:rows] + 1) % 4
+        labels[rows:, 20:] = 255
+        cv2.imwrite(str(truth / f'{name}.png'), labels)
+        right, wrong = right + (HEIGHT - rows) * 20, wrong + rows * WIDTH
+    assert run(*arguments, '--truth', truth) == 0
+    result = json.loads((output / 'result.json').read_text())
+    assert (result['frames'], result['frames scored']) == (COUNT, 2)
+    assert result['pixel accuracy (%)'] == pytest.approx(100 * right / (right + wrong))
+    iou = result['IoU of classes (%)']
+    assert list(iou) == ['dark low', 'bright low', 'dark high', 'bright high']
+    assert result['mIoU (%)'] == pytest.approx(np.mean([v for v in iou.values() if v is not None]))
+    assert 'IoU of classes (%)' in (output / 'result.txt').read_text()
+
+
+def test_the_contact_sheet_shows_the_truth(folder, tiny_bundle, tmp_path):
+    output, truth = tmp_path / 'out', tmp_path / 'truth'
+    arguments = ('segment', folder, '--bundle', tiny_bundle, '--no-video', '--output', output)
+    assert run(*arguments) == 0
+    without = cv2.imread(str(output / 'contact_sheet.png'))
+    shutil.copytree(output / 'labels', truth)
+    (truth / 'f1.png').unlink()
+    assert run(*arguments, '--truth', truth) == 0
+    sheet = cv2.imread(str(output / 'contact_sheet.png'))
+    assert sheet.shape == (without.shape[0], without.shape[1] + 320 + 8, 3)
+    for index in range(COUNT):
+        moment = sheet[24 + index * (240 + 8) :][:240]
+        colour, _, labels, shown = (moment[:, 8 + i * (320 + 8) :][:, :320] for i in range(4))
+        np.testing.assert_array_equal(shown, colour if index == 1 else labels)
+        assert (colour != labels).any()
+
+
+def test_a_truth_that_cannot_be_used_is_told_before_the_work(
+    folder, tiny_bundle, tmp_path, capsys
+):
+    output, truth = tmp_path / 'out', tmp_path / 'truth'
+    arguments = ('segment', folder, '--bundle', tiny_bundle, '--output', output, '--truth', truth)
+    truth.mkdir()
+    cv2.imwrite(str(truth / 'f3.png'), np.zeros((HEIGHT, WIDTH), np.uint8))
+    assert run(*arguments, '--max-frames', 3) == 1
+    assert 'none of the 3 frames has a truth' in capsys.readouterr().err.splitlines()[-1]
+    assert not output.exists()
+    assert run(*arguments) == 0
+    cv2.imwrite(str(truth / 'f3.png'), np.zeros((HEIGHT, 9), np.uint8))
+    assert run(*arguments) == 1
+    assert 'f3.png is 9x96 but' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_truth_is_not_replaced_by_labels(folder, tiny_bundle, tmp_path, capsys):
+    output, other = tmp_path / 'out', tmp_path / 'other'
+    arguments = ('segment', folder, '--bundle', tiny_bundle, '--no-video')
+    assert run(*arguments, '--output', output) == 0
+    corrected = output / 'labels/f2.png'
+    cv2.imwrite(str(corrected), np.full((HEIGHT, WIDTH), 3, np.uint8))
+    before = corrected.read_bytes()
+    link = tmp_path / 'link'
+    link.symlink_to(output / 'labels')
+    for truth in (output / 'labels', link):
+        assert run(*arguments, '--output', output, '--truth', truth) == 1
+        assert 'is where this run writes its labels' in capsys.readouterr().err.splitlines()[-1]
+    assert run(*arguments, '--output', other, '--truth', output / 'labels') == 0
+    assert corrected.read_bytes() == before
+
+
 def test_images_of_a_line_of_pixels_are_labelled(folder, tiny_bundle, tmp_path):
     for path in folder.glob('*.png'):
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[70:71])
@@ -228,6 +317,8 @@ def test_options_of_the_camera(folder, tiny_bundle, tmp_path, capsys):
         (['segment', '{folder}', '--input-size', '128x96'], 'takes 64x48 images only'),
         (['segment', '{folder}', '--backend', 'abacus'], "no inference backend 'abacus'"),
         (['segment', '{folder}', '--output', '/proc/x'], '/proc/x cannot be used'),
+        (['segment', '{folder}', '--truth', '{empty}'], 'which holds no .png; name'),
+        (['segment', '{folder}', '--truth', 'absent'], 'there is no folder absent'),
         (['bag', '{empty}', '{empty}/bag'], 'no pairs of colour and depth images'),
         (['bag', '{folder}', '{empty}'], 'exists already'),
         (['bag', '{folder}', '{empty}/b', '--rate', '1e-12'], 'rate must be 0.001 to 1000'),

@@ -34,7 +34,12 @@ def _segment(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.bundle import load_bundle
     from rgbd_fusion_seg.replay.calibration import parse_calibration
     from rgbd_fusion_seg.replay.report import table_text
-    from rgbd_fusion_seg.replay.segment import open_source, segment_recording, sole_sensor
+    from rgbd_fusion_seg.replay.segment import (
+        open_source,
+        open_truth,
+        segment_recording,
+        sole_sensor,
+    )
     from rgbd_fusion_seg.replay.topics import BagTopics
     from rgbd_fusion_seg.segmenter import Segmenter
 
@@ -50,6 +55,7 @@ def _segment(options: argparse.Namespace) -> int:
         topics=topics,
         only=sole_sensor(bundle, options.only),
     )
+    truth = open_truth(options.truth, source, options.max_frames) if options.truth else None
     tell('loading kernels (compiled once per installation, which takes up to a minute)')
     kernels.warm_up()
     segmenter = Segmenter(bundle, backend=options.backend, input_size=options.input_size)
@@ -59,6 +65,7 @@ def _segment(options: argparse.Namespace) -> int:
             source,
             segmenter,
             options.output,
+            truth=truth,
             video=options.video,
             max_frames=options.max_frames,
             only=options.only,
@@ -129,6 +136,13 @@ def _add_segment(commands: Commands) -> None:
         help='write overlay.mp4 (default: yes)',
     )
     add_input_size(parser)
+    parser.add_argument(
+        '--truth',
+        type=Path,
+        metavar='FOLDER',
+        help='of label images NAME.png, named as in labels/ of the results, to score against: '
+        'pixel = class id, others are not counted (default: no scores)',
+    )
     parser.add_argument('--max-frames', type=count, metavar='N', help='stop after N frames')
     parser.add_argument(
         '--only',

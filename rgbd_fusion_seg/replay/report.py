@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 Value = str | int | float | None
 
@@ -20,13 +21,33 @@ def table_text(title: str, rows: Mapping[str, Value]) -> str:
     return '\n'.join([title, rule, *lines, rule])
 
 
-def write_table(folder: Path, stem: str, title: str, rows: Mapping[str, Value]) -> list[Path]:
-    """Write ``STEM.txt`` and ``STEM.json`` (NaN as null); returns both paths."""
+def write_table(
+    folder: Path,
+    stem: str,
+    title: str,
+    rows: Mapping[str, Value],
+    parts: Mapping[str, Mapping[str, Value]] | None = None,
+) -> list[Path]:
+    """Write ``STEM.txt`` and ``STEM.json`` (NaN as null); returns both paths.
+
+    Args:
+        folder: must exist.
+        stem: of the names of both files.
+        title: of the table.
+        rows: of the table; in the JSON file a key each.
+        parts: further tables by their titles; in the JSON file an object each.
+    """
     text, data = folder / f'{stem}.txt', folder / f'{stem}.json'
-    text.write_text(table_text(title, rows) + '\n', encoding='utf-8')
-    clean = {name: None if _is_nan(value) else value for name, value in rows.items()}
+    tables = {title: rows, **(parts or {})}
+    content = '\n\n'.join(table_text(*table) for table in tables.items())
+    text.write_text(content + '\n', encoding='utf-8')
+    clean = _without_nan(rows) | {name: _without_nan(part) for name, part in (parts or {}).items()}
     data.write_text(json.dumps(clean, indent=2) + '\n', encoding='utf-8')
     return [text, data]
+
+
+def _without_nan(rows: Mapping[str, Value]) -> dict[str, Any]:
+    return {name: None if _is_nan(value) else value for name, value in rows.items()}
 
 
 def _shown(value: Value) -> str:

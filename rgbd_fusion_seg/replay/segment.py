@@ -32,6 +32,7 @@ from rgbd_fusion_seg.replay.pictures import (
 )
 from rgbd_fusion_seg.replay.report import Value, write_table
 from rgbd_fusion_seg.replay.topics import BagTopics
+from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores
 from rgbd_fusion_seg.segmenter import Segmenter
 
 _MOMENTS = 6
@@ -109,11 +110,26 @@ def sole_sensor(bundle: ModelBundle, only: str = '') -> str:
     return only or bundle.sole_sensor
 
 
+def open_truth(folder: Path, source: FrameSource, max_frames: int | None = None) -> TruthFolder:
+    """Open the folder with the ground truth of a recording.
+
+    Args:
+        folder: of label images, named like the frames.
+        source: the frames.
+        max_frames: how many of them will be labelled; default: all.
+
+    Raises:
+        InputError: no such folder, or no image in it has the name of one of these frames.
+    """
+    return TruthFolder(folder, [source.name(i) for i in range(_most_frames(source, max_frames))])
+
+
 def segment_recording(
     source: FrameSource,
     segmenter: Segmenter,
     output: Path,
     *,
+    truth: TruthFolder | None = None,
     video: bool = True,
     max_frames: int | None = None,
     only: str = '',
@@ -129,10 +145,14 @@ def segment_recording(
     bags with a tab and the stamp of its colour message behind it, in nanoseconds; of its depth
     message if it is labelled from depth alone.
 
+    With a truth the table tells the scores of the labels, the files of the table also the IoU of
+    each class, and the contact sheet shows the truth. Frames without one are not scored.
+
     Args:
         source: the frames.
         segmenter: warm, so that the first frame is not slower than the others.
         output: folder to write; what an earlier run wrote there is removed, see `OutputFolder`.
+        truth: what labels are compared with, in a folder that is not written.
         video: write ``overlay.mp4`` too.
         max_frames: stop after so many.
         only: label from this sensor alone, 'rgb' or 'depth', see `Segmenter.segment`.
@@ -140,11 +160,11 @@ def segment_recording(
         progress: show a progress bar on stderr.
 
     Raises:
-        InputError: the recording or the output folder cannot be used.
+        InputError: the recording, the output folder or a truth cannot be used.
         BundleError: the bundle cannot answer from that sensor alone.
     """
-    writer = _Writer(output, segmenter, video, stamped=source.topics is not None)
-    total = min(len(source), max_frames if max_frames is not None else len(source))
+    writer = _Writer(output, segmenter, video, truth, stamped=source.topics is not None)
+    total = _most_frames(source, max_frames)
     moments = set(evenly(total, _MOMENTS))
     began_s = time.monotonic()
     with (
@@ -158,11 +178,26 @@ def segment_recording(
     return writer.finish(source, time.monotonic() - began_s)
 
 
+def _most_frames(source: FrameSource, max_frames: int | None) -> int:
+    return min(len(source), max_frames if max_frames is not None else len(source))
+
+
 class _Writer:
     """Writes the results of one run and gathers its statistics."""
 
-    def __init__(self, output: Path, segmenter: Segmenter, video: bool, *, stamped: bool) -> None:
+    def __init__(
+        self,
+        output: Path,
+        segmenter: Segmenter,
+        video: bool,
+        truth: TruthFolder | None,
+        *,
+        stamped: bool,
+    ) -> None:
+        if truth is not None:
+            _refuse_own_labels(truth, output)
         self._folder, self._output, self._bundle = OutputFolder(output), output, segmenter.bundle
+        self._scores = truth and TruthScores(truth, self._bundle.class_names)
         self._engine, self._stamped = segmenter.engine_name, stamped
         self._video = StampedVideoWriter(output / 'overlay.mp4') if video else None
         self._rows: list[list[np.ndarray]] = []
@@ -179,7 +214,9 @@ class _Writer:
             self._video.close()
 
     def write(self, name: str, frame: RgbdFrame, result: Segmentation, *, in_sheet: bool) -> None:
-        picture = palette.overlay(frame.rgb, result.labels, self._bundle.colors)
+        truth = self._scores and self._scores.add(name, result.labels)
+        colors = self._bundle.colors
+        picture = palette.overlay(frame.rgb, result.labels, colors)
         labels_path, overlay_path = self._folder.add(
             name, frame.stamp_ns if self._stamped else None
         )
@@ -188,12 +225,14 @@ class _Writer:
         if self._video is not None:
             self._video.write(picture, frame.stamp_ns)
         if in_sheet:
-            self._rows.append([frame.rgb, depth_picture(frame.depth), picture])
+            truths = [] if truth is None else [palette.overlay(frame.rgb, truth, colors)]
+            self._rows.append([frame.rgb, depth_picture(frame.depth), picture, *truths])
         for stage, milliseconds in result.timings.items():
             self._timings[stage].append(milliseconds)
         # Frames without depth may take fewer stages than the others.
         self._busy_ms.append(sum(result.timings.values()))
-        self._pixels += np.bincount(result.labels.ravel(), minlength=256)
+        for shown in (result.labels,) if truth is None else (result.labels, truth):
+            self._pixels += np.bincount(shown.ravel(), minlength=256)
         self._count += 1
 
     def finish(self, source: FrameSource, seconds: float) -> SegmentedRecording:
@@ -202,11 +241,12 @@ class _Writer:
         sheet = self._output / 'contact_sheet.png'
         present = main_classes(self._pixels[: self._bundle.num_classes])
         legend = palette.legend(self._bundle.class_names, self._bundle.colors, present)
-        headings = ('colour', 'depth', 'segmentation')
+        headings = ['colour', 'depth', 'segmentation', *(['ground truth'] if self._scores else [])]
         write_image(sheet, contact_sheet(self._rows, headings, legend))
         rows = self._table(source, seconds)
         title = f'{self._bundle.name} on {self._engine}'
-        tables = write_table(self._output, 'result', title, rows)
+        parts = {'IoU of classes (%)': self._scores.iou_rows()} if self._scores else {}
+        tables = write_table(self._output, 'result', title, rows, parts)
         videos = [] if self._video is None else [self._video.path]
         folders = [self._output / 'labels', self._output / 'overlay']
         files = [*folders, *videos, sheet, self._output / FRAME_LIST, *tables]
@@ -222,7 +262,17 @@ class _Writer:
             'frames/s, segmentation alone': float(1000 / np.median(self._busy_ms)),
             'frames/s, with reading and writing': self._count / seconds,
             **{f'{stage}, median (ms)': ms for stage, ms in stages.items()},
+            **(self._scores.rows() if self._scores else {}),
         }
+
+
+def _refuse_own_labels(truth: TruthFolder, output: Path) -> None:
+    """Raise an InputError where a run would replace its truth by its labels."""
+    if truth.folder.resolve() == (output / 'labels').resolve():
+        raise InputError(
+            f'the truth {truth.folder} is where this run writes its labels; choose another folder '
+            'for the results, or copy the truth elsewhere'
+        )
 
 
 def _topic_rows(topics: BagTopics | None) -> dict[str, Value]:

@@ -23,3 +23,12 @@ def test_files(tmp_path):
     text, data = write_table(tmp_path, 'result', 'a title', ROWS)
     assert text.read_text().startswith('a title\n')
     assert json.loads(data.read_text()) == {**ROWS, 'mIoU': None}
+
+
+def test_further_tables(tmp_path):
+    parts = {'IoU': {'wall': 50.0, 'floor': float('nan')}}
+    text, data = write_table(tmp_path, 'result', 'a title', ROWS, parts)
+    expected = (table_text('a title', ROWS), table_text('IoU', parts['IoU']))
+    assert text.read_text() == '{}\n\n{}\n'.format(*expected)
+    content = {**ROWS, 'mIoU': None, 'IoU': {'wall': 50.0, 'floor': None}}
+    assert json.loads(data.read_text()) == content

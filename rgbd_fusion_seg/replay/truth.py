@@ -1,0 +1,115 @@
+"""Ground truth of a recording: label images named like its frames, and scores against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import UNLABELLED
+from rgbd_fusion_seg.image_files import read_labels
+from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
+from rgbd_fusion_seg.replay.report import Value
+
+
+class TruthFolder:
+    """Label images ``NAME.png`` of the frames of a recording, which need not all have one.
+
+    Names are those of `FrameSource.name`, as ``labels/`` of a segmented recording has them. Pixels
+    are class ids; 255 and ids without a class are void.
+
+    Args:
+        folder: where the label images are.
+        names: of the frames that will be labelled.
+
+    Raises:
+        InputError: no such folder, or no image in it has the name of a frame.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f'there is no folder {folder}; give a folder of label images')
+        self._names = {path.name.removesuffix('.png') for path in self.folder.glob('*.png')}
+        # Of a recording without frames, reading it tells more.
+        if names and self._names.isdisjoint(names):
+            found = f'{min(self._names)}.png' if self._names else 'no .png'
+            raise InputError(
+                f'none of the {len(names)} frames has a truth in {folder}, which holds {found}; '
+                f'name label images as in labels/ of the results, such as {names[0]}.png'
+            )
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Read the truth of a frame.
+
+        Args:
+            name: of the frame.
+            shape: height and width of the frame.
+
+        Returns:
+            uint8 (H, W), 255 where the image has it or a greater number; None where the frame has
+            no truth.
+
+        Raises:
+            InputError: not a label image that can be read, or one of another size.
+        """
+        if name not in self._names:
+            return None
+        path = self.folder / f'{name}.png'
+        values = read_labels(path)
+        if values.shape != shape:
+            raise InputError(
+                f'{path} is {values.shape[1]}x{values.shape[0]} but its frame is '
+                f'{shape[1]}x{shape[0]}; give the truth of exactly its pixels'
+            )
+        return np.minimum(values, UNLABELLED).astype(np.uint8)
+
+
+class TruthScores:
+    """Scores over all frames of a recording that have a truth, from one sum of their pixels.
+
+    Args:
+        truth: of the frames.
+        class_names: of the labels, in the order of their ids.
+    """
+
+    def __init__(self, truth: TruthFolder, class_names: Sequence[str]) -> None:
+        self._truth, self._class_names, self._frames = truth, class_names, 0
+        self._matrix = np.zeros((len(class_names), len(class_names) + 1), np.int64)
+
+    def add(self, name: str, labels: np.ndarray) -> np.ndarray:
+        """Compare the labels of a frame with its truth, where it has one.
+
+        Args:
+            name: of the frame.
+            labels: uint8 (H, W).
+
+        Returns:
+            uint8 (H, W), the truth; 255 everywhere where the frame has none.
+
+        Raises:
+            InputError: as `TruthFolder.read`.
+        """
+        truth = self._truth.read(name, labels.shape)
+        if truth is None:
+            return np.full_like(labels, UNLABELLED)
+        self._matrix += confusion_matrix(labels, truth, len(self._class_names))
+        self._frames += 1
+        return truth
+
+    def rows(self) -> dict[str, Value]:
+        """Return the lines of a table."""
+        result = scores(self._matrix)
+        return {
+            'frames scored': self._frames,
+            'mIoU (%)': 100 * result.mean_iou,
+            'pixel accuracy (%)': 100 * result.pixel_accuracy,
+            'mean accuracy (%)': 100 * result.mean_accuracy,
+        }
+
+    def iou_rows(self) -> dict[str, Value]:
+        """Return the IoU of each class in percent, NaN where neither truth nor labels have it."""
+        iou = (100 * scores(self._matrix).iou).tolist()
+        return dict(zip(self._class_names, iou, strict=True))

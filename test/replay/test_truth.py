@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from png_files import png
+
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores
+
+CLASSES = ('wall', 'floor', 'chair')
+# Nine and 300 are no classes; 256 is 0 in its lower 8 bits.
+TRUTH = {
+    'a': np.array([[0, 1, 1, 255]], np.uint8),
+    'b': np.array([[0, 0, 0, 0, 0, 0, 1, 9]], np.uint8),
+    'c': np.array([[256, 300]], np.uint16),
+}
+LABELS = {
+    'a': np.array([[0, 0, 1, 1]], np.uint8),
+    'b': np.array([[0, 0, 0, 0, 0, 0, 0, 1]], np.uint8),
+    'c': np.array([[0, 1]], np.uint8),
+    'without truth': np.array([[1, 1]], np.uint8),
+}
+
+
+def write_truth(folder: Path, **images: np.ndarray) -> TruthFolder:
+    for name, image in images.items():
+        assert cv2.imwrite(str(folder / f'{name}.png'), image)
+    return TruthFolder(folder, list(images))
+
+
+def test_scores_by_hand(tmp_path):
+    scores = TruthScores(write_truth(tmp_path, **TRUTH), CLASSES)
+    for name, labels in LABELS.items():
+        scores.add(name, labels)
+    rows = scores.rows()
+    assert rows['frames scored'] == 3
+    # 2 of 3 pixels of a, 6 of 7 of b; the mean of the frames would be 76 %.
+    assert rows['pixel accuracy (%)'] == pytest.approx(80)
+    assert rows['mean accuracy (%)'] == pytest.approx(100 * (7 / 7 + 1 / 3) / 2)
+    assert rows['mIoU (%)'] == pytest.approx(100 * (7 / 9 + 1 / 3) / 2)
+    iou = scores.iou_rows()
+    assert list(iou) == list(CLASSES)
+    assert iou['wall'] == pytest.approx(100 * 7 / 9)
+    assert iou['floor'] == pytest.approx(100 / 3)
+    assert math.isnan(iou['chair'])
+
+
+def test_returns_the_truth_and_void_where_there_is_none(tmp_path):
+    scores = TruthScores(write_truth(tmp_path, **TRUTH), CLASSES)
+    returned = {name: scores.add(name, labels) for name, labels in LABELS.items()}
+    for name in ('a', 'b'):
+        np.testing.assert_array_equal(returned[name], TRUTH[name])
+    for name in ('c', 'without truth'):
+        np.testing.assert_array_equal(returned[name], [[255, 255]])
+    assert all(truth.dtype == np.uint8 for truth in returned.values())
+
+
+def test_nothing_scored_has_no_score(tmp_path):
+    scores = TruthScores(write_truth(tmp_path, a=TRUTH['a']), CLASSES)
+    scores.add('b', LABELS['b'])
+    frames, *others = scores.rows().values()
+    assert frames == 0
+    assert all(math.isnan(value) for value in others)
+
+
+@pytest.mark.parametrize(('bits', 'kind'), [(1, 0), (4, 0), (2, 3), (8, 3)])
+def test_numbers_of_few_bits_and_palettes_are_kept(tmp_path, bits, kind):
+    values = (np.arange(6).reshape(2, 3) % 2**bits).astype(np.uint8)
+    (tmp_path / 'a.png').write_bytes(png(values, bits, kind))
+    read = TruthFolder(tmp_path, ['a']).read('a', (2, 3))
+    np.testing.assert_array_equal(read, values)
+
+
+@pytest.mark.parametrize(
+    ('content', 'sentence'),
+    [
+        (np.zeros((2, 4), np.uint8), 'is 4x2 but its frame is 3x2'),
+        (np.zeros((2, 3, 3), np.uint8), 'has 3 channels'),
+        (b'no image', 'is no image that can be read'),
+        (b'', 'is cut short or damaged'),
+    ],
+)
+def test_files_that_are_no_truth_are_named(tmp_path, content, sentence):
+    path = tmp_path / 'a.png'
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        cv2.imwrite(str(path), content)
+    with pytest.raises(InputError, match=sentence) as caught:
+        TruthFolder(tmp_path, ['a']).read('a', (2, 3))
+    assert str(path) in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_folder_without_truth_of_the_frames_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r'there is no folder .*absent; give'):
+        TruthFolder(tmp_path / 'absent', ['f0'])
+    with pytest.raises(InputError, match=r'none of the 2 frames .* holds no \.png; .* f0\.png'):
+        TruthFolder(tmp_path, ['f0', 'f1'])
+    write_truth(tmp_path, g0=TRUTH['a'])
+    with pytest.raises(InputError, match=r'none of the 2 frames .* holds g0\.png; .* f0\.png'):
+        TruthFolder(tmp_path, ['f0', 'f1'])
+    TruthFolder(tmp_path, ['f0', 'g0'])
