@@ -224,6 +224,29 @@ def test_segment_scores_labels_against_a_truth(folder, tiny_bundle, tmp_path, ki
     assert 'IoU of classes (%)' in (output / 'result.txt').read_text()
 
 
+def test_truth_of_a_bag_is_found_by_stamp(folder, tiny_bundle, tmp_path):
+    """A run with other topics may have left frames out, and named the others otherwise."""
+    bag, one, truth = tmp_path / 'bag', tmp_path / 'one', tmp_path / 'truth'
+    assert run('bag', folder, bag) == 0
+    arguments = ('segment', bag, '--bundle', tiny_bundle, '--no-video', '--output')
+    assert run(*arguments, one) == 0
+    mark, *lines = (one / 'frames.txt').read_text().splitlines()
+    names, stamps = zip(*(line.split('\t') for line in lines), strict=True)
+    truth.mkdir()
+    for name, earlier in zip(names[1:], names, strict=False):
+        shutil.copy(one / f'labels/{name}.png', truth / f'{earlier}.png')
+    listed = [f'{n}\t{s}' for n, s in zip(names, stamps[1:], strict=False)]
+    (truth / 'frames.txt').write_text('\n'.join([mark, *listed]))
+    found = []
+    for _ in range(2):
+        assert run(*arguments, tmp_path / 'two', '--truth', truth) == 0
+        result = json.loads((tmp_path / 'two/result.json').read_text())
+        found.append((result['frames scored'], result['pixel accuracy (%)']))
+        (truth / 'frames.txt').unlink(missing_ok=True)
+    assert found[0] == (COUNT - 1, 100)
+    assert found[1][1] < 100
+
+
 def test_the_contact_sheet_shows_the_truth(folder, tiny_bundle, tmp_path):
     output, truth = tmp_path / 'out', tmp_path / 'truth'
     arguments = ('segment', folder, '--bundle', tiny_bundle, '--no-video', '--output', output)

@@ -58,13 +58,11 @@ class OutputFolder:
 
     def _left_by_earlier_run(self) -> list[Path]:
         """Return the files of the run that wrote here before, the list of its frames last."""
-        try:
-            mark, *frames = (self.path / FRAME_LIST).read_text(encoding='utf-8').splitlines()
-            names = [frame.partition('\t')[0] for frame in frames]
+        names = read_frame_list(self.path / FRAME_LIST)
+        known = set()
+        if names is not None:
             written = {f'{f}/{n}{suffix}' for n in names for f, suffix in _IMAGES.items()}
-            known = written.union(_FILES) if mark == _MARK else set()
-        except (OSError, ValueError):
-            known = set()
+            known = written.union(_FILES)
         images = [p for f, suffix in _IMAGES.items() for p in (self.path / f).glob(f'*{suffix}')]
         found = [*images, *(self.path / name for name in _FILES if (self.path / name).exists())]
         inside = [path.relative_to(self.path).as_posix() for path in found]
@@ -73,6 +71,20 @@ class OutputFolder:
 
     def _unusable(self, error: OSError) -> InputError:
         return InputError(f'{self.path} cannot be used for the results: {error}')
+
+
+def read_frame_list(path: Path) -> dict[str, int | None] | None:
+    """Return the stamps of a run's frames by their names; None where no run wrote this file.
+
+    Stamps are nanoseconds; frames of folders have none.
+    """
+    try:
+        mark, *lines = path.read_text(encoding='utf-8').splitlines()
+        frames = [line.partition('\t') for line in lines]
+        stamps = {name: int(stamp) if stamp else None for name, _, stamp in frames}
+    except (OSError, ValueError):
+        return None
+    return stamps if mark == _MARK else None
 
 
 def refuse_foreign(folder: Path, foreign: Collection[str]) -> None:

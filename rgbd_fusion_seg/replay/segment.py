@@ -214,12 +214,11 @@ class _Writer:
             self._video.close()
 
     def write(self, name: str, frame: RgbdFrame, result: Segmentation, *, in_sheet: bool) -> None:
-        truth = self._scores and self._scores.add(name, result.labels)
+        stamp_ns = frame.stamp_ns if self._stamped else None
+        truth = self._scores and self._scores.add(name, result.labels, stamp_ns)
         colors = self._bundle.colors
         picture = palette.overlay(frame.rgb, result.labels, colors)
-        labels_path, overlay_path = self._folder.add(
-            name, frame.stamp_ns if self._stamped else None
-        )
+        labels_path, overlay_path = self._folder.add(name, stamp_ns)
         write_image(labels_path, result.labels)
         write_image(overlay_path, picture)
         if self._video is not None:

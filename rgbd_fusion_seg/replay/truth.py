@@ -11,14 +11,17 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED
 from rgbd_fusion_seg.image_files import read_labels
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
+from rgbd_fusion_seg.replay.output_folder import FRAME_LIST, read_frame_list
 from rgbd_fusion_seg.replay.report import Value
 
 
 class TruthFolder:
     """Label images ``NAME.png`` of the frames of a recording, which need not all have one.
 
-    Names are those of `FrameSource.name`, as ``labels/`` of a segmented recording has them. Pixels
-    are class ids; 255 and ids without a class are void.
+    Names are those of `FrameSource.name`, as ``labels/`` of a segmented recording has them. Frames
+    of a bag are named by their place among the labelled ones, so they are known by their stamps
+    where the run's ``frames.txt`` is in the folder or beside it. Pixels are class ids; 255 and ids
+    without a class are void.
 
     Args:
         folder: where the label images are.
@@ -33,20 +36,32 @@ class TruthFolder:
         if not self.folder.is_dir():
             raise InputError(f'there is no folder {folder}; give a folder of label images')
         self._names = {path.name.removesuffix('.png') for path in self.folder.glob('*.png')}
+        self._by_stamp = self._listed_stamps()
         # Of a recording without frames, reading it tells more.
-        if names and self._names.isdisjoint(names):
+        if names and not self._by_stamp and self._names.isdisjoint(names):
             found = f'{min(self._names)}.png' if self._names else 'no .png'
             raise InputError(
                 f'none of the {len(names)} frames has a truth in {folder}, which holds {found}; '
                 f'name label images as in labels/ of the results, such as {names[0]}.png'
             )
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    def _listed_stamps(self) -> dict[int, str]:
+        """Return the names of images by stamps, empty where nothing tells of stamps."""
+        for place in (self.folder, self.folder.resolve().parent):
+            listed = read_frame_list(place / FRAME_LIST)
+            if listed is not None:
+                return {stamp: name for name, stamp in listed.items() if stamp is not None}
+        return {}
+
+    def read(
+        self, name: str, shape: tuple[int, ...], stamp_ns: int | None = None
+    ) -> np.ndarray | None:
         """Read the truth of a frame.
 
         Args:
             name: of the frame.
             shape: height and width of the frame.
+            stamp_ns: of the frame, where it is the camera's.
 
         Returns:
             uint8 (H, W), 255 where the image has it or a greater number; None where the frame has
@@ -55,6 +70,8 @@ class TruthFolder:
         Raises:
             InputError: not a label image that can be read, or one of another size.
         """
+        if self._by_stamp and stamp_ns is not None:
+            name = self._by_stamp.get(stamp_ns, '')
         if name not in self._names:
             return None
         path = self.folder / f'{name}.png'
@@ -79,12 +96,13 @@ class TruthScores:
         self._truth, self._class_names, self._frames = truth, class_names, 0
         self._matrix = np.zeros((len(class_names), len(class_names) + 1), np.int64)
 
-    def add(self, name: str, labels: np.ndarray) -> np.ndarray:
+    def add(self, name: str, labels: np.ndarray, stamp_ns: int | None = None) -> np.ndarray:
         """Compare the labels of a frame with its truth, where it has one.
 
         Args:
             name: of the frame.
             labels: uint8 (H, W).
+            stamp_ns: see `TruthFolder.read`.
 
         Returns:
             uint8 (H, W), the truth; 255 everywhere where the frame has none.
@@ -92,7 +110,7 @@ class TruthScores:
         Raises:
             InputError: as `TruthFolder.read`.
         """
-        truth = self._truth.read(name, labels.shape)
+        truth = self._truth.read(name, labels.shape, stamp_ns)
         if truth is None:
             return np.full_like(labels, UNLABELLED)
         self._matrix += confusion_matrix(labels, truth, len(self._class_names))
