@@ -247,6 +247,23 @@ def test_truth_of_a_bag_is_found_by_stamp(folder, tiny_bundle, tmp_path):
     assert found[1][1] < 100
 
 
+def test_a_bag_brings_its_truth(folder, tiny_bundle, tmp_path, capsys):
+    bag, out = tmp_path / 'bag', tmp_path / 'out'
+    assert run('bag', folder, bag) == 0
+    arguments = ('segment', bag, '--bundle', tiny_bundle, '--no-video', '--output', out)
+    # A depth image holds numbers, too: those of no class are void.
+    assert run(*arguments, '--truth-topic', '/depth_registered/image_rect') == 0
+    result = json.loads((out / 'result.json').read_text())
+    assert result['frames scored'] == COUNT
+    assert result['pixel accuracy (%)'] < 100
+    for recording, topic, words in (
+        (bag, '/labels', 'has no images on /labels'),
+        (folder, '/labels', 'a folder of images has no topic /labels'),
+    ):
+        assert run('segment', recording, *arguments[2:], '--truth-topic', topic) == 1
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_contact_sheet_shows_the_truth(folder, tiny_bundle, tmp_path):
     output, truth = tmp_path / 'out', tmp_path / 'truth'
     arguments = ('segment', folder, '--bundle', tiny_bundle, '--no-video', '--output', output)

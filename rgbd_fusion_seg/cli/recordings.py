@@ -55,27 +55,24 @@ def _segment(options: argparse.Namespace) -> int:
         topics=topics,
         only=sole_sensor(bundle, options.only),
     )
-    truth = open_truth(options.truth, source, options.max_frames) if options.truth else None
-    tell('loading kernels (compiled once per installation, which takes up to a minute)')
-    kernels.warm_up()
-    segmenter = Segmenter(bundle, backend=options.backend, input_size=options.input_size)
-    segmenter.warm_up()
-    try:
-        result = segment_recording(
-            source,
-            segmenter,
-            options.output,
-            truth=truth,
-            video=options.video,
-            max_frames=options.max_frames,
-            only=options.only,
-            gravity=options.gravity,
-            camera_height=options.camera_height,
-            progress=True,
-        )
-        print(table_text(f'{bundle.name} on {segmenter.engine_name}', result.rows))
-    finally:
-        segmenter.close()
+    with open_truth(source, options.truth, options.truth_topic, options.max_frames) as truth:
+        tell('loading kernels (compiled once per installation, which takes up to a minute)')
+        kernels.warm_up()
+        with Segmenter(bundle, options.backend, input_size=options.input_size) as segmenter:
+            segmenter.warm_up()
+            result = segment_recording(
+                source,
+                segmenter,
+                options.output,
+                truth=truth,
+                video=options.video,
+                max_frames=options.max_frames,
+                only=options.only,
+                gravity=options.gravity,
+                camera_height=options.camera_height,
+                progress=True,
+            )
+            print(table_text(f'{bundle.name} on {segmenter.engine_name}', result.rows))
     print_files(result.files)
     return 0
 
@@ -136,12 +133,18 @@ def _add_segment(commands: Commands) -> None:
         help='write overlay.mp4 (default: yes)',
     )
     add_input_size(parser)
-    parser.add_argument(
+    truth = parser.add_mutually_exclusive_group()
+    truth.add_argument(
         '--truth',
         type=Path,
         metavar='FOLDER',
         help='of label images NAME.png, named as in labels/ of the results, to score against: '
         'pixel = class id, others are not counted (default: no scores)',
+    )
+    truth.add_argument(
+        '--truth-topic',
+        metavar='TOPIC',
+        help='of a bag: label images with the stamps of the colour images, to score against',
     )
     parser.add_argument('--max-frames', type=count, metavar='N', help='stop after N frames')
     parser.add_argument(

@@ -76,14 +76,14 @@ def open_engine(
     failures: dict[str, str] = {}
     for candidate in fitting_engines(cards, bundle, gpu, runtimes, precision):
         try:
-            engine = TensorRtEngine(bundle, gpu, candidate, cuda_graph)
+            opened = TensorRtEngine(bundle, gpu, candidate, cuda_graph)
         except EngineError as error:
             failures[candidate.path.name] = str(error)
             continue
-        engine.step_downs = tuple(
+        opened.step_downs = tuple(
             StepDown(name, reason, unexpected=True) for name, reason in failures.items()
         )
-        return engine
+        return opened
     raise EngineError('; '.join(failures.values()))
 
 

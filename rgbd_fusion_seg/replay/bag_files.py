@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
 
 from rgbd_fusion_seg.errors import InputError
@@ -107,3 +109,35 @@ def remedy(storage: Path) -> str:
 def error_text(error: BaseException) -> str:
     """Return what an error says, in one line."""
     return ' '.join(str(error).split()) or type(error).__name__
+
+
+def messages_of(
+    reader: AnyReader,
+    connections: Sequence[Connection],
+    storage: Path,
+    skip: Callable[[str], None],
+) -> Iterator[tuple[str, Any]]:
+    """Yield (topic, message) of an open bag, in the order of their reception.
+
+    Args:
+        reader: of the bag.
+        connections: to read.
+        storage: what the reader reads.
+        skip: told of what cannot be read, in one sentence each.
+    """
+    stream = reader.messages(connections)
+    while True:
+        # rosbags, struct, sqlite3 and zstd each raise errors of their own on damaged data.
+        try:
+            connection, _, raw = next(stream)
+        except StopIteration:
+            return
+        except Exception as error:
+            skip(f'{storage} is damaged and ends early: {error_text(error)}{remedy(storage)}')
+            return
+        try:
+            message = reader.deserialize(raw, connection.msgtype)
+        except Exception as error:
+            skip(f'{connection.topic} has a message that is damaged: {error_text(error)}')
+            continue
+        yield connection.topic, message

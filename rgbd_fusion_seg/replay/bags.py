@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.replay.bag_files import BAG_SUFFIXES, error_text, open_bag, readable, remedy
+from rgbd_fusion_seg.replay.bag_files import (
+    BAG_SUFFIXES,
+    error_text,
+    messages_of,
+    open_bag,
+    readable,
+)
 from rgbd_fusion_seg.replay.calibration import Calibration
 from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M, FolderFrames
 from rgbd_fusion_seg.replay.matching import StampMatcher
@@ -150,7 +156,9 @@ class BagFrames:
         """Yield a leading message, its partner (or None), and the camera info in force."""
         info = self._first_info(reader)
         matcher = StampMatcher(self._tolerance_ns, keep_unmatched=bool(self._only))
-        for topic, message in self._messages(reader, self._connections(reader), self._skip):
+        for topic, message in messages_of(
+            reader, self._connections(reader), self._storage, self._skip
+        ):
             if topic == self.topics.camera_info:
                 info = message
                 continue
@@ -211,30 +219,8 @@ class BagFrames:
         if not wanted:
             return None
         # What cannot be read is met again among the images, and told then.
-        messages = self._messages(reader, wanted, lambda _: None)
+        messages = messages_of(reader, wanted, self._storage, lambda _: None)
         return next((message for _, message in messages), None)
-
-    def _messages(
-        self, reader: AnyReader, connections: list[Connection], skip: Callable[[str], None]
-    ) -> Iterator[tuple[str, Any]]:
-        """Yield (topic, message); what cannot be read is told to ``skip``."""
-        stream = reader.messages(connections)
-        while True:
-            # rosbags, struct, sqlite3 and zstd each raise errors of their own on damaged data.
-            try:
-                connection, _, raw = next(stream)
-            except StopIteration:
-                return
-            except Exception as error:
-                reason = f'{error_text(error)}{remedy(self._storage)}'
-                skip(f'{self.path} is damaged and ends early: {reason}')
-                return
-            try:
-                message = reader.deserialize(raw, connection.msgtype)
-            except Exception as error:
-                skip(f'{connection.topic} has a message that is damaged: {error_text(error)}')
-                continue
-            yield connection.topic, message
 
     def _skip(self, sentence: str) -> None:
         self.skipped += 1

@@ -16,6 +16,8 @@ IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 
+LABEL_ENCODINGS = ('mono8', '8UC1', 'mono16', '16UC1')
+
 # compressed_depth_image_transport puts an int32 and two float32 before the PNG.
 _DEPTH_HEADER = struct.Struct('<iff')
 
@@ -69,6 +71,20 @@ def depth_from_message(message: Any, topic: str) -> np.ndarray:
     with np.errstate(divide='ignore'):
         np.divide(np.float32(quant_a), inverse - np.float32(quant_b), out=depth, where=image > 0)
     return depth
+
+
+def labels_from_message(message: Any, topic: str) -> np.ndarray:
+    """Decode an ``Image`` of class ids: uint8 or uint16 (H, W).
+
+    Raises:
+        FrameError: an encoding of something else, or truncated data.
+    """
+    if message.encoding not in LABEL_ENCODINGS:
+        raise FrameError(
+            f'{topic} has the encoding {message.encoding!r}, which holds no class ids; name a '
+            f'topic with one of {", ".join(LABEL_ENCODINGS)}'
+        )
+    return np.ascontiguousarray(_raw(message, topic))
 
 
 def _raw(message: Any, topic: str) -> np.ndarray:

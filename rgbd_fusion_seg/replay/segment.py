@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +34,7 @@ from rgbd_fusion_seg.replay.pictures import (
 )
 from rgbd_fusion_seg.replay.report import Value, write_table
 from rgbd_fusion_seg.replay.topics import BagTopics
-from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores
+from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores, truth_of_topic
 from rgbd_fusion_seg.segmenter import Segmenter
 
 _MOMENTS = 6
@@ -110,18 +112,35 @@ def sole_sensor(bundle: ModelBundle, only: str = '') -> str:
     return only or bundle.sole_sensor
 
 
-def open_truth(folder: Path, source: FrameSource, max_frames: int | None = None) -> TruthFolder:
-    """Open the folder with the ground truth of a recording.
+@contextmanager
+def open_truth(
+    source: FrameSource,
+    folder: Path | None,
+    topic: str | None = None,
+    max_frames: int | None = None,
+) -> Iterator[TruthFolder | None]:
+    """Open the ground truth of a recording; None where neither folder nor topic is given.
 
     Args:
-        folder: of label images, named like the frames.
         source: the frames.
+        folder: of label images, see `TruthFolder`.
+        topic: of a bag, see `truth_of_topic`.
         max_frames: how many of them will be labelled; default: all.
 
     Raises:
-        InputError: no such folder, or no image in it has the name of one of these frames.
+        InputError: a folder without truth of these frames, a recording without topics, or no
+            label images on the topic.
     """
-    return TruthFolder(folder, [source.name(i) for i in range(_most_frames(source, max_frames))])
+    if topic is None:
+        names = [source.name(i) for i in range(_most_frames(source, max_frames))]
+        yield folder and TruthFolder(folder, names)
+        return
+    if not isinstance(source, BagFrames):
+        raise InputError(
+            f'a folder of images has no topic {topic}; give the truth as a folder of label images'
+        )
+    with TemporaryDirectory(prefix='rgbd_fusion_seg_truth_') as workspace:
+        yield truth_of_topic(source.path, topic, Path(workspace))
 
 
 def segment_recording(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED
 from rgbd_fusion_seg.image_files import read_labels
+from rgbd_fusion_seg.replay.bag_files import messages_of, open_bag, readable
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
-from rgbd_fusion_seg.replay.output_folder import FRAME_LIST, read_frame_list
+from rgbd_fusion_seg.replay.messages import IMAGE, labels_from_message, stamp_ns
+from rgbd_fusion_seg.replay.output_folder import FRAME_LIST, OutputFolder, read_frame_list
+from rgbd_fusion_seg.replay.pictures import write_image
 from rgbd_fusion_seg.replay.report import Value
+
+_log = logging.getLogger(__name__)
+
+MOST_REPORTED = 10
+"""Sentences about label images that cannot be read."""
 
 
 class TruthFolder:
@@ -26,13 +35,14 @@ class TruthFolder:
     Args:
         folder: where the label images are.
         names: of the frames that will be labelled.
+        origin: what to call it in messages; default: the folder.
 
     Raises:
         InputError: no such folder, or no image in it has the name of a frame.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, names: Sequence[str], origin: str = '') -> None:
+        self.folder, self.origin = Path(folder), origin or str(folder)
         if not self.folder.is_dir():
             raise InputError(f'there is no folder {folder}; give a folder of label images')
         self._names = {path.name.removesuffix('.png') for path in self.folder.glob('*.png')}
@@ -118,7 +128,16 @@ class TruthScores:
         return truth
 
     def rows(self) -> dict[str, Value]:
-        """Return the lines of a table."""
+        """Return the lines of a table.
+
+        Raises:
+            InputError: no frame had a truth.
+        """
+        if not self._frames:
+            raise InputError(
+                f'no frame that was labelled has a truth in {self._truth.origin}; its names, or '
+                'stamps where it has them, are those of other frames'
+            )
         result = scores(self._matrix)
         return {
             'frames scored': self._frames,
@@ -131,3 +150,42 @@ class TruthScores:
         """Return the IoU of each class in percent, NaN where neither truth nor labels have it."""
         iou = (100 * scores(self._matrix).iou).tolist()
         return dict(zip(self._class_names, iou, strict=True))
+
+
+def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
+    """Take the ground truth of a bag out of it; stamps tell which frame an image belongs to.
+
+    Args:
+        bag: as of `BagFrames`.
+        topic: of ``sensor_msgs/Image`` with one of `messages.LABEL_ENCODINGS`, such as simulators
+            publish.
+        workspace: empty folder for the label images.
+
+    Raises:
+        InputError: no bag, no such topic in it, or no label image on it that can be read.
+    """
+    storage = readable(Path(bag))
+    output, skipped = OutputFolder(workspace), []
+    count = 0
+    with open_bag(storage) as reader:
+        connections = [c for c in reader.connections if c.topic == topic and c.msgtype == IMAGE]
+        if not connections:
+            images = sorted({c.topic for c in reader.connections if c.msgtype == IMAGE})
+            raise InputError(
+                f'{bag} has no images on {topic}; name one of {", ".join(images) or "no topic"}'
+            )
+        for _, message in messages_of(reader, connections, storage, skipped.append):
+            try:
+                labels = labels_from_message(message, topic)
+            except FrameError as error:
+                skipped.append(str(error))
+                continue
+            path, _ = output.add(f'truth-{count:06d}', stamp_ns(message))
+            write_image(path, labels)
+            count += 1
+    if not count:
+        reason = skipped[0] if skipped else 'it holds no messages'
+        raise InputError(f'{bag} has no usable label image on {topic}: {reason}')
+    for sentence in skipped[:MOST_REPORTED]:
+        _log.warning('truth skipped: %s', sentence)
+    return TruthFolder(workspace / 'labels', (), f'{topic} of {bag}')

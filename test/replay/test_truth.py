@@ -9,7 +9,9 @@ import pytest
 from png_files import png
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores
+from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores, truth_of_topic
+
+from .bag_camera import Camera
 
 CLASSES = ('wall', 'floor', 'chair')
 # Nine and 300 are no classes; 256 is 0 in its lower 8 bits.
@@ -59,12 +61,11 @@ def test_returns_the_truth_and_void_where_there_is_none(tmp_path):
     assert all(truth.dtype == np.uint8 for truth in returned.values())
 
 
-def test_nothing_scored_has_no_score(tmp_path):
+def test_nothing_scored_is_told(tmp_path):
     scores = TruthScores(write_truth(tmp_path, a=TRUTH['a']), CLASSES)
     scores.add('b', LABELS['b'])
-    frames, *others = scores.rows().values()
-    assert frames == 0
-    assert all(math.isnan(value) for value in others)
+    with pytest.raises(InputError, match=f'no frame .* has a truth in {tmp_path}'):
+        scores.rows()
 
 
 @pytest.mark.parametrize(('bits', 'kind'), [(1, 0), (4, 0), (2, 3), (8, 3)])
@@ -105,3 +106,37 @@ def test_a_folder_without_truth_of_the_frames_is_refused(tmp_path):
     with pytest.raises(InputError, match=r'none of the 2 frames .* holds g0\.png; .* f0\.png'):
         TruthFolder(tmp_path, ['f0', 'f1'])
     TruthFolder(tmp_path, ['f0', 'g0'])
+
+
+def write_bag(path: Path, images: list[tuple[int, str, np.ndarray]]) -> Path:
+    with Camera(path) as camera:
+        for stamp, encoding, pixels in images:
+            camera.image('/labels', stamp, pixels, encoding)
+        camera.image('/rgb', 5, np.zeros((2, 2, 3), np.uint8), 'rgb8')
+    return path
+
+
+def test_a_topic_of_label_images_is_found_by_stamp(tmp_path, caplog):
+    values = np.array([[0, 1, 2], [300, 255, 7]], np.uint16)
+    bag = write_bag(
+        tmp_path / 'bag',
+        [
+            (7 * 10**9, 'mono8', np.full((2, 3), 3, np.uint8)),
+            (8 * 10**9, '32FC1', np.zeros((2, 3), np.float32)),
+            (5 * 10**9 + 1, '16UC1', values),
+        ],
+    )
+    truth = truth_of_topic(bag, '/labels', tmp_path / 'workspace')
+    read = truth.read('frame-000000', (2, 3), 5 * 10**9 + 1)
+    np.testing.assert_array_equal(read, np.minimum(values, 255))
+    assert (truth.read('frame-000000', (2, 3), 7 * 10**9) == 3).all()
+    assert truth.read('frame-000000', (2, 3), 8 * 10**9) is None
+    assert "/labels has the encoding '32FC1', which holds no class ids" in caplog.text
+
+
+def test_topics_without_truth_are_told(tmp_path):
+    bag = write_bag(tmp_path / 'bag', [])
+    with pytest.raises(InputError, match=r'has no images on /labels; name one of /rgb'):
+        truth_of_topic(bag, '/labels', tmp_path / 'workspace')
+    with pytest.raises(InputError, match=r"no usable label image on /rgb: .*'rgb8', which holds"):
+        truth_of_topic(bag, '/rgb', tmp_path / 'workspace')
