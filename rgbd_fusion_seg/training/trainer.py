@@ -143,6 +143,9 @@ class Trainer(TrainingLoop):
         fused = on_gpus and config.precision != '16-mixed'
         optimiser = build_optimiser(network, config.optimiser, fused)
         self.network, self.optimiser = self.fabric.setup(network, optimiser)
+        # A new module says that it trains without having been told, which is what freezes the
+        # norms and experts that are to stay in evaluation mode.
+        self.network.train()
         self.average = WeightAverage(self.network.module, config.optimiser.ema)
         self.state: dict[str, Any] = {
             'network': self.network,
@@ -197,8 +200,6 @@ class Trainer(TrainingLoop):
         seed = self.config.seed * 1_000_003 + self.state['step']
         torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
         set_learning_rates(self.optimiser, self.progress, self.config.optimiser)
-        if not self.network.training:  # telling every module takes longer than asking one
-            self.network.train()
         loss = self.loss(batch)
         self.fabric.backward(loss)
         if self.state['step'] == 0:

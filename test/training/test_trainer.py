@@ -694,6 +694,49 @@ def test_an_ensemble_that_is_not_detached_trains_its_branches(run_config):
     assert run.state['step'] == 1
 
 
+def frozen_run(run_config, tmp_path, name: str) -> Trainer:
+    """Make a run of a network whose statistics are to stay those that it starts from."""
+    torch.manual_seed(5)
+    if name == 'cen':
+        backbone = ResNet(BranchLayers(1), 'resnet14').state_dict()
+        torch.save(backbone, tmp_path / 'resnet14.pth')
+        options = {**BRANCHES, 'freeze_norms': True}
+        network = NetworkConfig(name, options, init_backbone=str(tmp_path / 'resnet14.pth'))
+    else:
+        options = {'width': 0.125}
+        whole = run_config('whole', epochs=1, network=NetworkConfig(name, options))
+        Trainer(whole).save()
+        network = NetworkConfig(name, {**options, 'freeze_experts': True}, init_from=whole.output)
+    return Trainer(run_config('frozen', network=network))
+
+
+@pytest.mark.parametrize(
+    ('name', 'frozen'), [('cen', 'encoder.'), ('ssma_adapnetpp', ('rgb_encoder.', 'hha_encoder.'))]
+)
+def test_frozen_statistics_stay_what_they_were(run_config, tmp_path, name, frozen):
+    run = frozen_run(run_config, tmp_path, name)
+    network = run.network.module
+    kept = [key for key, _ in network.named_buffers() if key.startswith(frozen)]
+    before = {key: value.clone() for key, value in network.named_buffers()}
+    assert any('running_mean' in key for key in kept)
+    batches = iter(run.views().batches(0, 4))
+    run.step(next(batches))
+    run.evaluate('scores-0001.json')
+    run.step(next(batches))
+    run.save()
+    again = Trainer(run.config)
+    assert again.state['step'] == 2
+    again.step(next(batches))
+    for network in (run.network.module, again.network.module):
+        buffers = dict(network.named_buffers())
+        assert all(torch.equal(buffers[key], before[key]) for key in kept)
+        trained = {key for key in before if not torch.equal(buffers[key], before[key])}
+        assert bool(trained) == (name == 'ssma_adapnetpp')  # CEN has no norms but the encoder's
+        drops = {k: x for k, x in network.named_modules() if isinstance(x, torch.nn.Dropout)}
+        assert drops
+        assert all(x.training != (name != 'cen' and k.startswith(frozen)) for k, x in drops.items())
+
+
 @pytest.mark.parametrize('below', ['', 'deeper'])
 def test_an_output_that_is_a_file_is_refused_before_anything_is_prepared(
     run_config, tmp_path, monkeypatch, below
