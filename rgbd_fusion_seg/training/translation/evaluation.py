@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.pictures import contact_sheet, evenly, write_image
 from rgbd_fusion_seg.replay.report import table_text
 from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
-from rgbd_fusion_seg.training.predictors import usable_device
+from rgbd_fusion_seg.training.predictors import full_float32, usable_device
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator
 from rgbd_fusion_seg.training.translation.config import ImagesConfig
 from rgbd_fusion_seg.training.translation.generator import Translator
@@ -78,8 +78,7 @@ def evaluate_translation(
     found = prepared_images(source, names, side, Path(images.cache))
     scores = score_translator(translator, found, where, features)
     for target, rows in scores.items():
-        shown = {f'{n}, {k}': 100 * x for n, row in rows.items() for k, x in row.items()}
-        print(table_text(f'{target} of {len(found)} images of {found.name}, x 100', shown))
+        print(table_text(f'{target} of {len(found)} images of {found.name}', shown_scores(rows)))
     if output is not None:
         make_folder(output)
         text = json.dumps({'images': len(found), 'data': found.name, 'scores': scores}, indent=1)
@@ -89,6 +88,18 @@ def evaluate_translation(
         print(f'written to {output}')
 
 
+def shown_scores(rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Return a target's scores as papers print them: FID as it is, the others in hundredths."""
+    shown = {}
+    for name, scores in rows.items():
+        for score, value in scores.items():
+            hundredths = score != 'FID'
+            label = f'{name}, {score}{" x 100" if hundredths else ""}'
+            shown[label] = f'{100 * value if hundredths else value:.2f}'
+    return shown
+
+
+@full_float32()
 def score_translator(
     translator: Translator,
     images: PreparedImages,
@@ -151,6 +162,7 @@ def _batch(images: PreparedImages, which: slice, device: torch.device | str) -> 
     }
 
 
+@full_float32()
 def picture_row(
     translator: Translator, images: PreparedImages, index: int, device: torch.device | str
 ) -> dict[str, list[Tensor]]:

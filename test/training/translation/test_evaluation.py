@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -95,8 +96,7 @@ def test_the_command_writes_scores_and_a_sheet_of_pictures(
     rows = scores['scores']['rgb']
     assert list(rows) == ['depth', 'texture', 'ensemble']
     for name, row in rows.items():
-        assert f'{name}, MAE' in shown
-        assert f'{100 * row["MAE"]:.1f}' in shown
+        assert re.search(rf'\n{name}, MAE x 100 +{100 * row["MAE"]:.2f}\n', shown)
     sheet = cv2.imread(str(output / 'rgb.jpg'))
     height, width = sheet.shape[:2]
     assert width > 6 * SIDE  # depth, texture, made from each, ensemble, real
@@ -112,7 +112,7 @@ def test_dropout_can_be_left_on(model, images, tmp_path):
     assert scores[0] != scores[2]
 
 
-def test_features_of_a_file_give_distances_of_colour(model, images, tmp_path):
+def test_features_of_a_file_give_distances_of_colour(model, images, tmp_path, capsys):
     class Means(torch.nn.Module):
         def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
             return x.float().mean((2, 3)) / 255
@@ -123,6 +123,24 @@ def test_features_of_a_file_give_distances_of_colour(model, images, tmp_path):
     scores = json.loads((tmp_path / 'scores' / 'scores.json').read_text())['scores']['rgb']
     assert set(scores['ensemble']) == {'MAE', 'MSE', 'FID', 'KID'}
     assert scores['ensemble']['FID'] > 0
+    shown = capsys.readouterr().out
+    assert re.search(rf'\nensemble, FID +{scores["ensemble"]["FID"]:.2f}\n', shown)
+    assert re.search(rf'\nensemble, KID x 100 +{100 * scores["ensemble"]["KID"]:.2f}\n', shown)
+
+
+def test_nothing_is_scored_in_less_than_float32(model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    seen, forward = [], Translator.forward
+
+    def watched(self, batch):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(self, batch)
+
+    monkeypatch.setattr(Translator, 'forward', watched)
+    evaluate_translation(model, images, tmp_path / 'scores', device='cpu')
+    assert len(seen) == 3  # a batch, and two rows of pictures
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_scored(
