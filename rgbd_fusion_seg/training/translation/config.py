@@ -35,7 +35,8 @@ class GeneratorConfig:
             (the 1st), 'middle' (4th), 'late' (the last) or 'all'.
         exchange_decoders: exchange channels between the decoders of the streams of an input.
         threshold: θ of exchanges.
-        penalised: scales under the l1 penalty, each stream's 'own' part or 'all' (TPAMI Fig. 10).
+        penalised: scales under the l1 penalty, each stream's 'own' part or 'all' (TPAMI Fig. 10),
+            which the paper's form then looks at, too.
         sparsity: λ of it; 0: none.
         form: of exchanges, 'public' or 'paper', see `networks.cen`.
         initial_scales: of norms behind which channels are exchanged: 'one', or 'uniform' draws

@@ -79,8 +79,9 @@ def make_fusion(
 def make_exchange(config: GeneratorConfig, num_streams: int, channels: int) -> Exchange:
     """Return the exchange of a layer."""
     return Exchange(
-        num_streams, channels, 'threshold', config.threshold, config.form, parts='nearly_equal'
-    )
+        num_streams, channels, 'threshold', config.threshold, config.form, parts='nearly_equal',
+        whole=config.penalised == 'all',
+    )  # fmt: skip
 
 
 def without_batch_norms(fusion: nn.Module, normed: bool) -> nn.Module:

@@ -213,10 +213,12 @@ def exchanged(
     return result
 
 
-@pytest.mark.parametrize('form', ['public', 'paper'])
-def test_encoders_of_a_target_exchange_channels_behind_each_norm(form):
+@pytest.mark.parametrize(
+    ('form', 'penalised'), [('public', 'own'), ('paper', 'own'), ('paper', 'all')]
+)
+def test_encoders_of_a_target_exchange_channels_behind_each_norm(form, penalised):
     inputs = ('a', 'b', 'c')
-    network = small(inputs, ('rgb', 'a'), threshold=0.4, form=form)
+    network = small(inputs, ('rgb', 'a'), threshold=0.4, form=form, penalised=penalised)
     handles, seen = [], {}
     for i, module in network.encoder_fusions.items():
         hook = lambda m, args, out, i=i: seen.__setitem__(int(i), (args[0], out))  # noqa: E731
@@ -230,6 +232,8 @@ def test_encoders_of_a_target_exchange_channels_behind_each_norm(form):
             scales = [norms.of(stream).weight for stream in group]
             ends = [channels * m // len(group) for m in range(len(group) + 1)]
             own = [range(a, b) for a, b in itertools.pairwise(ends)]
+            if penalised == 'all':
+                own = [range(channels) for _ in group]
             expected = exchanged(
                 [before[s] for s in group], scales, 0.4, own if form == 'paper' else None
             )
@@ -395,6 +399,17 @@ def test_layers_begin_as_pix2pix_draws_them():
     uniform = GeneratorConfig(width=16, depth=5, initial_scales='uniform')
     scale = Translator(['a', 'b'], ['rgb'], uniform).encoder_norms[2].of(1).weight.detach()
     assert 0 <= scale.min() < 0.2 < 0.8 < scale.max() <= 1
+
+
+def test_a_concatenation_begins_as_the_mean_of_the_streams():
+    config = GeneratorConfig(width=8, depth=4, fusion='concat')
+    network = Translator(['a', 'b', 'c'], ['rgb'], config)
+    assert len(network.encoder_fusions) == 4
+    for fusions in network.encoder_fusions.values():
+        maps = list(torch.rand(3, 2, fusions.fusions[0][0].out_channels, 4, 4))
+        for made in fusions(maps):
+            torch.testing.assert_close(made, sum(maps) / 3)
+    assert float(network.encoder[1][0].weight.detach().std()) == pytest.approx(0.02, rel=0.1)
 
 
 def test_the_weight_of_the_alignment_is_that_of_its_term():
