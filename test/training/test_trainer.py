@@ -734,7 +734,9 @@ def test_frozen_statistics_stay_what_they_were(run_config, tmp_path, name, froze
         assert bool(trained) == (name == 'ssma_adapnetpp')  # CEN has no norms but the encoder's
         drops = {k: x for k, x in network.named_modules() if isinstance(x, torch.nn.Dropout)}
         assert drops
-        assert all(x.training != (name != 'cen' and k.startswith(frozen)) for k, x in drops.items())
+        assert all(
+            x.training != (name != 'cen' and k.startswith(frozen)) for k, x in drops.items()
+        )
 
 
 @pytest.mark.parametrize('below', ['', 'deeper'])
