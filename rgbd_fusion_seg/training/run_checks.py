@@ -6,6 +6,7 @@ from torch import nn
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.config import TrainConfig
+from rgbd_fusion_seg.training.optimiser import parameter_groups
 
 
 def check_frozen(config: TrainConfig) -> None:
@@ -40,6 +41,12 @@ def check_sides(name: str, network: nn.Module, size: tuple[int, int], settings: 
             f'{name} needs {settings} to be multiples of {multiple}, not {size[0]}x{size[1]}; '
             f'{fits[0]}x{fits[1]} would do'
         )
+
+
+def check_network(network: nn.Module, config: TrainConfig) -> None:
+    """Raise InputError unless a network takes the run's views and has what its groups name."""
+    check_size(network, config)
+    parameter_groups(network, config.optimiser)
 
 
 def check_size(network: nn.Module, config: TrainConfig) -> None:

@@ -23,7 +23,7 @@ from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, wr
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import STATE_NAME
 from rgbd_fusion_seg.training.initialisation import make_network
-from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
+from rgbd_fusion_seg.training.run_checks import check_frozen, check_network
 from rgbd_fusion_seg.training.run_lock import lock_of
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
 from rgbd_fusion_seg.training.study_plan import planned_epochs
@@ -134,7 +134,7 @@ def _check_network(config: TrainConfig) -> nn.Module:
     bare = dataclasses.replace(config.network, **NO_FILES)
     with torch.device('meta'):
         network = make_network(bare, ('one', 'other'))
-    check_size(network, config)
+    check_network(network, config)
     return network
 
 

@@ -25,6 +25,7 @@ from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
     DataConfig,
     DatasetConfig,
+    GroupConfig,
     NetworkConfig,
     TrainConfig,
 )
@@ -345,6 +346,7 @@ def test_rows_and_claims_must_name_rows(tiny_study):
         (NetworkConfig('erfnet_encodr'), "unknown network 'erfnet_encodr'"),
         (NetworkConfig('multimodal', {'freeze_norms': True}), 'freeze_norms keeps'),
         (NetworkConfig('adapnetpp'), 'multiples of 16, not 64x40'),
+        (NetworkConfig('ssma_erfnet'), "the pattern '.encoder' .* matches none"),
     ],
 )
 def test_a_row_that_cannot_be_trained_is_named_before_any_is(
@@ -352,6 +354,7 @@ def test_a_row_that_cannot_be_trained_is_named_before_any_is(
 ):
     monkeypatch.setattr(study_module, 'Trainer', None)
     tiny_study.run.data.height = 40
+    tiny_study.run.optimiser.groups = [GroupConfig('^encoder')]
     tiny_study.rows[2:] = [RowConfig('last', network=network)]
     tiny_study.claims = []
     with pytest.raises(InputError, match=f"the study row 'last': .*{words}"):

@@ -28,11 +28,19 @@ from rgbd_fusion_seg.training.study_report import around, insert
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator, make_translator
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig, TranslationConfig
 from rgbd_fusion_seg.training.translation.evaluation import ENSEMBLE
-from rgbd_fusion_seg.training.translation.trainer import FREE_TO_CHANGE, TranslationTrainer
+from rgbd_fusion_seg.training.translation.trainer import (
+    FREE_TO_CHANGE,
+    TranslationTrainer,
+    check_alignment,
+)
 
 SCORES_NAME = 'scores.json'
 TOLD = {'row', 'seed', 'epochs', 'parameters', 'scores', 'settings'}
 """What each run of a record must tell."""
+FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
+"""Settings that the study may be continued with other values of when a row of it is done."""
+LEFT_OUT = FREE_IN_ROWS - {'output', 'precision'}
+"""Settings that tell of the machine, not of the result."""
 Entry = dict[str, Any]
 
 
@@ -117,6 +125,7 @@ def study_translation(
     configs = {(row.name, seed): row_config(study, row, seed) for row, seed in runs}
     for config in configs.values():
         make_translator(config)  # so that a mistake in the last row is told at once
+        check_alignment(config)
     if study.document:
         around(Path(study.document), study.name)
     check_record(study)
@@ -141,7 +150,8 @@ def study_translation(
     write_results(study, configs)
     if failed:
         raise DivergenceError(
-            f'{", ".join(failed)} diverged and stand in no table; give the study a lower run.lr'
+            f'{", ".join(failed)} diverged and stand in no table; give the study a lower run.lr '
+            'with another output and record, as rows of one table are trained alike'
         )
 
 
@@ -176,7 +186,7 @@ def is_done(config: TranslationConfig) -> bool:
     folder = Path(config.output)
     if not (folder / SCORES_NAME).is_file():
         return False
-    changed = changed_settings(config, read_settings(folder) or {}, FREE_TO_CHANGE - {'epochs'})
+    changed = changed_settings(config, read_settings(folder) or {}, FREE_IN_ROWS)
     if changed:
         raise InputError(
             f'{folder} holds a run with another {", ".join(changed)}; move it away, or give the '
@@ -235,22 +245,13 @@ def recorded_runs(
         key = entry['row'], entry['seed']
         if key not in configs:
             continue
-        wanted = _told(dataclasses.asdict(configs[key]))
-        names = {*wanted, *entry['settings']}
-        changed = {name for name in names if wanted.get(name) != entry['settings'].get(name)}
-        if changed - {'output'}:
+        if changed := changed_settings(configs[key], entry['settings'], FREE_IN_ROWS):
             raise InputError(
                 f'{entry["row"]} in study.record {study.record} was trained with another '
-                f'{", ".join(sorted(changed - {"output"}))} than the study has now; give another '
-                "record, or '' for none"
+                f"{', '.join(changed)} than the study has now; give another record, or '' for none"
             )
         found[key] = entry
     return found
-
-
-def _told(settings: dict[str, Any]) -> dict[str, Any]:
-    plain = json.loads(json.dumps(settings))
-    return told_settings(plain, TranslationConfig, FREE_TO_CHANGE - {'output', 'epochs'})
 
 
 def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
@@ -271,7 +272,7 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
         'minutes': info['minutes'],
         'parameters': parameter_count(translator).trainable,
         'scores': rounded,
-        'settings': _told(read_settings(folder) or {}),
+        'settings': told_settings(read_settings(folder) or {}, TranslationConfig, LEFT_OUT),
     }
 
 

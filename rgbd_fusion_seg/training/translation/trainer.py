@@ -291,7 +291,7 @@ class TranslationTrainer(TrainingLoop):
         write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
-def check_alignment(config: TranslationConfig, world_size: int) -> None:
+def check_alignment(config: TranslationConfig, world_size: int = 1) -> None:
     """Refuse to align samples of one feature, which have no distribution.
 
     Raises:

@@ -129,8 +129,12 @@ def test_a_row_that_diverges_does_not_end_the_others(study, monkeypatch, capsys)
         return fit(self)
 
     monkeypatch.setattr(TranslationTrainer, 'fit', diverges)
-    with pytest.raises(DivergenceError, match='apart diverged and stand in no table'):
+    words = (
+        'apart diverged and stand in no table; give the study a lower run.lr with another output'
+    )
+    with pytest.raises(DivergenceError, match=words) as caught:
         study_translation(study)
+    assert 'and record' in str(caught.value)
     assert 'apart, seed 0 failed: a loss is not finite' in capsys.readouterr().out
     assert [row[3] == 'not trained yet' for row in table(study)] == [True, False, False]
 
@@ -162,9 +166,31 @@ def test_another_file_is_not_taken_for_the_record(study, content, match):
         study_translation(study)
 
 
+def test_a_run_of_another_budget_is_not_taken_for_one_of_the_study(study):
+    study.rows = study.rows[:1]
+    study_translation(study)
+    settings = json.loads(Path(study.record).read_text())['runs'][0]['settings']
+    assert settings['precision'] == '32-true'
+    assert 'accelerator' not in settings
+    study.run.max_minutes = 5.0
+    with pytest.raises(InputError, match=r'study\.record .* with another max_minutes than'):
+        study_translation(study)
+    study.record = ''
+    with pytest.raises(InputError, match='apart-0 holds a run with another max_minutes; move'):
+        study_translation(study)
+    study.run.max_minutes, study.run.precision = 0.0, 'bf16-mixed'
+    study_translation(study, report_only=True)
+
+
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
+        (
+            lambda s: (
+                s.rows[0].generator.update(fusion='align') or setattr(s.run, 'batch_size', 1)
+            ),
+            'make batch_size 2 or more for each process',
+        ),
         (lambda s: s.rows[1].generator.update(colour=1), 'the row tasks sets colour, which a gen'),
         (lambda s: s.rows[1].generator.update(fusion='sum'), 'fusion one of'),
         (lambda s: s.rows[0].generator.update(exchange_decoders=True), 'no input has two targets'),
