@@ -27,6 +27,7 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     DatasetConfig,
     GroupConfig,
     NetworkConfig,
+    OptimiserConfig,
     TrainConfig,
 )
 from rgbd_fusion_seg.training.study import study  # noqa: E402
@@ -508,6 +509,45 @@ def test_a_record_keeps_results_when_the_folder_is_gone(tiny_study, tmp_path):
     assert json.loads(Path(tiny_study.record).read_text()) == record
 
 
+def test_a_record_knows_the_defaults_that_its_runs_were_trained_with(tiny_study, tmp_path):
+    @dataclasses.dataclass
+    class Tomorrow(TrainConfig):
+        optimiser: OptimiserConfig = dataclasses.field(
+            default_factory=lambda: OptimiserConfig(power=0.5)
+        )
+
+    path = tmp_path / 'tiny.json'
+    tiny_study.rows, tiny_study.claims, tiny_study.record = tiny_study.rows[:1], [], str(path)
+    study(tiny_study)
+    record = json.loads(path.read_text())
+    assert record['defaults']['optimiser.power'] == 0.9
+    assert 'optimiser.power' not in record['runs'][0]['settings']
+    shutil.rmtree(tiny_study.output)
+    settings = {f.name: getattr(tiny_study.run, f.name) for f in dataclasses.fields(TrainConfig)}
+    tiny_study.run = Tomorrow(**settings)  # with all that was the default
+    study(tiny_study, report_only=True)
+    assert json.loads(path.read_text()) == record
+    del settings['optimiser']
+    tiny_study.run = Tomorrow(**settings)
+    with pytest.raises(InputError, match=r'rgb_first with .* with another optimiser\.power than'):
+        study(tiny_study, report_only=True)
+
+
+def test_settings_that_came_after_a_record_have_todays_defaults_in_it(tiny_study, tmp_path):
+    path = tmp_path / 'tiny.json'
+    tiny_study.rows, tiny_study.claims, tiny_study.record = tiny_study.rows[:1], [], str(path)
+    study(tiny_study)
+    record = json.loads(path.read_text())
+    shutil.rmtree(tiny_study.output)
+    older = copy.deepcopy(record)
+    del older['defaults']['optimiser.decay_all']
+    older['defaults']['optimiser.gone'] = 3.0
+    path.write_text(json.dumps(older))
+    study(tiny_study, report_only=True)
+    record['defaults']['optimiser.gone'] = 3.0
+    assert json.loads(path.read_text()) == record
+
+
 def test_rows_of_a_record_are_trained_only_where_asked_for(tiny_study, tmp_path):
     tiny_study.record, output = str(tmp_path / 'tiny.json'), tmp_path / 'study'
     with pytest.raises(InputError, match=r'no row fusd; only takes rgb_first, .* fused'):
@@ -554,6 +594,7 @@ def test_a_record_that_cannot_be_written_is_refused_before_training(
          r'rgb_first with seed 0 .* another optimiser\.lr than'),
         (lambda record: record.update(study='other'), 'is of other'),
         (lambda record: record['runs'][0].pop('scores'), 'lacks scores'),
+        (lambda record: record.update(defaults=3), 'no record of a study .TypeError'),
         (lambda record: record.pop('runs'), "no record of a study .KeyError: 'runs'"),
     ],
 )  # fmt: skip

@@ -215,7 +215,7 @@ def write_results(
         text = table(study, found)
         write_output(output / 'report.md', lambda part: part.write_text(text, encoding='utf-8'))
         if study.record:
-            write_record(study, found, TOLD)
+            write_record(study, found, TOLD, LEFT_OUT)
         if study.document and insert(Path(study.document), study.name, text):
             print(f'written to {study.document}')
 
@@ -241,7 +241,7 @@ def recorded_runs(
         InputError: a file that is no record of this study, or runs of other settings.
     """
     found = {}
-    for entry in read_record(study, TOLD):
+    for entry in read_record(study, TOLD, LEFT_OUT):
         key = entry['row'], entry['seed']
         if key not in configs:
             continue
@@ -272,7 +272,7 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
         'minutes': info['minutes'],
         'parameters': parameter_count(translator).trainable,
         'scores': rounded,
-        'settings': told_settings(read_settings(folder) or {}, TranslationConfig, LEFT_OUT),
+        'settings': told_settings(read_settings(folder) or {}, LEFT_OUT),
     }
 
 
