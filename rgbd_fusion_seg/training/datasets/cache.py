@@ -9,7 +9,8 @@ Depth in metres comes from `preprocess.depth_image` at the same sizes, for netwo
 
 A cache is made of parts, each a folder: one for colour and labels, one for each size of HHA and
 of depth, so that another size costs only itself. A part's name ends in a hash of all it depends
-on, the code that made it included, so a changed constant never reads old values.
+on, the code that made it included, so a changed constant never reads old values. Of this module
+`FORMAT` stands for it: who changes sizes, types or interpolation below raises that.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, Labell
 from rgbd_fusion_seg.training.datasets.prepared_files import Images, Part, build_parts, in_chunks
 
 FORMAT = 4
+"""Of what this module makes, whose own code is not part of a part's name."""
 COLOUR_CODE: tuple[ModuleType, ...] = (base, files, layouts, depths, preprocess)
 """Code that the content depends on, besides that of the reader."""
 DEPTH_TYPE = np.float16

@@ -59,7 +59,7 @@ class Part:
         """Map the arrays.
 
         Raises:
-            InputError: one that is absent, cut short or of another shape.
+            InputError: one that is absent, cut short, or of another shape or type.
         """
         images = {}
         for name, shape in self.shapes.items():
@@ -70,6 +70,8 @@ class Part:
                 raise self._damaged(path, error) from error
             if images[name].shape != shape:
                 raise self._damaged(path, f'{images[name].shape} is not {shape}')
+            if images[name].dtype != self.dtype:
+                raise self._damaged(path, f'{images[name].dtype} is not {np.dtype(self.dtype)}')
         return images
 
     def info(self) -> dict[str, Any]:

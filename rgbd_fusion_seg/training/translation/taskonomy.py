@@ -41,7 +41,7 @@ ARRANGEMENTS = (
     '{building}_{domain}/{domain}',  # archives BUILDING_DOMAIN.tar, unpacked each by itself
     '{building}/{domain}',  # … or a building's into one folder
 )
-DESCRIBED_FILES = 20
+DESCRIBED_VIEWS = 20
 SEMANTIC_CLASSES = 18
 """Labels 0 (uncertain), 1 (background) and 2..17, a part of COCO's classes."""
 
@@ -140,12 +140,12 @@ class Taskonomy:
         return {name: _square(_read(name, self._path(name, view)), name, side) for name in names}
 
     def describe(self) -> dict[str, object]:
-        """Return what identifies the content: views and domains; the files are too many."""
+        """Return what identifies the content: views, domains, and a few of too many files."""
         text = '\n'.join(f'{building} {point} {view}' for building, point, view in self.views)
-        # One building's views are named like another's.
-        few = self.views[:: max(1, len(self.views) // DESCRIBED_FILES)] if self._sample else []
+        few = self.views[:: max(1, len(self.views) // DESCRIBED_VIEWS)]
+        paths = [self._path(name, view) for view in few for name in self.domains]
         return {
-            'files': files.identity(self._path(self.domains[0], view) for view in few),
+            'files': files.identity(paths),
             'name': self.name,
             'domains': list(self.domains),
             'views': hashlib.sha256(text.encode()).hexdigest(),

@@ -218,6 +218,40 @@ def test_a_damaged_cache_is_named_and_what_to_delete(tmp_path, name, left):
     assert len(cached_frames(Walls(), tmp_path)) == 11
 
 
+def test_arrays_of_another_type_are_not_taken_for_prepared_frames(tmp_path):
+    cached_frames(Walls(), tmp_path, depth=True)
+    (path,) = tmp_path.glob('walls-depth20x15-*/depth.npy')
+    np.save(path, np.load(path).astype(np.float32))
+    with pytest.raises(InputError, match=r'depth\.npy is damaged \(float32 is not float16\)'):
+        cached_frames(Walls(), tmp_path, depth=True)
+
+
+def test_what_is_prepared_is_that_of_its_format(tmp_path):
+    """Who changes any of this raises the format, or older caches are taken for the new ones."""
+
+    class Speckled(Walls):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            labels = np.random.default_rng(index).choice([0, 1, 255], item.labels.shape)
+            return LabelledFrame(item.frame, labels.astype(np.uint8))
+
+    source = Speckled(num_frames=2, size=(32, 16))
+    frames = cached_frames(source, tmp_path, hha_sizes=[(32, 16)], depth=True)
+    arrays = [*frames.rgb, frames.labels, *frames.hha, *frames.depth]
+    layout = [(x.shape[1:], x.dtype.name) for x in arrays]
+    assert (cache.FORMAT, layout) == (4, [
+        ((16, 32, 3), 'uint8'), ((8, 16, 3), 'uint8'), ((16, 32), 'uint8'),
+        ((4, 8, 3), 'uint8'), ((8, 16, 3), 'uint8'), ((16, 32, 3), 'uint8'),
+        ((4, 8), 'float16'), ((8, 16), 'float16'), ((16, 32), 'float16'),
+    ])  # fmt: skip
+    rows, columns = (
+        ((np.arange(n) + 0.5) * whole / n).astype(int) for n, whole in ((16, 60), (32, 80))
+    )
+    np.testing.assert_array_equal(frames.labels[1], source[1].labels[np.ix_(rows, columns)])
+    metres = depth_image(source[1].frame.depth, 32, 16)
+    np.testing.assert_array_equal(frames.depth[2][1], metres.astype(np.float16))
+
+
 def test_a_source_without_frames_is_refused(tmp_path):
     with pytest.raises(InputError, match='walls has no frames'):
         cached_frames(Walls(num_frames=0), tmp_path)

@@ -274,6 +274,10 @@ def test_the_identity_tells_views_and_domains_apart(tree):
     assert whole == Taskonomy(tree, 'train').describe()
     assert whole != Taskonomy(tree, 'train', max_views=2).describe()
     assert whole != Taskonomy(tree, 'train', domains=['rgb']).describe()
+    assert ('hanson', 10, 0) in Taskonomy(tree, 'train').views
+    (file,) = tree.rglob('point_10_view_0_domain_rgb.png')
+    file.write_bytes(file.read_bytes() + b' ')
+    assert whole != Taskonomy(tree, 'train').describe()
     with pytest.raises(IndexError):
         Taskonomy(tree, 'train').images(3, ['rgb'], SIDE)
 
