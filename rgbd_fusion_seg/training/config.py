@@ -9,6 +9,10 @@ from typing import Any
 from rgbd_fusion_seg.training.augment import AugmentConfig
 from rgbd_fusion_seg.training.rules import require
 
+OPTIMISERS = ('adamw', 'adam', 'sgd')
+SCHEDULES = ('poly', 'step', 'constant')
+RESIDENT = ('auto', 'always', 'never')
+
 
 @dataclass
 class NetworkConfig:
@@ -82,7 +86,10 @@ class DataConfig:
     resident: str = 'auto'
 
     def __post_init__(self) -> None:
-        rules = {'0 <= synthetic_share < 1': 0 <= self.synthetic_share < 1}
+        rules = {
+            '0 <= synthetic_share < 1': 0 <= self.synthetic_share < 1,
+            f'resident one of {", ".join(RESIDENT)}': self.resident in RESIDENT,
+        }
         for name in ('workers', 'synthetic_frames', 'synthetic_test_frames'):
             rules[f'{name} >= 0'] = getattr(self, name) >= 0
         require(self, rules)
@@ -155,6 +162,8 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         rules = {
+            f'name one of {", ".join(OPTIMISERS)}': self.name in OPTIMISERS,
+            f'schedule one of {", ".join(SCHEDULES)}': self.schedule in SCHEDULES,
             'lr > 0': self.lr > 0,
             '0 <= warmup < 1': 0 <= self.warmup < 1,
             '0 <= ema < 1': 0 <= self.ema < 1,

@@ -14,9 +14,6 @@ from torch import nn
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig
 
-OPTIMISERS = ('adamw', 'adam', 'sgd')
-SCHEDULES = ('poly', 'step', 'constant')
-
 
 def learning_rate(
     progress: float, config: OptimiserConfig, gamma: float | list[float] | None = None
@@ -97,18 +94,14 @@ def build_optimiser(
         fused: update all parameters in one task of the device; False leaves it to torch.
 
     Raises:
-        InputError: an unknown optimiser or schedule, or a bad group.
+        InputError: see `parameter_groups`.
     """
-    if config.schedule not in SCHEDULES:
-        raise InputError(f'schedule must be one of {", ".join(SCHEDULES)}, not {config.schedule}')
     groups, options = parameter_groups(network, config), {'lr': config.lr, 'fused': fused or None}
     if config.name == 'adamw':
         return torch.optim.AdamW(groups, **options)
     if config.name == 'adam':
         return torch.optim.Adam(groups, **options)
-    if config.name == 'sgd':
-        return torch.optim.SGD(groups, momentum=config.momentum, **options)
-    raise InputError(f'optimiser must be one of {", ".join(OPTIMISERS)}, not {config.name}')
+    return torch.optim.SGD(groups, momentum=config.momentum, **options)
 
 
 def set_learning_rates(

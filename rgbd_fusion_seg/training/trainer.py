@@ -46,7 +46,7 @@ from rgbd_fusion_seg.training.optimiser import (
     set_learning_rates,
 )
 from rgbd_fusion_seg.training.processes import make_fabric
-from rgbd_fusion_seg.training.run_checks import check_frozen, check_size
+from rgbd_fusion_seg.training.run_checks import check_frozen, check_network
 from rgbd_fusion_seg.training.run_lock import only_trainer
 from rgbd_fusion_seg.training.views import TrainingViews
 
@@ -119,7 +119,7 @@ class Trainer(TrainingLoop):
         if before is not None:
             starts = dataclasses.replace(config.network, **NO_FILES)
         network = make_network(starts, self.classes.names)
-        check_size(network, config)
+        check_network(network, config)
         told = (before or {}).get('origins')
         self.origins = told or origins(config.network, self.classes.names)
         if before is not None:

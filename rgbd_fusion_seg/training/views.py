@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rgbd_fusion_seg import preprocess
-from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training import augment
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
@@ -46,9 +45,6 @@ class TrainingViews:
         device: where batches are made.
         modalities: inputs that the network reads.
         rank, world_size: this training process and how many share a batch, equal parts each.
-
-    Raises:
-        InputError: an unknown ``resident``.
     """
 
     def __init__(
@@ -216,8 +212,6 @@ def leave_signals(worker: int) -> None:
 
 def is_resident(wish: str, sources: Sequence[Levels], device: torch.device) -> bool:
     """Tell whether frames are kept on the device, see DataConfig.resident."""
-    if wish not in ('auto', 'always', 'never'):
-        raise InputError(f"data.resident is 'auto', 'always' or 'never', not {wish!r}")
     if wish != 'auto' or device.type != 'cuda':
         return wish == 'always'
     size = sum(x.nbytes for source in sources for pyramid in source.values() for x in pyramid)

@@ -132,8 +132,6 @@ def test_there_is_a_gamma_for_each_milestone(changes):
     [
         ({'groups': [GroupConfig('nothing_like_this')]}, 'matches none'),
         ({'groups': [GroupConfig('(')]}, 'no regular expression'),
-        ({'name': 'adadelta'}, 'adamw, adam, sgd'),
-        ({'schedule': 'cosine'}, 'poly, step, constant'),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes, words):

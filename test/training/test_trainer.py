@@ -578,6 +578,17 @@ def test_damaged_lines_of_the_log_are_left_out(run_config, monkeypatch):
         (TrainConfig, {'batch_size': 0}, 'batch_size >= 1'),
         (TrainConfig, {'save_minutes': -1}, 'save_minutes >= 0'),
         (DataConfig, {'synthetic_share': 1.0}, 'synthetic_share < 1'),
+        (
+            DataConfig,
+            {'resident': 'sometimes'},
+            "auto, always, never, but resident is 'sometimes'$",
+        ),
+        (
+            OptimiserConfig,
+            {'name': 'adadelta'},
+            "one of adamw, adam, sgd, but name is 'adadelta'$",
+        ),
+        (OptimiserConfig, {'schedule': 'cosine'}, 'schedule one of poly, step, constant, but'),
         (OptimiserConfig, {'lr': 0.0}, 'lr > 0'),
         (OptimiserConfig, {'lr': math.nan}, 'lr > 0'),
         (OptimiserConfig, {'warmup': 1.0}, 'warmup < 1'),
@@ -747,6 +758,21 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_prepared(
     monkeypatch.setattr(trainer, 'prepare_frames', None)
     with pytest.raises(InputError, match=r'file(/deeper)? cannot be a folder, for .*/file is'):
         Trainer(run_config(f'file/{below}'))
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'words'),
+    [('encodr', "the pattern 'encodr' .* matches none"), ('(', 'no regular expression')],
+)
+def test_groups_that_cannot_be_are_refused_before_anything_is_prepared(
+    run_config, tmp_path, pattern, words
+):
+    config = run_config(optimiser=OptimiserConfig(groups=[GroupConfig(pattern)]))
+    config.data.cache = str(tmp_path / 'absent')
+    with pytest.raises(InputError, match=words):
+        trainer.train(config)
+    assert not (tmp_path / 'absent').exists()
+    assert not list(tmp_path.glob('run/*.*'))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')

@@ -196,11 +196,6 @@ def test_resident_frames_must_leave_memory_to_train_in(monkeypatch):
     assert not views.is_resident('auto', sources, cpu)
 
 
-def test_wishes_that_cannot_be_met_are_named():
-    with pytest.raises(InputError, match='sometimes'):
-        make_views(resident='sometimes')
-
-
 class DeviceTasks(TorchDispatchMode):
     """Counts what is launched on another device than the CPU, and copies between the two."""
 
