@@ -17,7 +17,8 @@ def require(settings: Any, rules: dict[str, bool], limits: Collection[str] = ())
     Numbers must be finite besides.
 
     Args:
-        settings: a dataclass; the message shows those of its fields that the rules speak of.
+        settings: a dataclass; the message shows those of its values that the rules speak of, of
+            its sections by names like 'images.side'.
         rules: as the user is told them, and whether they hold.
         limits: names of fields of which infinity means that there is no limit.
     """
@@ -25,16 +26,28 @@ def require(settings: Any, rules: dict[str, bool], limits: Collection[str] = ())
     broken += [f'a finite {name}' for name in _not_finite(settings) if name not in limits]
     if not broken:
         return
-    words = set(re.findall(r'\w+', ' '.join(broken)))
-    names = [f.name for f in dataclasses.fields(settings) if f.name in words]
-    values = ', '.join(f'{name} is {getattr(settings, name)!r}' for name in names)
+    words = set(re.findall(r'\w+(?:\.\w+)*', ' '.join(broken)))
+    told = [f'{name} is {x!r}' for name, x in _values(settings).items() if name in words]
     section = type(settings).__name__.removesuffix('Config').lower()
-    raise InputError(f'the {section} settings must have {", ".join(broken)}, but {values}')
+    but = f', but {", ".join(told)}' if told else ''
+    raise InputError(f'the {section} settings must have {", ".join(broken)}{but}')
 
 
 def is_folder_name(name: str) -> bool:
     """Whether a folder can have this name."""
     return name not in ('', '.', '..') and not {'/', '\0'} & {*name}
+
+
+def _values(settings: Any, prefix: str = '') -> dict[str, Any]:
+    """Return values by name, those of sections too, without lists of sections."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        name, value = prefix + field.name, getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= _values(value, f'{name}.')
+        elif not (isinstance(value, list) and any(map(dataclasses.is_dataclass, value))):
+            values[name] = value
+    return values
 
 
 def _not_finite(settings: Any) -> list[str]:

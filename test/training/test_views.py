@@ -15,7 +15,6 @@ from prepared_frames import HEIGHT, WIDTH, random_frames, with_depth  # noqa: E4
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from rgbd_fusion_seg import preprocess  # noqa: E402
-from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.training import augment, views  # noqa: E402
 from rgbd_fusion_seg.training.augment import AugmentConfig  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, TrainConfig  # noqa: E402

@@ -497,12 +497,16 @@ def test_samples_of_one_feature_are_not_aligned():
 def test_sides_without_a_patch_are_refused():
     generator = GeneratorConfig(depth=4)
     TranslationConfig(generator=generator, images=ImagesConfig(side=16), adversarial=0)
-    with pytest.raises(InputError, match=r'images\.side 32 or more for discriminators'):
+    with pytest.raises(InputError, match=r'for discriminators, but images\.side is 16$'):
         TranslationConfig(generator=generator, images=ImagesConfig(side=16))
     with pytest.raises(InputError, match='load_side >= side >= 1'):
         ImagesConfig(side=0)
 
 
 def test_a_side_that_does_not_fit_the_depth_is_refused():
-    with pytest.raises(InputError, match=r'images\.side a multiple of 128 for generator\.depth'):
+    words = (
+        r'^the translation settings must have images\.side a multiple of 128 for '
+        r'generator\.depth, but generator\.depth is 7, images\.side is 96$'
+    )
+    with pytest.raises(InputError, match=words):
         TranslationConfig(images=ImagesConfig(side=96), generator=GeneratorConfig(depth=7))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -203,6 +204,11 @@ def test_a_mistake_in_any_row_is_told_before_the_first_is_trained(study, change,
     with pytest.raises(InputError, match=match):
         study_translation(study)
     assert not Path(study.output).exists()
+
+
+def test_rows_of_one_name_are_refused_in_a_sentence(study):
+    with pytest.raises(InputError, match='must have one of rows at least, of different names$'):
+        dataclasses.replace(study, rows=study.rows[:1] * 2)
 
 
 def test_other_settings_than_those_of_finished_runs_are_refused(study):
