@@ -83,13 +83,16 @@ def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] =
 
 
 def epochs(study: StudyConfig, entries: list[Entry], row: Any) -> str:
-    """Return the epochs of a row, those of the rows it starts from before a plus sign."""
-    own = next(e['epochs'] for e in entries if e['row'] == row.name)
+    """Return the epochs of a row, those of the rows it starts from before a plus sign.
+
+    '?' stands for those of a row whose run is neither here nor in a record.
+    """
+    own = next((e['epochs'] for e in entries if e['row'] == row.name), '?')
     origins = {row.continues, *row.encoders.values()} - {''}
     before = {e['epochs'] for e in entries if e['row'] in origins}
     for origin in (r for r in study.rows if r.name in origins and (r.continues or r.encoders)):
         return f'{epochs(study, entries, origin)} + {own}'
-    return f'{max(before)} + {own}' if before else str(own)
+    return f'{max(before, default="?")} + {own}' if origins else str(own)
 
 
 def values(runs: list[Entry], key: str) -> list[float]:

@@ -446,6 +446,19 @@ def test_the_table_names_what_it_has(tiny_study):
     assert '| not trained yet |' in lines[3]
 
 
+def test_epochs_of_rows_that_are_nowhere_are_not_known(tiny_study):
+    tiny_study.rows.append(RowConfig('longer', 'RGB, longer', continues='rgb'))
+    for there, expected in (
+        (('rgb_first', 'rgb', 'longer'), '3 + 3 + 3'),
+        (('rgb_first', 'longer'), '3 + ? + 3'),
+        (('rgb', 'longer'), '? + 3 + 3'),
+        (('longer',), '? + ? + 3'),
+    ):
+        table = study_report.report(tiny_study, [entry(row, 0, 0.3) for row in there])
+        (line,) = (line for line in table.splitlines() if line.startswith('| RGB, longer'))
+        assert line.split('|')[4].strip() == expected
+
+
 def test_bars_in_words_are_none_of_the_table(tiny_study):
     tiny_study.rows[2].title, tiny_study.claims[0].text = 'RGB | alone', '|F| helps'
     tiny_study.rows[3].title = 'a | b'

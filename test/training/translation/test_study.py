@@ -207,7 +207,7 @@ def test_a_mistake_in_any_row_is_told_before_the_first_is_trained(study, change,
 
 
 def test_rows_of_one_name_are_refused_in_a_sentence(study):
-    with pytest.raises(InputError, match='must have one of rows at least, of different names$'):
+    with pytest.raises(InputError, match=r'must have one of rows at least, of different names$'):
         dataclasses.replace(study, rows=study.rows[:1] * 2)
 
 
