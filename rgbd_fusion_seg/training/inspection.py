@@ -30,7 +30,7 @@ from rgbd_fusion_seg.training.checkpoints import (
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import read_frame
-from rgbd_fusion_seg.training.networks.branches import OneEach, norm_scales
+from rgbd_fusion_seg.training.networks.branches import OneEach, SharedBatchNorm2d, norm_scales
 from rgbd_fusion_seg.training.networks.cen import NO_SELECTION
 from rgbd_fusion_seg.training.predictors import (
     NetworkPredictor,
@@ -38,6 +38,8 @@ from rgbd_fusion_seg.training.predictors import (
 )
 from rgbd_fusion_seg.training.run_log import LOG_NAME, read_log
 
+FUSED = 'fused'
+"""Name of what a fusion has, which is no modality's, as `stage_fusion` names its stream."""
 ALL_NORMS = 'all norms'
 """Name of the one "branch" of networks that are not made of branches."""
 LOW_QUANTILE = 0.03
@@ -50,15 +52,21 @@ class Scales:
 
     Args:
         name: of the block or the norm.
+        branches: names of the M.
         gamma: float32 (M, C).
         penalised: bool (M, C), under the l1 penalty.
         kept: bool (M, C), where a branch keeps its own channel; None: nothing is exchanged here.
     """
 
     name: str
+    branches: tuple[str, ...]
     gamma: np.ndarray
     penalised: np.ndarray
     kept: np.ndarray | None = None
+
+    def row(self, branch: str) -> int:
+        """Return the place of a branch among the M."""
+        return self.branches.index(branch)
 
     @property
     def stage(self) -> str:
@@ -128,7 +136,8 @@ def inspect(
 def scales_of(network: nn.Module) -> list[Scales]:
     """Return the scales of the norms whose channels are exchanged, else those of all norms.
 
-    Networks without branches count as one branch.
+    Networks without branches count as one branch. The stream that `stage_fusion` makes, and what
+    a fusion has of its own, is one more.
     """
 
     def array(tensors: Sequence[Tensor]) -> np.ndarray:
@@ -138,14 +147,14 @@ def scales_of(network: nn.Module) -> list[Scales]:
     exchanges = network.exchanges() if hasattr(network, 'exchanges') else {}
     for name, (exchange, norm) in exchanges.items():
         gamma = array(norm_scales(norm, network.num_branches))
-        penalised = np.full(gamma.shape, network.penalised == 'all')
-        if network.penalised == 'own':
+        which = network.penalised if network.sparsity else 'none'
+        penalised = np.full(gamma.shape, which == 'all')
+        if which == 'own':
             for mask, own in zip(penalised, exchange.own, strict=True):
                 mask[own] = True
         selects = exchange.exchange not in NO_SELECTION
-        found.append(
-            Scales(name, gamma, penalised, array(exchange.kept(norm)) if selects else None)
-        )
+        kept = array(exchange.kept(norm)) if selects else None
+        found.append(Scales(name, network.modalities, gamma, penalised, kept))
     if found:
         return found
     modules = dict(network.named_modules())
@@ -154,15 +163,28 @@ def scales_of(network: nn.Module) -> list[Scales]:
         single = module[0] if isinstance(module, OneEach) else module
         if inside or not isinstance(single, nn.BatchNorm2d):
             continue
-        gamma = array(norm_scales(module, getattr(network, 'num_branches', 1)))
+        branches = _branches_of(module, network)
+        gamma = array(norm_scales(module, len(branches)))
         penalised = np.zeros(gamma.shape, bool)
-        found.append(Scales(name.removeprefix('encoder.'), gamma, penalised))
+        found.append(Scales(name.removeprefix('encoder.'), branches, gamma, penalised))
     return found
 
 
-def branch_names(network: nn.Module) -> tuple[str, ...]:
-    """Return the modality of each branch."""
-    return network.modalities if hasattr(network, 'num_branches') else (ALL_NORMS,)
+def _branches_of(norm: nn.Module, network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the branches that a norm has scales of."""
+    if not hasattr(network, 'num_branches'):
+        return (ALL_NORMS,)
+    modalities, outputs = network.modalities, network.outputs
+    if isinstance(norm, OneEach):
+        return outputs if len(norm) == len(outputs) else modalities
+    if isinstance(norm, SharedBatchNorm2d):  # of the one stream that goes on, or of all branches
+        return outputs if len(outputs) == 1 else modalities
+    return (FUSED,)
+
+
+def branch_names(scales: Sequence[Scales]) -> tuple[str, ...]:
+    """Return the names of all branches that some norm has scales of, in the order of the norms."""
+    return tuple(dict.fromkeys(name for block in scales for name in block.branches))
 
 
 def chosen_blocks(scales: Sequence[Scales], wanted: Sequence[str]) -> list[str]:
@@ -190,7 +212,7 @@ def summarise(
     network: nn.Module, scales: Sequence[Scales], info: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what summary.json holds: shares, quantiles and weights, over all and a block each."""
-    names, threshold = branch_names(network), getattr(network, 'threshold', None)
+    names, threshold = branch_names(scales), getattr(network, 'threshold', None)
     weights = {k: v for k, v in network.monitored().items() if k.startswith('ensemble_')}
     return {
         'network': info['network'],
@@ -207,15 +229,16 @@ def summarise(
 def _by_branch(
     names: Sequence[str], blocks: Sequence[Scales], threshold: float | None
 ) -> dict[str, dict[str, Any]]:
-    return {name: _numbers(m, blocks, threshold) for m, name in enumerate(names)} if blocks else {}
+    having = {name: [block for block in blocks if name in block.branches] for name in names}
+    return {name: _numbers(name, own, threshold) for name, own in having.items() if own}
 
 
-def _numbers(m: int, blocks: Sequence[Scales], threshold: float | None) -> dict[str, Any]:
-    gamma = np.abs(np.concatenate([block.gamma[m] for block in blocks]))
-    penalised = np.concatenate([block.penalised[m] for block in blocks])
+def _numbers(name: str, blocks: Sequence[Scales], threshold: float | None) -> dict[str, Any]:
+    gamma = np.abs(np.concatenate([block.gamma[block.row(name)] for block in blocks]))
+    penalised = np.concatenate([block.penalised[block.row(name)] for block in blocks])
     numbers: dict[str, Any] = {'channels': len(gamma), 'median': float(np.median(gamma))}
     if all(block.kept is not None for block in blocks):
-        kept = np.concatenate([block.kept[m] for block in blocks])
+        kept = np.concatenate([block.kept[block.row(name)] for block in blocks])
         numbers['exchanged'] = float(1 - kept.mean())
     if penalised.any():
         part = gamma[penalised]
@@ -255,8 +278,10 @@ def draw_scales(
     figures = {}
     if scales:
         figures['gammas.png'] = pictures.histograms(scales, names, threshold)
-    if len(names) > 1 and scales:
-        figures['proportions.png'] = pictures.proportions(scales, names)
+    several = [block for block in scales if len(block.branches) > 1]
+    compared = [name for name in names if all(name in block.branches for block in several)]
+    if several:
+        figures['proportions.png'] = pictures.proportions(several, compared)
     if any(block.kept is not None for block in scales):
         figures['exchanged.png'] = pictures.exchanged(scales, names)
     if history:
@@ -277,7 +302,6 @@ def draw_maps(
     """Draw the chosen blocks' feature maps on ``count`` frames; returns the pictures."""
     source = open_dataset(data.dataset, 'test')
     indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))
-    names = branch_names(predictor.network)
     by_name = {block.name: block for block in scales}
     drawn = []
     for index in indices.tolist():
@@ -285,7 +309,7 @@ def draw_maps(
         inputs, labels, maps = look(predictor, item.frame, chosen)
         for name in chosen:
             figure = pictures.feature_maps(
-                by_name[name], names, maps[name], inputs, labels, predictor.classes.colors
+                by_name[name], maps[name], inputs, labels, predictor.classes.colors
             )
             figure.suptitle(f'{name}: channels before and after the exchange, frame {index}')
             drawn.append(Path('maps') / f'frame{index:05d}-{name}.png')
@@ -386,7 +410,7 @@ def markdown(summary: dict[str, Any], scales: Sequence[Scales], drawn: Sequence[
     columns = [_by_branch(names, blocks, threshold) for blocks in stages.values()]
     for m in names if scales else ():
         for key, title in rows.items():
-            cells = [_cell(column[m], key) for column in (*columns, summary['whole'])]
+            cells = [_cell(column.get(m, {}), key) for column in (*columns, summary['whole'])]
             if any(cells):
                 lines.append(f'| {m}: {title} | {" | ".join(cells)} |')
     lines += ['', *summary['not_shown'], '']

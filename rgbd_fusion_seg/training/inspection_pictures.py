@@ -48,8 +48,11 @@ def histograms(scales: Sequence[Scales], names: Sequence[str], threshold: float 
     bins = np.append(np.geomspace(LOWEST, middle, 24)[:-1], np.geomspace(middle, top, 20))
     for row, (stage, blocks) in zip(grid, stages.items(), strict=True):
         for m, axes in enumerate(row):
-            gamma = np.abs(np.concatenate([block.gamma[m] for block in blocks]))
-            penalised = np.concatenate([block.penalised[m] for block in blocks])
+            having = [block for block in blocks if names[m] in block.branches]
+            if not having:
+                continue
+            gamma = np.abs(np.concatenate([block.gamma[block.row(names[m])] for block in having]))
+            penalised = np.concatenate([block.penalised[block.row(names[m])] for block in having])
             _histogram(axes, gamma, penalised, bins, COLORS.get(names[m], GREY))
             if threshold:
                 axes.axvline(threshold, color='black', linewidth=1, linestyle='--')
@@ -105,8 +108,9 @@ def exchanged(scales: Sequence[Scales], names: Sequence[str]) -> Figure:
     axes = figure.subplots()
     width = 0.8 / len(names)
     for m, name in enumerate(names):
-        shares = [100 * (1 - block.kept[m].mean()) for block in blocks]
-        mean = 100 * (1 - np.concatenate([block.kept[m] for block in blocks]).mean())
+        kept = [block.kept[block.row(name)] for block in blocks]
+        shares = [100 * (1 - mask.mean()) for mask in kept]
+        mean = 100 * (1 - np.concatenate(kept).mean())
         places = np.arange(len(blocks)) + (m - (len(names) - 1) / 2) * width
         axes.bar(
             places, shares, width, color=COLORS.get(name, GREY),
@@ -126,14 +130,20 @@ def exchanged(scales: Sequence[Scales], names: Sequence[str]) -> Figure:
 
 
 def proportions(scales: Sequence[Scales], names: Sequence[str]) -> Figure:
-    """Draw each modality's part |γ_m| / Σ|γ| of a channel, in all blocks (TPAMI Fig. 10)."""
+    """Draw each modality's part |γ_m| / Σ|γ| of a channel, in all blocks (TPAMI Fig. 10).
+
+    Args:
+        scales: of blocks that have all of ``names``, which the sum goes over.
+        names: of the branches that are compared.
+    """
     rows = [block.name for block in scales]
     height = 1.3 + max(2.6, 0.16 * len(rows))
     figure = Figure(figsize=(1.6 + 3.6 * len(names), height), layout='constrained')
     grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     norm = TwoSlopeNorm(1 / len(names), 0, 1)
     for m, axes in enumerate(grid):
-        picture = np.stack([_columns(_part(block.gamma, m)) for block in scales])
+        compared = [block.gamma[[block.row(name) for name in names]] for block in scales]
+        picture = np.stack([_columns(_part(gamma, m)) for gamma in compared])
         image = axes.imshow(
             picture, cmap='PuOr_r', norm=norm, aspect='auto', interpolation='nearest',
             extent=(0, 100, len(rows) - 0.5, -0.5),
@@ -183,7 +193,6 @@ def curves(history: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 
 def feature_maps(
     block: Scales,
-    names: Sequence[str],
     maps: BlockMaps,
     inputs: Mapping[str, np.ndarray],
     labels: np.ndarray,
@@ -195,13 +204,12 @@ def feature_maps(
 
     Args:
         block: its scales.
-        names: of the branches.
         maps: of the block on the frame.
         inputs: what the network sees, (H, W, 3) on the 0..255 scale, of depth (H, W, 1) metres.
         labels: the prediction, uint8 (H, W).
         colors: uint8 (K, 3) of the classes.
     """
-    groups = channel_groups(block, names)
+    groups, names = channel_groups(block), block.branches
     shown = [(title(name), _picture(name, inputs[name])) for name in names]
     if 'rgb' in inputs:
         small = cv2.resize(labels, shown[0][1].shape[1::-1], interpolation=cv2.INTER_NEAREST)
@@ -233,13 +241,13 @@ def _columns_of_maps(names: Sequence[str]) -> list[str]:
     return [f'{title(n)} branch, {when}' for when in ('before', 'after') for n in names]
 
 
-def channel_groups(block: Scales, names: Sequence[str]) -> dict[str, np.ndarray]:
+def channel_groups(block: Scales) -> dict[str, np.ndarray]:
     """Return the rows of `feature_maps`: heading -> indices of channels, at least one.
 
     Channels that one modality alone gives up, for each modality; those that all keep; and for
     each modality one channel that it gives up and another one values, or its smallest.
     """
-    gamma, groups = np.abs(block.gamma), {}
+    gamma, groups, names = np.abs(block.gamma), {}, block.branches
     total = gamma.shape[1]
     alone = [~block.kept[m] & np.delete(block.kept, m, 0).all(0) for m in range(len(names))]
     for name, mask in zip(names, alone, strict=True):

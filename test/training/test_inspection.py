@@ -132,7 +132,7 @@ def test_maps_are_those_that_the_network_exchanges(tmp_path, data):
     for ours, theirs in zip(after, seen, strict=True):
         np.testing.assert_array_equal(ours.clip(0), theirs[0].numpy())
     figure = pictures.feature_maps(
-        scales_of(network)[0], network.modalities, maps[block], inputs, labels, CLASSES.colors
+        scales_of(network)[0], maps[block], inputs, labels, CLASSES.colors
     )
     shown = {axes.get_title() for axes in figure.axes if axes.get_images()}
     assert {'RGB', 'depth', 'prediction', 'RGB branch, before', 'depth branch, after'} <= shown
@@ -141,14 +141,14 @@ def test_maps_are_those_that_the_network_exchanges(tmp_path, data):
 def test_rows_of_maps_are_groups_of_channels():
     gamma = np.array([[0.01, 0.5, 0.9, 0.015, 0.3], [0.5, 0.4, 0.01, 0.8, 0.01]])
     kept = gamma >= 0.02
-    scales = Scales('layer1.0', gamma, kept, kept)
-    groups = list(pictures.channel_groups(scales, ('rgb', 'hha')).items())
+    scales = Scales('layer1.0', ('rgb', 'hha'), gamma, kept, kept)
+    groups = list(pictures.channel_groups(scales).items())
     assert [list(channels) for _, channels in groups] == [[0, 3], [2, 4], [1], [3], [2]]
     assert 'mean of 2 of 5' in groups[0][0]
     assert 'given up by RGB' in groups[3][0]
     assert '0.015' in groups[3][0]
-    nothing = Scales('layer1.0', gamma + 1, kept, np.ones_like(kept))
-    groups = list(pictures.channel_groups(nothing, ('rgb', 'hha')).items())
+    nothing = Scales('layer1.0', ('rgb', 'hha'), gamma + 1, kept, np.ones_like(kept))
+    groups = list(pictures.channel_groups(nothing).items())
     assert [list(channels) for _, channels in groups] == [[0, 1, 2, 3, 4], [0], [2]]
     assert 'smallest of HHA' in groups[2][0]
 
@@ -158,7 +158,9 @@ def test_histograms_count_every_channel_once():
     gamma = 10 ** rng.uniform(-6, 0.3, (2, 64))
     penalised = np.zeros((2, 64), bool)
     penalised[0, :32] = penalised[1, 32:] = True
-    blocks = [Scales(f'layer{k}.0', gamma, penalised, gamma >= 0.02) for k in (1, 2)]
+    blocks = [
+        Scales(f'layer{k}.0', ('rgb', 'hha'), gamma, penalised, gamma >= 0.02) for k in (1, 2)
+    ]
     figure = pictures.histograms(blocks, ('rgb', 'hha'), 0.02)
     assert len(figure.axes) == 4
     for m, axes in enumerate(figure.axes[:2]):
@@ -171,10 +173,11 @@ def test_histograms_count_every_channel_once():
 
 
 def test_proportions_are_parts_of_a_channels_scales():
+    names = ('rgb', 'hha', 'depth')
     gamma = np.stack([np.linspace(-1, 2, 128), np.full(128, 0.5), np.full(128, 0.25)])
-    block = Scales('layer2.0', gamma, gamma > 9)
-    narrow = Scales('stem', gamma[:, :48], gamma[:, :48] > 9)
-    figure = pictures.proportions([block, narrow], ('rgb', 'hha', 'depth'))
+    block = Scales('layer2.0', names, gamma, gamma > 9)
+    narrow = Scales('stem', names, gamma[:, :48], gamma[:, :48] > 9)
+    figure = pictures.proportions([block, narrow], names)
     images = [axes.get_images()[0].get_array() for axes in figure.axes[:3]]
     np.testing.assert_allclose(sum(images), 1)
     expected = np.abs(gamma[0]) / (np.abs(gamma[0]) + 0.75)
@@ -212,6 +215,44 @@ def test_a_cen_that_replaces_no_channels_shows_no_exchange(tmp_path, data, excha
     assert_pictures(page, tmp_path / 'out', 'gammas.png', 'proportions.png')
     with pytest.raises(InputError, match=r'layer1\.0 is no block .* the network has none'):
         inspect(path, data, blocks=('layer1.0',))
+
+
+@pytest.mark.parametrize(
+    ('options', 'behind'),
+    [
+        ({'encoders': 'individual'}, ('fused',)),
+        ({'encoders': 'shared'}, ('rgb', 'hha', 'fused')),
+        ({'encoders': 'individual', 'stages': 'all'}, ()),
+    ],
+)
+def test_the_stream_that_a_fusion_makes_is_one_of_its_own(tmp_path, data, options, behind):
+    options = {'fusion': 'attention', 'stages': 'middle', **options}
+    path = trained('stage_fusion', tmp_path, **options)
+    inspect(path, data, tmp_path / 'out', frames=0)
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    blocks, network = summary['blocks'], open_predictor(path, device='cpu').network
+    assert summary['branches'] == ['rgb', 'hha', 'fused']
+    fusions = [name for name in blocks if name.startswith('fusions.')]
+    assert fusions
+    assert all([*blocks[name]] == ['fused'] for name in fusions)
+    if not behind:
+        return
+    assert [*blocks['layer3.0.bn3']] == ['rgb', 'hha']
+    assert tuple(blocks['layer4.0.bn3']) == behind
+    norm = network.encoder.layer4[0].bn3
+    norms = list(norm) if len(behind) > 1 else [norm]
+    for name, single in zip(behind, norms, strict=True):
+        median = float(np.median(single.weight.detach().numpy()))
+        assert blocks['layer4.0.bn3'][name]['median'] == pytest.approx(median)
+    page = (tmp_path / 'out' / 'summary.md').read_text()
+    assert_pictures(page, tmp_path / 'out', 'gammas.png', 'proportions.png')
+    assert '\n| fused: median |γ| |  |' in page  # none in the stem, before the fusion
+
+
+def test_without_a_penalty_nothing_is_penalised(tmp_path, data):
+    inspect(trained('cen', tmp_path, sparsity=0.0), data, tmp_path / 'out', frames=0)
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert all('penalised_low_quantile' not in numbers for numbers in summary['whole'].values())
 
 
 def test_the_papers_form_is_told_to_look_at_the_sign(tmp_path, data):
