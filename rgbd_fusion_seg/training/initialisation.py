@@ -122,13 +122,18 @@ def _for_classes(
     for name, axes in _class_axes(config, len(classes)).items():
         source, target = weights.get(name), own[name].clone()
         expected = list(target.shape)
+        # What of an axis is no class's comes first.
+        rest = {a: target.shape[a] - parts * len(classes) for a, parts in axes.items()}
         for axis, parts in axes.items():
-            expected[axis] = parts * checkpoint.num_classes
+            expected[axis] = rest[axis] + parts * checkpoint.num_classes
         if source is None or list(source.shape) != expected:
             continue  # of other options, which is told when they are loaded
         places = [
             tuple(
-                [part * count + i for part in range(axes[axis]) for i in chosen]
+                [
+                    *range(rest[axis]),
+                    *(rest[axis] + part * count + i for part in range(axes[axis]) for i in chosen),
+                ]
                 if axis in axes
                 else range(side)
                 for axis, side in enumerate(target.shape)

@@ -8,7 +8,7 @@ import shlex
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     save_checkpoint,
 )
 from rgbd_fusion_seg.training.datasets.base import ClassSet
+from rgbd_fusion_seg.training.datasets.cityscapes_classes import CITYSCAPES19
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.network_options import check_options
 from rgbd_fusion_seg.training.networks import build_network
@@ -48,6 +49,7 @@ def import_weights(
     num_classes: int | None = None,
     width: int | None = None,
     height: int | None = None,
+    keep_void: bool = False,
 ) -> None:
     """Write a checkpoint of this package from a file of a paper's authors.
 
@@ -59,11 +61,13 @@ def import_weights(
         options: further options of our network, such as {modality: hha},
             {easpp_rates: [6, 12, 18]} or {modalities: [rgb, hha]}, which weights alone do not
             tell.
-        classes: YAML file with the classes of the head: `names`, a list, and optionally `name`
-            and `colors`, a list of [red, green, blue].
+        classes: YAML file with the classes of the head, without void: `names`, a list, and
+            optionally `name` and `colors`, a list of [red, green, blue].
         num_classes: number of classes, as a check; needed where the file has no head.
         width: of the colour input; default: that of the authors' trainings.
         height: of the colour input; default: that of the authors' trainings.
+        keep_void: keep the output for void that erfnet, adapnetpp and ssma have, as a class. No
+            data set has it, so it is for comparison with the authors' networks alone.
 
     Raises:
         InputError: the file cannot be read, is not of that system or has weights that are not
@@ -84,17 +88,26 @@ def import_weights(
         raise InputError(f'{source}: {error}') from error
     _check_finite(source, weights)
     published = SYSTEMS[system]()
-    count = num_classes or found
-    class_set = _read_classes(classes) if classes else _usual(system, count, published.void)
+    dropped = bool(found) and published.void is not None and not keep_void
+    left = found - 1 if dropped else found
+    if classes:
+        class_set = _read_classes(classes)
+    elif left:
+        class_set = _usual(system, found, published.void, dropped)
+    else:
+        class_set = _numbered(system, num_classes)
     for what, number in (('num_classes', num_classes), (str(classes), len(class_set))):
-        if found and number and number != found:
+        if left and number and number != left:
             raise InputError(
-                f'{source} has {found} classes, but {what} tells {number}; give {found} or none'
+                f'{source} has {left} classes{" without void" if dropped else ""}, but {what} '
+                f'tells {number}; give {left} or none'
             )
-    network_options = {**variant.options, **(options or {})}
+    without_void = published.without_void if dropped else {}
+    network_options = {**variant.options, **without_void, **(options or {})}
     check_options(variant.network, network_options)
     _check_branches(source, variant, network_options)
-    network = _network(variant, len(class_set), network_options, weights)
+    void = published.void % found if dropped else None
+    network = _network(variant, len(class_set), network_options, weights, void)
     size = tuple(
         usual if given is None else given
         for given, usual in zip((width, height), published.size, strict=True)
@@ -120,6 +133,14 @@ def import_weights(
     make_folder(output.parent)
     save_checkpoint(output, network, info)
     print(f'wrote {output}: {variant.network} with {len(class_set)} classes')
+
+
+USUAL_CLASSES = {
+    ('erfnet', len(CITYSCAPES19)): CITYSCAPES19,
+    ('cen', len(NYU40)): NYU40,
+    ('asymfusion', len(NYU40)): NYU40,
+}
+"""Of a system's networks with so many classes."""
 
 
 def read_tensors(source: Path) -> dict[str, Any]:
@@ -200,9 +221,13 @@ def _check_branches(source: Path, variant: Variant, options: Mapping[str, Any]) 
 
 
 def _network(
-    variant: Variant, num_classes: int, options: Mapping[str, Any], weights: Mapping[str, Tensor]
+    variant: Variant,
+    num_classes: int,
+    options: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    void: int | None,
 ) -> SegmentationNetwork:
-    """Build the network with its public weights."""
+    """Build the network with its public weights, without output ``void`` unless it is None."""
     try:
         if variant.head:  # no weights are drawn that are replaced at once
             with torch.device('meta'):
@@ -214,6 +239,9 @@ def _network(
         raise InputError(
             f'the options {dict(options)} do not fit {variant.network}: {error}'
         ) from error
+    if void is not None:
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        weights = {k: _without(void, v, shapes.get(k, v.shape)) for k, v in weights.items()}
     try:
         network.load_state_dict(weights, strict=bool(variant.head), assign=bool(variant.head))
     except RuntimeError as error:
@@ -222,6 +250,15 @@ def _network(
             'leave out those that change what tensors it has'
         ) from error
     return network
+
+
+def _without(index: int, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Leave an index out along each axis that is longer by one than ``shape`` says."""
+    for axis, (length, wanted) in enumerate(zip(values.shape, shape, strict=False)):
+        if length == wanted + 1:
+            kept = [i for i in range(length) if i != index]
+            values = values.index_select(axis, torch.tensor(kept))
+    return values
 
 
 def _read_classes(path: Path) -> ClassSet:
@@ -240,16 +277,31 @@ def _read_classes(path: Path) -> ClassSet:
         ) from error
 
 
-def _usual(system: str, count: int | None, void: int | None) -> ClassSet:
-    """Classes by number, with void where the system has it; NYUDv2's where they are its forty."""
-    if not count:
-        raise InputError(f'this {system} file has no head; give num_classes or classes')
-    if void is None and count == len(NYU40):
-        return NYU40
+def _usual(system: str, count: int, void: int | None, dropped: bool) -> ClassSet:
+    """Classes of a head: the data's where they are known by their number, else by number.
+
+    Args:
+        system: whose they are.
+        count: how many the head of the authors has.
+        void: index of void among them, None: they have none.
+        dropped: leave void out; the others keep their numbers.
+    """
     names = [f'class {i}' for i in range(count)]
     if void is not None:
         names[void] = 'void'
-    return ClassSet(f'{system}{count}', tuple(names), _colors(count))
+    if dropped:
+        names.remove('void')
+    known = USUAL_CLASSES.get((system, len(names)))
+    if known and 'void' not in names:
+        return known
+    return ClassSet(f'{system}{len(names)}', tuple(names), _colors(len(names)))
+
+
+def _numbered(system: str, count: int | None) -> ClassSet:
+    """Classes of a file without a head."""
+    if not count:
+        raise InputError(f'this {system} file has no head; give num_classes or classes')
+    return ClassSet(f'{system}{count}', tuple(f'class {i}' for i in range(count)), _colors(count))
 
 
 def _colors(count: int) -> np.ndarray:

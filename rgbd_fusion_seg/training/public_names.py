@@ -65,6 +65,7 @@ class System:
         channels_last: kernels are laid out as TensorFlow's.
         statistics: that stand for its scaling of inputs, of every modality that it may read.
         void: index of the output that is void, from the front or the back; None: none is.
+        without_void: options of our network that has no such output.
         size: width and height of the inputs in the authors' own trainings.
         reversed_inputs: tensors of ours that have the channels of an input as their first axis
             (vectors) or their second (kernels), which are B, G, R in the public files.
@@ -78,6 +79,7 @@ class System:
     size: tuple[int, int]
     reversed_inputs: frozenset[str]
     reference: str
+    without_void: dict[str, Any] = field(default_factory=dict)
 
 
 def _scaled(std: float) -> Statistics:
@@ -134,6 +136,7 @@ def adapnetpp() -> System:
         size=(768, 384),
         reversed_inputs=_first_layers('encoder.'),
         reference='weights of the AdapNet++ authors (DeepSceneSeg/AdapNet-pp), GPL v3',
+        without_void={'spare_channels': 1},
     )
 
 
@@ -156,6 +159,7 @@ def ssma() -> System:
         size=(768, 384),
         reversed_inputs=_first_layers('rgb_encoder.', 'hha_encoder.'),
         reference='weights of the SSMA authors (DeepSceneSeg/SSMA), GPL v3',
+        without_void={'spare_channels': 1},
     )
 
 

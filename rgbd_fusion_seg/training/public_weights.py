@@ -25,9 +25,10 @@ Where public networks and ours differ:
   statistics of ImageNet, and depth, tiled to three channels, as the numbers of a 16-bit image
   over 5000. Those have 5000 units a metre (see `public_names`), so that is mean 0 and std 1.
 * Void. The head of AdapNet++ and SSMA has class 0 for void, which gets no weight in training;
-  class k > 0 is the k-th class of the data set. ERFNet's last class is void. CEN and AsymFusion
-  have none; forty classes are NYUDv2's. Heads are taken over as they are, so that a network
-  scored or trained on has to have its labels in that order.
+  class k > 0 is the k-th class of the data set. ERFNet's last class is void, the other nineteen
+  are Cityscapes'. CEN and AsymFusion have none; forty classes are NYUDv2's. Heads are taken over
+  as they are here; the command leaves the output for void out, so that classes are the data's. The
+  channel of void inside the decoders of AdapNet++ and SSMA stays, for their last layer mixes all.
 * Exchange. Files of CEN do not tell the threshold of its exchange; the network's default is that
   of the public code. Frozen norms are a matter of training, the option `freeze_norms`.
 """

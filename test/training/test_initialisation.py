@@ -101,6 +101,20 @@ def test_the_same_classes_in_another_order_are_found(tmp_path):
         torch.testing.assert_close(network(x), checkpoint.build()(x)[:, [1, 2, 0]])
 
 
+def test_channels_of_no_class_are_taken_over_as_they_are(tmp_path):
+    checkpoint = tiny_checkpoint('adapnetpp', {'width': 0.125, 'spare_channels': 1})
+    path = saved(tmp_path / 'c.safetensors', checkpoint)
+    config = NetworkConfig('adapnetpp', checkpoint.info['options'], init_from=path)
+    network = make_network(config, ('b', 'c', 'a')).eval()
+    x = inputs_of(network)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), checkpoint.build()(x)[:, [1, 2, 0]])
+    more, name = make_network(config, OURS).state_dict(), 'decoder.up_logits.conv.weight'
+    assert more[name].shape[:2] == (5, 4)
+    for here, there in ((0, 0), (1, 3), (3, 1)):  # of void, c and a
+        torch.testing.assert_close(more[name][here, 2], checkpoint.weights[name][there, 0])
+
+
 def test_without_a_class_in_common_all_but_the_head_is_taken_over(tmp_path):
     checkpoint = tiny_checkpoint('erfnet_encoder', {})
     path = saved(tmp_path / 'c.safetensors', checkpoint)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,12 @@ from tf_checkpoints import write_tf_checkpoint
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.synthetic.primitives import NYU40 as NYU40_CLASSES
+from rgbd_fusion_seg.training.__main__ import main
 from rgbd_fusion_seg.training.checkpoints import from_public, load_checkpoint
+from rgbd_fusion_seg.training.datasets.cityscapes_classes import CITYSCAPES19
+from rgbd_fusion_seg.training.evaluation import check_classes
 from rgbd_fusion_seg.training.networks import build_network
+from rgbd_fusion_seg.training.predictors import open_predictor
 from rgbd_fusion_seg.training.public_checkpoints import import_weights
 from rgbd_fusion_seg.training.public_names import SYSTEMS
 from rgbd_fusion_seg.training.public_weights import translate
@@ -151,8 +158,7 @@ def test_a_tensorflow_checkpoint_becomes_one_of_ours(tmp_path, adapnetpp_variabl
     assert network.modalities == ('hha',)
     assert network.auxiliary_weights == ()
     assert checkpoint.info['statistics'] == {'hha': [[0.0] * 3, [1.0] * 3]}
-    assert checkpoint.classes.names[:2] == ('void', 'class 1')
-    assert len(checkpoint.classes) == 12
+    assert checkpoint.classes.names == tuple(f'class {i}' for i in range(1, 12))
     blue = torch.from_numpy(variables[kernel][:, :, 0].copy()).permute(2, 0, 1)
     torch.testing.assert_close(network.encoder.conv1.weight[:, 2], blue)
 
@@ -215,10 +221,11 @@ def test_erfnet_gives_the_public_outputs(tmp_path, erfnet, erfnet_weights):
     wrapped = {f'module.{name}': value for name, value in erfnet_weights.items()}
     content = {'epoch': 150, 'arch': 'ERFNet', 'state_dict': wrapped, 'best_acc': 0.7}
     torch.save(content, tmp_path / 'model_best.pth.tar')
-    import_weights('erfnet', tmp_path / 'model_best.pth.tar', tmp_path / 'c.safetensors')
+    source = tmp_path / 'model_best.pth.tar'
+    import_weights('erfnet', source, tmp_path / 'c.safetensors', keep_void=True)
     checkpoint = load_checkpoint(tmp_path / 'c.safetensors')
     network = checkpoint.build()
-    assert checkpoint.classes.names[-1] == 'void'
+    assert checkpoint.classes.names[-2:] == ('class 18', 'void')
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in checkpoint.info['statistics']['rgb'])
     photo = to_torch(erfnet['img_u8'][None].astype(np.float32))
     with torch.no_grad():
@@ -248,12 +255,51 @@ def test_erfnets_encoder_alone(tmp_path, erfnet, erfnet_weights, suffix):
         torch.save(encoder, source)
     else:
         save_file(encoder, source)
-    import_weights('erfnet', source, tmp_path / 'c.safetensors', num_classes=20)
+    import_weights('erfnet', source, tmp_path / 'c.safetensors', num_classes=20, keep_void=True)
     network = load_checkpoint(tmp_path / 'c.safetensors').build()
     with torch.no_grad():
         logits = network({'rgb': torch.from_numpy(erfnet['x'])}).numpy()
     theirs = erfnet['enc_only_logits']
     assert np.abs(logits - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_the_command_leaves_void_out_of_erfnet(tmp_path, erfnet, erfnet_weights, monkeypatch):
+    """So that it is scored and exported on the data that its authors trained on."""
+    torch.save(erfnet_weights, tmp_path / 'a.pth')
+    arguments = ['import-weights', '--system', 'erfnet', '--source', str(tmp_path / 'a.pth')]
+    output = tmp_path / 'c.safetensors'
+    monkeypatch.setattr(sys, 'argv', ['training', *arguments, '--output', str(output)])
+    assert main() == 0
+    network = load_checkpoint(output).build()
+    with torch.no_grad():
+        outputs = network({'rgb': torch.from_numpy(erfnet['x'])}, auxiliary=True)
+    logits, early = outputs[0][..., ::2, ::2], outputs[1]
+    for ours, theirs in ((logits, erfnet['out']), (early, erfnet['enc_only_logits'])):
+        assert theirs.shape[1] == 20
+        assert np.abs(ours.numpy() - theirs[:, :19]).max() <= 1e-4 * np.abs(theirs).max()
+    with contextlib.closing(open_predictor(output, device='cpu')) as predictor:
+        source = types.SimpleNamespace(name='cityscapes-val', classes=CITYSCAPES19)
+        check_classes(predictor, source, output)
+
+
+@pytest.mark.parametrize('system', ['adapnetpp', 'ssma'])
+def test_logits_of_classes_are_the_same_without_that_of_void(
+    tmp_path, system, adapnetpp_variables, ssma_variables
+):
+    variables = {'adapnetpp': adapnetpp_variables, 'ssma': ssma_variables}[system]
+    np.savez(tmp_path / 'a.npz', **variables)
+    images = {name: to_torch(picture(64, 96, i)) for i, name in enumerate(('rgb', 'hha'))}
+    made = {}
+    for keep in (True, False):
+        output = tmp_path / f'{keep}.safetensors'
+        import_weights(system, tmp_path / 'a.npz', output, keep_void=keep)
+        checkpoint = load_checkpoint(output)
+        assert checkpoint.num_classes == 11 + keep
+        with torch.no_grad():
+            made[keep] = checkpoint.build()(images, auxiliary=True)
+    assert len(made[True]) == (3 if system == 'adapnetpp' else 1)
+    for whole, ours in zip(made[True], made[False], strict=True):
+        assert_same(system, ours, whole[:, 1:].permute(0, 2, 3, 1).numpy())
 
 
 def test_erfnets_encoder_from_imagenet(tmp_path, erfnet, erfnet_weights):
@@ -408,10 +454,12 @@ def test_missing_unknown_and_misshapen_tensors_are_named(erfnet_weights):
 def test_other_class_counts_are_refused(tmp_path, erfnet_weights):
     source, output = tmp_path / 'a.pth', tmp_path / 'c.safetensors'
     torch.save(erfnet_weights, source)
+    with pytest.raises(InputError, match=r'a\.pth has 19 classes without void, but num_c.* 20'):
+        import_weights('erfnet', source, output, num_classes=20)
     with pytest.raises(InputError, match=r'a\.pth has 20 classes, but num_classes tells 19'):
-        import_weights('erfnet', source, output, num_classes=19)
+        import_weights('erfnet', source, output, num_classes=19, keep_void=True)
     (tmp_path / 'k.yaml').write_text('names: [a, b]\ncolors: [[1, 2, 3], [4, 5, 6]]\n')
-    with pytest.raises(InputError, match=r'20 classes, but .*k\.yaml tells 2'):
+    with pytest.raises(InputError, match=r'19 classes without void, but .*k\.yaml tells 2'):
         import_weights('erfnet', source, output, classes=tmp_path / 'k.yaml')
     for text in ('names: 3', '[a, b]', 'names: [a\n', 'names: [a]\ncolors: [[1, 2]]'):
         (tmp_path / 'k.yaml').write_text(text)

@@ -338,7 +338,7 @@ class Decoder(nn.Module):
         gated: SSMA's decoder, which multiplies each skip by channel gates computed from the
             mean of the features it meets.
         auxiliary: make the auxiliary heads.
-        full_size, logits_norm: see `AdapNetPp`.
+        full_size, logits_norm, spare_channels: see `AdapNetPp`.
     """
 
     def __init__(
@@ -349,8 +349,11 @@ class Decoder(nn.Module):
         auxiliary: bool = True,
         full_size: bool = True,
         logits_norm: bool = True,
+        spare_channels: int = 0,
     ) -> None:
         super().__init__()
+        if spare_channels < 0:
+            raise ValueError(f'spare_channels must be 0 or more, got {spare_channels}')
         channels, skip = scaled(EASPP_CHANNELS, width), scaled(SKIP_CHANNELS, width)
         self.gated, self.full_size, self.logits_norm = gated, full_size, logits_norm
         for size in (8, 4):
@@ -359,12 +362,13 @@ class Decoder(nn.Module):
                 setattr(self, f'gate{size}', ConvNorm(channels, skip, 1))
             refine = (ConvNorm(channels + skip, channels, 3), ConvNorm(channels, channels, 3))
             setattr(self, f'refine{size}', nn.Sequential(*refine))
+        inner = num_classes + (spare_channels if full_size else 0)
         if logits_norm:
-            self.head: nn.Module = ConvNorm(channels, num_classes, 1, relu=full_size)
+            self.head: nn.Module = ConvNorm(channels, inner, 1, relu=full_size)
         else:
-            self.head = nn.Conv2d(channels, num_classes, 1)
+            self.head = nn.Conv2d(channels, inner, 1)
         if full_size:
-            self.up_logits = UpConv(num_classes, num_classes, 4, normed=logits_norm)
+            self.up_logits = UpConv(inner, num_classes, 4, normed=logits_norm)
         if auxiliary:
             self.auxiliary4 = ConvNorm(channels, num_classes, 1, relu=False)
             self.auxiliary8 = ConvNorm(channels, num_classes, 1, relu=False)
@@ -419,6 +423,9 @@ class AdapNetPp(SegmentationNetwork):
             runtime interpolates exactly itself. A network has to be trained as it is used.
         logits_norm: batch norm (and, before the last transposed convolution, ReLU) on the
             logits, as in the public code. Without it the last layers have biases.
+        spare_channels: of the map before the last transposed convolution, ahead of those of the
+            classes. The public networks have one, of void, which no logit of a class can do
+            without.
 
     Raises:
         ValueError: an option with an unknown value.
@@ -437,6 +444,7 @@ class AdapNetPp(SegmentationNetwork):
         auxiliary_heads: bool = True,
         full_size: bool = True,
         logits_norm: bool = True,
+        spare_channels: int = 0,
     ) -> None:
         super().__init__()
         if modality not in MODALITIES:
@@ -447,7 +455,9 @@ class AdapNetPp(SegmentationNetwork):
         self.stride = (1 if full_size else 4) * (2 if self.shrink_depth else 1)
         self.auxiliary_weights = AUXILIARY_WEIGHTS if auxiliary_heads else ()
         self.encoder = AdapNetPpEncoder(width, easpp_rates, dropout)
-        self.decoder = Decoder(num_classes, width, False, auxiliary_heads, full_size, logits_norm)
+        self.decoder = Decoder(
+            num_classes, width, False, auxiliary_heads, full_size, logits_norm, spare_channels
+        )
         initialise(self)
 
     def forward(

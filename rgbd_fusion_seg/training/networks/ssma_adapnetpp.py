@@ -68,7 +68,7 @@ class SsmaAdapNetPp(FusionNetwork):
             as in the public code. It needs experts initialised from unimodal networks. The
             default is to train all, which also learns from scratch and is what RFBNet's paper
             does with its fusion networks ("use the trained weights to initialize", §IV-B).
-        width, easpp_rates, dropout, full_size, logits_norm: see `AdapNetPp`.
+        width, easpp_rates, dropout, full_size, logits_norm, spare_channels: see `AdapNetPp`.
         auxiliary_heads: the decoder's heads at 1/4 and 1/8, of which the public SSMA has none.
 
     Raises:
@@ -93,6 +93,7 @@ class SsmaAdapNetPp(FusionNetwork):
         auxiliary_heads: bool = False,
         full_size: bool = True,
         logits_norm: bool = True,
+        spare_channels: int = 0,
     ) -> None:
         super().__init__()
         self.shrink_depth, self.multi_level = shrink_depth, multi_level
@@ -110,8 +111,9 @@ class SsmaAdapNetPp(FusionNetwork):
         else:
             del self.hha_encoder.skip8, self.hha_encoder.skip4
         self.decoder = Decoder(
-            num_classes, width, multi_level, auxiliary_heads, full_size, logits_norm
-        )
+            num_classes, width, multi_level, auxiliary_heads, full_size, logits_norm,
+            spare_channels,
+        )  # fmt: skip
         initialise(self)
         for name, parameter in self.named_parameters():
             if name.startswith('combine') and name.endswith('bias') and 'project.1' not in name:
