@@ -114,16 +114,16 @@ class ViewReader(Dataset):
         labels = self.sources[source]['labels'][-1]
         position = synthetic if source else draw - synthetic
         epoch, within = divmod(position, len(labels))
-        index = int(shuffled(len(labels), self.config.seed, epoch, source)[within])
+        # Not 0 behind the epoch: numpy pads seeds with zeros, and (seed, draw) are those of views.
+        index = int(shuffled(len(labels), self.config.seed, epoch, 1 + source)[within])
         rng = np.random.default_rng((self.config.seed, draw))
         return source, index, augment.draw_view(self.config.augment, labels.shape[1:3], rng)
 
 
 @functools.lru_cache(maxsize=8)
-def shuffled(count: int, seed: int, epoch: int, source: int) -> np.ndarray:
-    """Return the order in which an epoch visits ``count`` frames."""
-    # The last number is not 0: numpy pads seeds with zeros, and (seed, draw) are those of views.
-    return np.random.default_rng((seed, epoch, 1 + source)).permutation(count)
+def shuffled(count: int, *seed: int) -> np.ndarray:
+    """Return the order in which an epoch visits ``count`` frames; the seed tells which one."""
+    return np.random.default_rng(seed).permutation(count)
 
 
 def window(

@@ -7,7 +7,22 @@ pytest.importorskip('torch')
 
 from rgbd_fusion_seg.training import augment
 from rgbd_fusion_seg.training.augment import AugmentConfig
-from rgbd_fusion_seg.training.view_reader import window
+from rgbd_fusion_seg.training.config import DataConfig, TrainConfig
+from rgbd_fusion_seg.training.view_reader import ViewReader, window
+
+
+def test_the_order_of_frames_is_that_of_every_version():
+    """A run that is continued by another version goes on with the same frames."""
+    sources = [{'labels': [np.zeros((count, 6, 8), np.uint8)]} for count in (5, 3)]
+    config = TrainConfig(seed=9, data=DataConfig(synthetic_share=0.25))
+    chosen = [ViewReader(sources, config, {}, 0, 1, True).choose(k)[:2] for k in range(40)]
+    for source, count, epochs in ((0, 5, 6), (1, 3, 3)):
+        orders = [
+            np.random.default_rng((9, epoch, 1 + source)).permutation(count)
+            for epoch in range(epochs)
+        ]
+        ours = [index for other, index in chosen if other == source]
+        np.testing.assert_array_equal(ours[: count * epochs], np.concatenate(orders))
 
 
 @pytest.mark.parametrize('zoom', [1.0, 1.2, 2.0, 4.0])

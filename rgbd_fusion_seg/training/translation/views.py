@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
 from rgbd_fusion_seg.training.translation.prepared import PreparedImages
+from rgbd_fusion_seg.training.view_reader import shuffled
 from rgbd_fusion_seg.training.views import leave_signals
 
 NORMAL = 'normal'
@@ -49,7 +50,7 @@ class TranslationViews(Dataset):
         """Return a view's uint8 (side, side, 3) windows."""
         settings, seed = self.config.images, self.config.seed
         epoch, place = divmod(number, len(self.images))
-        order = np.random.default_rng((seed, 0, epoch)).permutation(len(self.images))
+        order = shuffled(len(self.images), seed, 0, epoch)
         rng = np.random.default_rng((seed, 1, number))
         top, left = rng.integers(0, settings.load_side - settings.side + 1, 2)
         mirrored = rng.random() < 0.5 and settings.flip

@@ -16,6 +16,7 @@ from rgbd_fusion_seg.training.translation.prepared import (  # noqa: E402
 )
 from rgbd_fusion_seg.training.translation.scores import as_bytes  # noqa: E402
 from rgbd_fusion_seg.training.translation.views import TranslationViews, mirror  # noqa: E402
+from rgbd_fusion_seg.training.view_reader import shuffled  # noqa: E402
 
 SIDE, LOAD_SIDE, COUNT = 16, 20, 5
 
@@ -87,6 +88,15 @@ def test_a_batch_depends_on_seed_and_step_alone():
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     other = next(views(seed=1).batches(0, 1))
     assert not torch.equal(other['rgb'], batches[0]['rgb'])
+
+
+def test_the_order_of_images_is_that_of_every_version_and_drawn_once_an_epoch():
+    drawn = shuffled.cache_info().misses
+    batches = views(seed=4711).batches(0, 10)
+    numbers = np.concatenate([shown(batch, 'rgb')[:, 0, 0, 2] for batch in batches])
+    orders = [np.random.default_rng((4711, 0, epoch)).permutation(COUNT) for epoch in range(4)]
+    np.testing.assert_array_equal(numbers, np.concatenate(orders))
+    assert shuffled.cache_info().misses - drawn == 4
 
 
 def test_processes_share_a_batch():
