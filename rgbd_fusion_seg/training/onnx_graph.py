@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -174,10 +173,3 @@ def store_as_half(model: onnx.ModelProto) -> None:
     graph.node.extend(nodes)
     # Their recorded types speak of tensors that Cast makes now.
     del graph.value_info[:]
-
-
-def count_weights(model: onnx.ModelProto) -> int:
-    """Return the number of floating-point weights of a graph, batch norms folded."""
-    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    tensors = model.graph.initializer
-    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in kinds)

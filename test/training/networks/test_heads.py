@@ -10,12 +10,13 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from onnx_weights import count_weights  # noqa: E402
 from plain_layers import randomised  # noqa: E402
 from torch import nn  # noqa: E402
 
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
 from rgbd_fusion_seg.training.networks.branches import OneEach  # noqa: E402
-from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph, count_weights  # noqa: E402
+from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph  # noqa: E402
 
 TINY = 'xception23_quarter'
 DEEPLAB = {'head': 'deeplabv3plus', 'head_options': {'width': 16}}

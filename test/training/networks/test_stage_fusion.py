@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from onnx_weights import count_weights  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -22,11 +23,7 @@ from rgbd_fusion_seg.training.networks.stage_fusion import (  # noqa: E402
     multi_kernel_mmd,
     sampled_pixels,
 )
-from rgbd_fusion_seg.training.onnx_graph import (  # noqa: E402
-    GraphOptions,
-    build_graph,
-    count_weights,
-)
+from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph  # noqa: E402
 
 SMALL = {'backbone': 'resnet14', 'head_options': {'width': 8}}
 THREE = ['rgb', 'hha', 'depth']
