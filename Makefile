@@ -2,15 +2,17 @@
 #   make demo    a synthetic camera and the segmentation node over real DDS, 20 s -> demo_output/
 #   make test    unit and system tests        make lint    ruff and import-linter
 #   make bench   benchmarks/results/*.json    make clean   what make made
-# PYTHON=python3.12 chooses the interpreter, VENV=path the environment.
+# PYTHON=python3.12 chooses the interpreter, VENV=path the environment; a sourced ROS has its own.
 SHELL := /bin/bash
 PYTHON ?= python3
-VENV ?= .venv
+# Docker images of ROS set ROS_DISTRO without sourcing anything.
+ROS := $(if $(AMENT_PREFIX_PATH),$(ROS_DISTRO))
+VENV ?= .venv$(if $(ROS),-$(ROS))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 METADATA := setup.py setup.cfg pyproject.toml constraints.txt
 
-ifdef ROS_DISTRO
+ifneq ($(ROS),)
 # A sourced ROS brings rclpy, compiled for the system's Python and NumPy: stay with that NumPy.
 EXTRAS_DEMO :=
 EXTRAS_TEST := [train,test,dev]

@@ -63,7 +63,8 @@ setup(
     name=NAME,
     version='0.1.0',
     description='Real-time RGB-D semantic segmentation for ROS 2 with fusion networks',
-    long_description=Path('README.md').read_text(encoding='utf-8'),
+    # Beside the real file: colcon --symlink-install runs a link to it elsewhere.
+    long_description=(Path(__file__).resolve().parent / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=[NAME, f'{NAME}.*']),

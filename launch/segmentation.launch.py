@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from rgbd_fusion_seg.ros_environment import profile_variable
+
 CONFIG = Path(__file__).resolve().parent.parent / 'config'
 CAMERAS = yaml.safe_load((CONFIG / 'cameras.yaml').read_text(encoding='utf-8'))
-# Fast DDS reads the first one from Jazzy on (and warns about the second), the second before.
-PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 # Our name of a topic -> its key in cameras.yaml and, with _topic, its launch argument.
 TOPICS = {
     'rgb/image_rect_color': 'color',
@@ -76,10 +77,27 @@ def rviz_remappings(pairs: list[tuple[str, str]], namespace: str) -> list[tuple[
 
 def transport_actions() -> list[Action]:
     """Return actions that let Fast DDS carry images, where the user has not set it up."""
-    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
+    name = profile_variable()
+    if os.environ.get(name):
         return []
-    name = PROFILE_VARIABLES[os.environ.get('ROS_DISTRO') in ('humble', 'iron')]
     return [SetEnvironmentVariable(name, str(CONFIG / 'fastdds.xml'))]
+
+
+def rviz_actions(frame: str, pairs: list[tuple[str, str]], namespace: str) -> list[Action]:
+    """Return actions that start RViz, or say how to install it, for robots seldom have it."""
+    try:
+        get_package_share_directory('rviz2')
+    except PackageNotFoundError:
+        name = f'ros-{os.environ.get("ROS_DISTRO", "<distro>")}-rviz2'
+        return [LogInfo(msg=f'rviz:=true, but rviz2 is not installed: sudo apt install {name}')]
+    return [
+        Node(
+            package='rviz2',
+            executable='rviz2',
+            arguments=['-d', str(CONFIG / 'segmentation.rviz'), '-f', frame],
+            remappings=rviz_remappings(pairs, namespace),
+        )
+    ]
 
 
 def make_actions(context: LaunchContext) -> list[Action]:
@@ -107,14 +125,7 @@ def make_actions(context: LaunchContext) -> list[Action]:
     ]
     if value('rviz') == 'true':
         frame = value('rviz_frame') or CAMERAS[camera]['frame']
-        actions.append(
-            Node(
-                package='rviz2',
-                executable='rviz2',
-                arguments=['-d', str(CONFIG / 'segmentation.rviz'), '-f', frame],
-                remappings=rviz_remappings(pairs, value('namespace')),
-            )
-        )
+        actions += rviz_actions(frame, pairs, value('namespace'))
     return actions
 
 

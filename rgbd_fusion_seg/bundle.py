@@ -276,7 +276,12 @@ def load_bundle(path_or_name: str | os.PathLike[str] = DEFAULT_BUNDLE) -> ModelB
             holds, or that does not belong to it.
     """
     folder = find_bundle(path_or_name)
-    return _validated(read_card(folder / CARD_NAME), folder)
+    try:
+        return _validated(read_card(folder / CARD_NAME), folder)
+    except OSError as error:
+        raise BundleError(
+            f'the bundle {folder} cannot be read ({error}); let this user read it, or copy it anew'
+        ) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -329,7 +334,7 @@ def _inputs(card: Card) -> dict[str, TensorInput]:
     """Return the inputs by name, the leading one first."""
     listed = card.get('inputs', dict)
     if not listed or set(listed) - set(MODALITIES):
-        raise card.wrong('inputs', sorted(listed))
+        raise card.wrong('inputs', sorted(map(str, listed)))
     inputs = {name: _tensor(card, f'inputs.{name}') for name in MODALITIES if name in listed}
     if len({(inputs[name].width, inputs[name].height) for name in inputs if name != 'rgb'}) > 1:
         raise BundleError(

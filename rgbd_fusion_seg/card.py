@@ -10,6 +10,7 @@ import yaml
 
 from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.errors import BundleError
+from rgbd_fusion_seg.yaml_text import parse_yaml
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -21,7 +22,7 @@ def read_card(path: Path) -> Card:
         BundleError: it cannot be read, or is no YAML mapping.
     """
     try:
-        card = yaml.safe_load(path.read_text(encoding='utf-8'))
+        card = parse_yaml(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise BundleError(f'the card {path} cannot be read: {reason}') from error

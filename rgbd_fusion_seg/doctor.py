@@ -23,8 +23,8 @@ from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.hardware import cpu_model_and_flags, usable_cores
 from rgbd_fusion_seg.locations import bundle_folders, find_bundle, list_bundles
 from rgbd_fusion_seg.ros_environment import (
-    PROFILE_VARIABLES,
     fastdds_profile,
+    profile_variable,
     rclpy_path,
     ros_is_sourced,
 )
@@ -138,15 +138,16 @@ def _ros() -> Iterator[Finding]:
         return
     yield from _ros_packages(path)
     yield Finding('ok', 'RMW_IMPLEMENTATION', os.environ.get('RMW_IMPLEMENTATION', 'default'))
-    profile = next((os.environ[v] for v in PROFILE_VARIABLES if os.environ.get(v)), None)
-    if profile is None:
+    variable = profile_variable()
+    profile = os.environ.get(variable)
+    if not profile:
         text = f'unset, so Fast DDS drops images: export it as {fastdds_profile()}'
-        yield Finding('note', PROFILE_VARIABLES[0], f'{text} (demo and launch files do)')
+        yield Finding('note', variable, f'{text} (demo and launch files do)')
     else:
         mark, text = (
             ('ok', profile) if Path(profile).is_file() else ('bad', f'{profile} is absent')
         )
-        yield Finding(mark, PROFILE_VARIABLES[0], text)
+        yield Finding(mark, variable, text)
 
 
 def _ros_packages(rclpy: Path) -> Iterator[Finding]:

@@ -14,6 +14,8 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
 _JPEG_END = b'\xff\xd9'
 _PALETTE, _GREY = 3, 0
+AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+"""How to decode colour: not turned as a tag may ask, for depth and labels are not either."""
 _PNG_BITS = 24
 """Where the header of a PNG has the bits of a channel."""
 
@@ -24,7 +26,7 @@ def read_rgb(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is absent, cut short or no image.
     """
-    return cv2.cvtColor(_decode(_whole(path), cv2.IMREAD_COLOR, path), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(_decode(_whole(path), AS_STORED, path), cv2.COLOR_BGR2RGB)
 
 
 def read_plane(path: Path) -> np.ndarray:
@@ -34,7 +36,7 @@ def read_plane(path: Path) -> np.ndarray:
     than 8 bits, such as a mask of two classes, gives its numbers, too.
 
     Returns:
-        uint8 or uint16 (H, W).
+        (H, W) of the type that it stores, such as uint8 or uint16.
 
     Raises:
         InputError: the file is absent, cut short, no image, or has several channels.

@@ -62,12 +62,19 @@ def find_bundle(path_or_name: str | os.PathLike[str]) -> Path:
     Raises:
         BundleError: there is none.
     """
-    path = Path(path_or_name).expanduser()
-    if path.name == CARD_NAME and path.is_file():
-        return path.parent
-    if (path / CARD_NAME).is_file():
-        return path
-    if path.is_dir():
+    try:
+        path = Path(path_or_name).expanduser()
+        if path.name == CARD_NAME and path.is_file():
+            return path.parent
+        if (path / CARD_NAME).is_file():
+            return path
+        folder = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder of others, no such user
+        raise BundleError(
+            f'the bundle {str(path_or_name)!r} cannot be reached ({error}); give a folder that '
+            'this user may read'
+        ) from error
+    if folder:
         raise BundleError(f'{path} is no bundle: it has no {CARD_NAME}; name a bundle folder')
     known = {folder.name: folder for folder in list_bundles()}
     name, *inside = path.parts or ('',)

@@ -11,12 +11,25 @@ from pathlib import Path
 from rgbd_fusion_seg.errors import InputError
 
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
-"""Fast DDS reads the first one from Jazzy on, the second on Humble."""
+"""Fast DDS 3 reads the first one, Fast DDS 2 the second."""
+_FAST_DDS_2 = ('humble', 'iron', 'jazzy')
 
 
 def ros_is_sourced(environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether the setup script of a ROS installation was sourced in this shell."""
-    return bool(environ.get('ROS_DISTRO'))
+    """Tell whether the setup script of a ROS installation was sourced in this shell.
+
+    Docker images of ROS set ROS_DISTRO by themselves, for shells that source nothing, too.
+    """
+    return bool(environ.get('ROS_DISTRO') and environ.get('AMENT_PREFIX_PATH'))
+
+
+def profile_variable(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the variable by which Fast DDS is told its profile here.
+
+    Only that one: Fast DDS 3 warns about the old name, Fast DDS 2 does not know the new one.
+    """
+    older = ros_is_sourced(environ) and environ['ROS_DISTRO'] in _FAST_DDS_2
+    return PROFILE_VARIABLES[1 if older else 0]
 
 
 def rclpy_path() -> Path | None:
@@ -55,6 +68,7 @@ def local_environment(domain_id: int) -> dict[str, str]:
     env = dict(os.environ)
     env.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)
     if not ros_is_sourced():
+        env.pop('ROS_DISTRO', None)  # of another ROS than that of the wheels
         others = env.get('AMENT_PREFIX_PATH', '')
         env['AMENT_PREFIX_PATH'] = f'{sys.prefix}{os.pathsep}{others}' if others else sys.prefix
         env.setdefault('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp')
@@ -62,9 +76,7 @@ def local_environment(domain_id: int) -> dict[str, str]:
     # Iron and later read the first one, Humble the second.
     env['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     env['ROS_LOCALHOST_ONLY'] = '1'
-    profile = fastdds_profile()
-    if profile is not None and not any(env.get(name) for name in PROFILE_VARIABLES):
-        # Only the one that this Fast DDS reads: later ones warn about the old name.
-        older = env.get('ROS_DISTRO') in ('humble', 'iron')
-        env[PROFILE_VARIABLES[1 if older else 0]] = str(profile)
+    profile, name = fastdds_profile(), profile_variable(env)
+    if profile is not None and not env.get(name):
+        env[name] = str(profile)
     return env

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from bundles import CLASS_NAMES, MEAN, MEAN_M, STD, tiny_card, write_bundle
 
+from rgbd_fusion_seg import bundle as bundle_module
 from rgbd_fusion_seg.bundle import FusedForm, file_sha256, load_bundle
 from rgbd_fusion_seg.errors import BundleError
 from rgbd_fusion_seg.locations import bundle_folders, list_bundles
@@ -197,7 +198,13 @@ def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path):
         load_bundle(tmp_path)
 
 
-@pytest.mark.parametrize('text', ['{unclosed: [', '- just\n- a list\n', '\x00'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        *('{unclosed: [', '- just\n- a list\n', '\x00', 'a: 1\n---\nb: 2\n'),
+        *('made: 2026-13-01\n', 'format: !!int one\n', 'made: !!timestamp today\n', 3000 * '['),
+    ],
+)
 def test_cards_that_cannot_be_read(tmp_path: Path, text):
     folder = write_bundle(tmp_path / 'bad')
     (folder / 'model.yaml').write_text(text)
@@ -283,6 +290,7 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('depth.range_m', [1.0], 'depth.range_m'),
         ('depth.range_m', [8.0, 0.5], 'depth.range_m'),
         ('inputs.rgb.mean', [1.0, 2.0, 10**400], 'inputs.rgb.mean'),
+        ('inputs', {'rgb': {}, 1: {}, None: {}}, 'inputs'),
         ('inputs.rgb.std', [1.0, 2.0, 1e39], 'inputs.rgb.std'),
         ('name', 5, 'name'),
         ('name', '', 'name'),
@@ -375,3 +383,19 @@ def test_a_home_of_another_user_is_no_obstacle(tmp_path: Path):
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout == '/nonexistent/rgbd_fusion_seg\n', done.stderr
+
+
+@pytest.mark.parametrize('given', ['~nobody-of-that-name/bundle', 'x' * 300])
+def test_paths_that_cannot_be_are_told(given):
+    with pytest.raises(BundleError, match='cannot be reached') as caught:
+        load_bundle(given)
+    assert '\n' not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_told(tiny_bundle: Path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(bundle_module, 'file_sha256', refused)
+    with pytest.raises(BundleError, match=r'cannot be read \(.*Permission denied.*model\.onnx'):
+        load_bundle(tiny_bundle)

@@ -20,6 +20,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     write_engine,
 )
 from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
+from rgbd_fusion_seg.ros_environment import PROFILE_VARIABLES
 
 
 @pytest.fixture(autouse=True)
@@ -203,16 +204,25 @@ def test_rclpy_is_told_apart(monkeypatch):
 def test_a_sourced_ros_beside_wheels_is_told(monkeypatch, distro, wheel, told):
     pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
     monkeypatch.setenv('ROS_DISTRO', distro)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', '/opt/ros/jazzy')
     monkeypatch.setattr(doctor, '_wheel_version', lambda _: wheel)
     names = [finding.name for finding in doctor.examine('absent').sections['ROS 2']]
     assert names.count('two of them') == told
 
 
-def test_dds_profile(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ('distro', 'name'),
+    [
+        ('jazzy', 'FASTRTPS_DEFAULT_PROFILES_FILE'),
+        ('kilted', 'FASTDDS_DEFAULT_PROFILES_FILE'),
+    ],
+)
+def test_dds_profile(monkeypatch, tmp_path, distro, name):
     pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
-    for variable in doctor.PROFILE_VARIABLES:
+    for variable in PROFILE_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    name = 'FASTDDS_DEFAULT_PROFILES_FILE'
+    monkeypatch.setenv('ROS_DISTRO', distro)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', '/opt/ros/any')
     unset = found(doctor.examine('absent'), 'ROS 2', name)
     assert unset.mark == 'note'
     assert 'config/fastdds.xml' in unset.text

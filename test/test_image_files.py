@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from PIL import Image
 from png_files import png
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.image_files import read_labels, read_plane
+from rgbd_fusion_seg.image_files import read_labels, read_plane, read_rgb
+from rgbd_fusion_seg.replay.folders import read_color
+from rgbd_fusion_seg.replay.messages import color_from_message
 
 
 @pytest.mark.parametrize('kind', [0, 3], ids=['grey', 'palette'])
@@ -32,3 +36,20 @@ def test_labels_are_integers(tmp_path):
     cv2.imwrite(str(path), np.ones((3, 4), np.float32))
     with pytest.raises(InputError, match=r'labels\.tiff holds float32; save labels as an 8 or 16'):
         read_labels(path)
+
+
+def test_colour_is_not_turned_by_a_tag(tmp_path):
+    """Neither depth and labels nor the calibration would be."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:8] = 255
+    upside_down = b'II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0'
+    segment = b'Exif\0\0' + upside_down
+    tag = b'\xff\xe1' + (len(segment) + 2).to_bytes(2, 'big') + segment
+    jpeg = cv2.imencode('.jpg', image)[1].tobytes()
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(jpeg[:2] + tag + jpeg[2:])
+    assert cv2.imread(str(path), cv2.IMREAD_COLOR)[:6].mean() < 10  # OpenCV obeys the tag
+    for read in (read_rgb, read_color):
+        assert read(path)[:6].mean() > 245
+    message = SimpleNamespace(format='jpeg', data=np.frombuffer(path.read_bytes(), np.uint8))
+    assert color_from_message(message, '/c')[:6].mean() > 245

@@ -15,6 +15,8 @@ from numba.core import caching, config
 from rgbd_fusion_seg import jit as jit_module
 from rgbd_fusion_seg.jit import jit
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def half(x, y):
     return x / y
@@ -110,3 +112,38 @@ def test_a_network_runs_where_nothing_can_be_written(tiny_bundle: Path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout.strip()) == (0, '(48, 64)'), done.stderr
     assert done.stderr.count('NUMBA_CACHE_DIR') == 1
+
+
+KERNELS = """
+from rgbd_fusion_seg.jit import jit
+from others import NEAR, twice
+
+@jit
+def kernel(x):
+    return twice(x) + NEAR
+
+print(kernel(1.0), sum(kernel.stats.cache_hits.values()))
+"""
+
+
+def test_what_other_files_give_a_kernel_is_compiled_anew(tmp_path: Path):
+    (tmp_path / 'kernels.py').write_text(KERNELS)
+
+    def run(near: float, factor: int) -> list[str]:
+        others = 'from rgbd_fusion_seg.jit import jit\n\n@jit\ndef twice(x):\n'
+        text = f'{others}    return {factor} * x\n\nNEAR = {near}\n'
+        (tmp_path / 'others.py').write_text(text)
+        folders = [str(ROOT), str(tmp_path)]
+        env = os.environ | {
+            'PYTHONPATH': os.pathsep.join(folders),
+            'NUMBA_CACHE_DIR': str(tmp_path / 'cache'),
+        }
+        command = [sys.executable, str(tmp_path / 'kernels.py')]
+        return subprocess.run(
+            command, env=env, check=True, capture_output=True, text=True
+        ).stdout.split()
+
+    assert run(0.5, 2) == ['2.5', '0']
+    assert run(0.5, 2) == ['2.5', '1']
+    assert run(0.25, 2) == ['2.25', '0']
+    assert run(0.25, 3) == ['3.25', '0']

@@ -44,7 +44,7 @@ def test_what_the_user_set_is_kept(monkeypatch):
 
 
 def test_a_sourced_ros_is_left_as_it_is(monkeypatch):
-    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    monkeypatch.setenv('ROS_DISTRO', 'kilted')
     monkeypatch.setenv('AMENT_PREFIX_PATH', '/opt/ros/jazzy')
     monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_cyclonedds_cpp')
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/mine.xml')
@@ -54,10 +54,22 @@ def test_a_sourced_ros_is_left_as_it_is(monkeypatch):
     assert env['FASTDDS_DEFAULT_PROFILES_FILE'] == '/mine.xml'
 
 
-def test_humble_reads_the_profile_by_its_old_name(monkeypatch):
-    monkeypatch.setenv('ROS_DISTRO', 'humble')
+@pytest.mark.parametrize('distro', ['humble', 'jazzy'])
+def test_fast_dds_2_reads_the_profile_by_its_old_name(monkeypatch, distro):
+    """Its source, up to 2.14 of Jazzy, knows no other."""
+    monkeypatch.setenv('ROS_DISTRO', distro)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', f'/opt/ros/{distro}')
+    monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/mine.xml')
     env = local_environment(1)
     assert Path(env['FASTRTPS_DEFAULT_PROFILES_FILE']).is_file()
+
+
+def test_a_container_that_names_a_ros_has_not_sourced_it(monkeypatch):
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    env = local_environment(1)
+    assert env['AMENT_PREFIX_PATH'] == sys.prefix
+    assert 'FASTDDS_DEFAULT_PROFILES_FILE' in env
+    assert 'ROS_DISTRO' not in env
 
 
 def test_no_ros(monkeypatch):

@@ -13,6 +13,7 @@ import yaml
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.yaml_text import parse_yaml
 
 _MATRIX_KEYS = ('camera_matrix', 'cameraMatrix', 'k', 'K', 'intrinsics')
 _WIDTH_KEYS = ('image_width', 'width')
@@ -71,7 +72,7 @@ def load_calibration(path: Path) -> Calibration:
         if path.suffix in ('.yaml', '.yml'):
             return _from_yaml(text, path)
         return _from_matrix(np.array(text.split(), dtype=np.float64), None, None, path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise InputError(f'the calibration file {path} cannot be read: {reason}') from error
 
@@ -79,7 +80,7 @@ def load_calibration(path: Path) -> Calibration:
 def _from_yaml(text: str, path: Path) -> Calibration:
     # OpenCV writes a header and tags that are not YAML 1.1, and ros2 topic echo a final ---.
     text = re.sub(r'\A%YAML.*\n|!![\w-]+', '', text)
-    card = next(yaml.safe_load_all(text), None)
+    card = parse_yaml(text, first=True)
     if not isinstance(card, dict):
         raise InputError(f'the calibration file {path} is not a YAML mapping')
     matrix = _first(card, _MATRIX_KEYS)

@@ -14,6 +14,7 @@ import numpy as np
 
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import SENSORS, RgbdFrame
+from rgbd_fusion_seg.image_files import AS_STORED
 from rgbd_fusion_seg.replay.calibration import Calibration, load_calibration
 from rgbd_fusion_seg.replay.single_sensor import alone_advice, intrinsics_of, read_images
 
@@ -182,7 +183,7 @@ def read_color(path: Path) -> np.ndarray:
     Raises:
         InputError: not an image.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = cv2.imread(str(path), AS_STORED)
     if image is None:
         raise InputError(f'{path} cannot be read as an image; replace or remove it')
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -11,6 +11,7 @@ import numpy as np
 from rgbd_fusion_seg.depth import depth_to_metres
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.image_decoding import decode_image, stamp_to_ns, to_rgb
+from rgbd_fusion_seg.image_files import AS_STORED
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
@@ -37,7 +38,7 @@ def color_from_message(message: Any, topic: str) -> np.ndarray:
         return to_rgb(_raw(message, topic), message.encoding, topic)
     if 'compresseddepth' in message.format.lower():
         raise FrameError(f'{topic} holds compressed depth, not colour; name the colour topic')
-    return cv2.cvtColor(_imdecode(message.data, cv2.IMREAD_COLOR, topic), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(_imdecode(message.data, AS_STORED, topic), cv2.COLOR_BGR2RGB)
 
 
 def depth_from_message(message: Any, topic: str) -> np.ndarray:

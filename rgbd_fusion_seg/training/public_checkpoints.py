@@ -38,6 +38,7 @@ from rgbd_fusion_seg.training.public_names import SYSTEMS, Variant
 from rgbd_fusion_seg.training.public_weights import translate
 from rgbd_fusion_seg.training.run_checks import check_sides
 from rgbd_fusion_seg.training.tf_checkpoint import read_tf_checkpoint
+from rgbd_fusion_seg.yaml_text import parse_yaml
 
 
 def import_weights(
@@ -264,7 +265,7 @@ def _without(index: int, values: Tensor, shape: Sequence[int]) -> Tensor:
 def _read_classes(path: Path) -> ClassSet:
     """Read names and colours of classes from YAML."""
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = parse_yaml(path.read_text(encoding='utf-8'))
         names = tuple(str(name) for name in content['names'])
         colors = np.array(content.get('colors', _colors(len(names))), np.uint8)
         return ClassSet(content.get('name', path.stem), names, colors.reshape(-1, 3))

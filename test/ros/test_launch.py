@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from rgbd_fusion_seg.demo import DEMO_SEED
+from rgbd_fusion_seg.ros_environment import PROFILE_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 HAS_LAUNCH = all(importlib.util.find_spec(name) for name in ('launch', 'launch_ros'))
@@ -97,6 +98,9 @@ def fake_launch():
             if name == 'LaunchConfiguration':
                 kind = LaunchConfiguration
             setattr(modules[module], name, kind)
+    packages = modules['ament_index_python.packages'] = ModuleType('ament_index_python.packages')
+    packages.PackageNotFoundError = type('PackageNotFoundError', (KeyError,), {})
+    packages.get_package_share_directory = lambda name: f'/opt/ros/jazzy/share/{name}'
     return modules
 
 
@@ -199,6 +203,20 @@ def test_rviz_sees_what_a_namespace_holds(load, camera):
     assert remapped['/depth_registered/image_rect'].startswith(depth)
 
 
+def test_the_node_starts_where_rviz_is_not_installed(load, monkeypatch):
+    module = load('segmentation')
+
+    def absent(name):
+        raise module.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, 'get_package_share_directory', absent)
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    (node,) = started(module, camera='oak', rviz='true')
+    assert node.kwargs['executable'] == 'segmentation_node'
+    (told,) = module.rviz_actions('camera', [], '')
+    assert 'ros-jazzy-rviz2' in told.kwargs['msg']
+
+
 def test_rviz_needs_no_remapping_without_a_namespace(load):
     _, rviz = started(load('segmentation'), camera='synthetic', rviz='true')
     assert rviz.kwargs['remappings'] == []
@@ -225,14 +243,19 @@ def environment(module):
 
 def test_fast_dds_profile_is_set_only_where_unset(load, monkeypatch):
     module = load('segmentation')
-    for name in module.PROFILE_VARIABLES:
+    for name in PROFILE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('ROS_DISTRO', 'humble')
-    assert list(environment(module)) == ['FASTRTPS_DEFAULT_PROFILES_FILE']
-    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    monkeypatch.setenv('AMENT_PREFIX_PATH', '/opt/ros/any')
+    for distro in ('humble', 'iron', 'jazzy'):
+        monkeypatch.setenv('ROS_DISTRO', distro)
+        assert list(environment(module)) == ['FASTRTPS_DEFAULT_PROFILES_FILE']
+    monkeypatch.setenv('ROS_DISTRO', 'kilted')
     ((name, profile),) = environment(module).items()
     assert name == 'FASTDDS_DEFAULT_PROFILES_FILE'
     assert ElementTree.parse(profile).getroot().tag.endswith('dds')
+    # One that this Fast DDS does not read is not set up.
+    monkeypatch.setenv('FASTRTPS_DEFAULT_PROFILES_FILE', '/my/own.xml')
+    assert list(environment(module)) == ['FASTDDS_DEFAULT_PROFILES_FILE']
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/my/own.xml')
     assert environment(module) == {}
 

@@ -23,6 +23,7 @@ from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
 from rgbd_fusion_seg.replay.calibration import load_calibration
 from rgbd_fusion_seg.training.datasets import files
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
+from rgbd_fusion_seg.yaml_text import parse_yaml
 
 UNITS_M = {'mm': 0.001, 'm': 1.0}
 CAMERA_KEYS = ('fx', 'fy', 'cx', 'cy', 'width', 'height')
@@ -315,7 +316,7 @@ def _read_config(file: Path) -> FolderConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FolderConfig, 'data')
     try:
-        content = yaml.safe_load(file.read_text(encoding='utf-8'))
+        content = parse_yaml(file.read_text(encoding='utf-8'))
         _require_texts(file, content)
         # A key without a value is as one that is not there.
         if isinstance(content, dict):
