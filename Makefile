@@ -1,7 +1,7 @@
 # One virtual environment serves all: a second call finds it ready.
 #   make demo    a synthetic camera and the segmentation node over real DDS, 20 s -> demo_output/
 #   make test    unit and system tests        make lint    ruff and import-linter
-#   make bench   benchmarks/results/*.json    make clean   what make made
+#   make bench   -> bench_output/*.json       make clean   what make made
 # PYTHON=python3.12 chooses the interpreter, VENV=path the environment; a sourced ROS has its own.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -45,7 +45,7 @@ bench: $(VENV)/.ready-test
 	@set -e; for script in benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo_output .pytest_cache .ruff_cache .import_linter_cache \
+	rm -rf $(VENV) build *.egg-info demo_output bench_output .pytest_cache .ruff_cache .import_linter_cache \
 	       .hypothesis
 	find rgbd_fusion_seg test benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=50)
     parser.add_argument('--load', type=int, default=1, help='busy processes (default: 1)')
     parser.add_argument('--clock', choices=CLOCKS, default='wall')
-    parser.add_argument('--out', type=Path, default=HERE / 'results' / 'engines.json')
+    parser.add_argument('--out', type=Path, default=measure.OUTPUT / 'engines.json')
     options = parser.parse_args()
     bundle = load_bundle(options.bundle)
     result: dict[str, Any] = {'bundle': bundle.name, 'clock': options.clock}

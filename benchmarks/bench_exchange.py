@@ -32,7 +32,6 @@ from rgbd_fusion_seg.cli.arguments import size as parse_size
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph
 
-RESULTS = Path(__file__).resolve().parent / 'results'
 NUM_CLASSES = 40
 SHARES = (0.04, 0.3)
 """Exchanged channels: in the authors' log 8 % of the penalised half; CEN's fixed portion."""
@@ -83,7 +82,7 @@ def main() -> None:
         shape = {**parts_of(options), 'size': size, 'batch': options.batch}
         on_gpu = options.device.startswith('cuda')
         device = torch.cuda.get_device_name(options.device) if on_gpu else 'cpu'
-        out = options.out or RESULTS / ('exchange_cuda.json' if on_gpu else 'exchange.json')
+        out = options.out or measure.OUTPUT / ('exchange_cuda.json' if on_gpu else 'exchange.json')
         measure.write(out, {**shape, 'device': device, **result})
         print(f'wrote {out}')
 

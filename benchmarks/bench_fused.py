@@ -34,8 +34,6 @@ from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 
-RESULTS = Path(__file__).resolve().parent / 'results'
-
 
 def main() -> None:
     """Measure, print a table, write the result."""
@@ -49,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     by_default = arguments.backend == 'onnxruntime'
     name = 'fused.json' if by_default else f'fused_{arguments.backend}.json'
-    out = arguments.out or RESULTS / name
+    out = arguments.out or measure.OUTPUT / name
     kernels.warm_up()
     frames, source = frames_from(arguments.frames, arguments.count)
     height, width = frames[0].depth.shape

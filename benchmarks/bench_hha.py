@@ -46,7 +46,7 @@ def depth_image() -> tuple[np.ndarray, str]:
 def main() -> None:
     """Measure, print a table, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='benchmarks/results/hha.json', help='result file')
+    parser.add_argument('--out', type=Path, default=measure.OUTPUT / 'hha.json')
     parser.add_argument('--repeats', type=int, default=200, help='rounds of what is fast')
     parser.add_argument('--reference-repeats', type=int, default=5, help='rounds with reference')
     options = parser.parse_args()

@@ -27,7 +27,6 @@ from rgbd_fusion_seg.training.cost import empty_network, gflops
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network, parameter_count
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 
-RESULTS = Path(__file__).resolve().parent / 'results'
 NUM_CLASSES = 40
 
 
@@ -49,7 +48,7 @@ def main() -> None:
         rows[name] = row = measured(name, options.size, device, options.compile, options.repeats)
         title = f'{name}: {row["parameters"] / 1e6:.2f} M parameters, {row["gflops"]} GFLOP'
         tqdm.write(f'{title}\n{measure.table(row["timing"])}\n')
-    out = options.out or RESULTS / f'networks_{device.type}.json'
+    out = options.out or measure.OUTPUT / f'networks_{device.type}.json'
     measure.write(
         out,
         {

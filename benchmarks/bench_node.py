@@ -40,7 +40,6 @@ from rgbd_fusion_seg.ros_environment import local_environment
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room
 
 HERE = Path(__file__).resolve().parent
-RESULT = HERE / 'results' / 'node.json'
 PATIENCE_S = 60.0
 COLOR, DEPTH, INFO = 'rgb/image_rect_color', 'depth_registered/image_rect', 'rgb/camera_info'
 MASK = 'segmentation/mask'
@@ -238,6 +237,7 @@ def main() -> int:
     parser.add_argument('--bundle', default=DEFAULT_BUNDLE, help='model to run')
     parser.add_argument('--pairs', type=int, default=100, help='pairs sent one by one')
     parser.add_argument('--seconds', type=float, default=30.0, help='length of the fast stream')
+    parser.add_argument('--out', type=Path, default=measure.OUTPUT / 'node.json')
     parser.add_argument('--echo', action='store_true', help=argparse.SUPPRESS)
     options, ros_args = parser.parse_known_args()
     if options.echo:
@@ -252,8 +252,8 @@ def main() -> int:
     ):
         result = bench(options, processes)
     rclpy.try_shutdown()
-    measure.write(RESULT, result)
-    print(RESULT.read_text(encoding='utf-8'))
+    measure.write(options.out, result)
+    print(options.out.read_text(encoding='utf-8'))
     return 0
 
 

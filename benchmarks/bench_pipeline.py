@@ -27,7 +27,6 @@ from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import hha_image, hha_tensor, rgb_tensor
 
-RESULT = Path(__file__).resolve().parent / 'results' / 'pipeline.json'
 CLASSES, HEIGHT, WIDTH, STRIDE = 40, 480, 640, 8
 NUM_FRAMES = 8
 
@@ -37,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--bundle', default=DEFAULT_BUNDLE)
     parser.add_argument('--repeats', type=int, default=30)
-    parser.add_argument('--out', type=Path, default=RESULT)
+    parser.add_argument('--out', type=Path, default=measure.OUTPUT / 'pipeline.json')
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     kernels.warm_up()
@@ -46,8 +45,8 @@ def main() -> None:
     result: dict[str, Any] = {}
     try:
         bundle = load_bundle(arguments.bundle)
-        if len(bundle.inputs) < 2:
-            raise BundleError(f'{bundle.name} does not see both colour and depth')
+        if bundle.rgb is None or bundle.hha is None:
+            raise BundleError(f'{bundle.name} does not see both colour and HHA')
     except BundleError as error:
         print(f'without a bundle only labels and confidence are measured: {error}')
     else:

@@ -32,7 +32,6 @@ from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 
-RESULT = Path(__file__).resolve().parent / 'results' / 'tensorrt.json'
 LIMITS = {'outside the engine': 0.15, 'graph over kernels and copies': 1.05}
 
 
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument('--bundle', default=DEFAULT_BUNDLE)
     parser.add_argument('--frames', type=Path, help='folder or bag (default: synthetic rooms)')
     parser.add_argument('--repeats', type=int, default=100)
-    parser.add_argument('--out', type=Path, default=RESULT)
+    parser.add_argument('--out', type=Path, default=measure.OUTPUT / 'tensorrt.json')
     options = parser.parse_args()
     bundle = load_bundle(options.bundle)
     try:

@@ -42,7 +42,9 @@ TARGET = 0.7
 def main() -> None:
     """Measure each network, print tables, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', help='result file; default: one for CPUs, one for GPUs')
+    parser.add_argument(
+        '--out', type=Path, help='result file; default: one for CPUs, one for GPUs'
+    )
     parser.add_argument('--networks', nargs='+', default=['rfbnet_erfnet', 'erfnet_encoder'])
     parser.add_argument('--repeats', type=int, default=15, help='rounds')
     parser.add_argument('--batch-size', type=int, default=8)
@@ -67,7 +69,7 @@ def main() -> None:
             sys.stdout.write(f'{name}: {share:.0%} of the bare pass\n{measure.table(stats)}\n\n')
     kind = '_cuda' if trainer.fabric.device.type == 'cuda' else ''
     measure.write(
-        options.out or f'benchmarks/results/training{kind}.json',
+        options.out or measure.OUTPUT / f'training{kind}.json',
         {
             'what': 'one training step; ratio = median over rounds of time / time of the bare '
             'forward and backward pass of the same round',

@@ -18,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rgbd_fusion_seg.hardware import hardware
 from rgbd_fusion_seg.timing import in_turn, interleaved
 
-__all__ = ['hardware', 'in_turn', 'interleaved', 'table', 'write']
+__all__ = ['OUTPUT', 'hardware', 'in_turn', 'interleaved', 'table', 'write']
+
+OUTPUT = Path('bench_output')
+"""For results by default; `results/` beside this file has those that the documents tell."""
 
 
 def write(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> None:

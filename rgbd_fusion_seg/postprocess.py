@@ -29,7 +29,7 @@ def labels_and_confidence(
     rounded. Classes that can win near a pixel enter it exactly. The others, which cannot, are
     merged at every logit into their log-sum-exp, and that is interpolated; it is convex, so the
     confidence comes out a little low. Measured (``benchmarks/results/pipeline.json``): off by
-    less than 3 grey levels at 99 % of the pixels of the shipped network and by 14 at the worst,
+    less than 3 grey levels at 99 % of the pixels of the shipped network and by 12 at the worst,
     1.4 and 4 on smooth logits.
 
     Args:

@@ -78,7 +78,6 @@ def test_filling_keeps_readings_and_leaves_no_hole(depth):
     if not valid.any():
         assert not filled.any()
         return
-    near, far = np.clip(depth[valid], depths.NEAREST_M, depths.FARTHEST_M).take([0, 0])
     near = np.clip(depth[valid].min(), depths.NEAREST_M, depths.FARTHEST_M)
     far = np.clip(depth[valid].max(), depths.NEAREST_M, depths.FARTHEST_M)
     assert (filled[~valid] >= near * (1 - 1e-5)).all()

@@ -383,3 +383,18 @@ def test_a_card_names_every_constant():
         'floor_guess_above_cm', 'floor_guess_cm', 'gravity_iterations', 'gravity_radius_px',
         'gravity_thresholds_deg', 'min_depth_cm', 'no_normal_deg',
     }  # fmt: skip
+
+
+@pytest.mark.parametrize('tilt_deg', [0.05, 0.2, -0.5])
+def test_heights_follow_gravity_from_a_tenth_of_a_degree_on(tilt_deg):
+    """Of a wall eight metres away, which a tilt of 0.2 degrees lifts by three centimetres."""
+    camera = Intrinsics(500.0, 500.0, 159.5, 119.5, 320, 240)
+    wall = np.full((240, 320), 8.0, np.float32)
+    tilt = math.radians(tilt_deg)
+    gravity = np.array([0.0, math.cos(tilt), math.sin(tilt)])
+    heights = hha.encode_hha(wall, camera, gravity=gravity, camera_height=1.2)[:, 160, 1]
+    used = tilt if abs(tilt_deg) > 0.1 else 0.0
+    down = (np.arange(240) + 1 - camera.cy) * 8.0 / camera.fy
+    expected = 120 - 100 * (down * math.cos(used) + 8.0 * math.sin(used))
+    seen = (expected > 5) & (expected < 250)
+    assert np.abs(heights - expected)[seen].max() <= 0.51
