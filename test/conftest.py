@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
-import nyu_packs
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the key pythonpath came with pytest 7
+
+import nyu_packs
 
 import rgbd_fusion_seg  # noqa: F401  Before ONNX Runtime, whose reports it switches off.
 

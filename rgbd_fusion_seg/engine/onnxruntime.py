@@ -5,8 +5,8 @@ How it is set up, and why (``benchmarks/bench_engines.py`` measures it again):
 - As many threads as cores. Between two operators an idle thread waits actively for 10 us and then
   sleeps: 5 % faster than sleeping at once, and where another process takes a core, between 1 %
   faster and 8 % slower, by the hour it is measured in. Threads that wait without a limit gain no
-  more, and are a quarter slower beside that process, for they burn the time that the working thread
-  needs.
+  more, and are a quarter slower beside that process, for they burn the time that the working
+  thread needs.
 - Threads are not bound to cores: the system moves them away from a core that is taken.
 - No planning of one block for all activations: it saves no time (ratio 1.00), and as the first
   inference has filled the arena by then, the block costs 15 to 20 MB more.

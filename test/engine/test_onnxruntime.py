@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from bundles import (
@@ -24,6 +23,8 @@ from rgbd_fusion_seg import engine
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.engine import BACKENDS, available_backends, open_engine, probe_backend
 from rgbd_fusion_seg.errors import BundleError, EngineError
+
+onnx = pytest.importorskip('onnx')
 
 
 def random_inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import onnx
 import pytest
 from bundles import tiny_card, tiny_network, with_open_sizes, write_bundle
 from onnx import TensorProto, helper
@@ -35,6 +34,8 @@ pytest.importorskip('cuda.bindings.runtime', reason='needs cuda-python')
 import tensorrt_standin
 from cuda_standin import Error, HostCuda
 from tensorrt_standin import StandInTrt, plan_of
+
+onnx = pytest.importorskip('onnx')
 
 FIXED = (
     EngineTensor('rgb', 'input', 'float32', (1, 3, 48, 64)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from bundles import write_bundle
 from gpu_engines import build_for
 
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
@@ -34,6 +33,8 @@ def flavour(request: pytest.FixtureRequest, gpu: Device) -> str:
 @pytest.fixture(scope='session')
 def built(flavour: str, gpu: Device, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     """The tiny bundle with its engine in float32, which the flavour can run on this GPU."""
+    from bundles import write_bundle  # which needs onnx
+
     folder = write_bundle(tmp_path_factory.mktemp('gpu') / 'tiny')
     bundle = load_bundle(folder)
     build_for(bundle, flavour, gpu)

@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
-from scipy.spatial.transform import Rotation
 
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.ros.camera_pose import FloorFrame, pose_above_floor
 from rgbd_fusion_seg.ros.diagnostics import Health
 from rgbd_fusion_seg.ros.stream import Stream
+
+Rotation = pytest.importorskip('scipy.spatial.transform', reason='needs SciPy').Rotation
 
 LEVEL = Rotation.from_matrix([[0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 """Of a level camera that looks along the floor's x axis: optical axes to those of REP 103."""

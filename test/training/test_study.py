@@ -14,9 +14,10 @@ from pathlib import Path
 import cv2
 import pytest
 import yaml
-from jsonargparse import ArgumentParser
 
 torch = pytest.importorskip('torch')
+
+from jsonargparse import ArgumentParser  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
 from rgbd_fusion_seg.training import study as study_module  # noqa: E402
