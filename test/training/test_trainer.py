@@ -757,7 +757,7 @@ def test_an_output_that_is_a_file_is_refused_before_anything_is_prepared(
     (tmp_path / 'file').write_text('')
     monkeypatch.setattr(trainer, 'prepare_frames', None)
     with pytest.raises(InputError, match=r'file(/deeper)? cannot be a folder, for .*/file is'):
-        Trainer(run_config(f'file/{below}'))
+        trainer.train(run_config(f'file/{below}'))
 
 
 @pytest.mark.parametrize(
@@ -779,7 +779,7 @@ def test_groups_that_cannot_be_are_refused_before_anything_is_prepared(
 def test_an_output_that_may_not_be_written_to_is_refused(run_config, tmp_path):
     (tmp_path / 'closed').mkdir(mode=0o500)
     with pytest.raises(InputError, match='closed may not be written to'):
-        Trainer(run_config('closed/run'))
+        trainer.train(run_config('closed/run'))
 
 
 def test_a_fusion_network_starts_from_unimodal_ones(run_config):
