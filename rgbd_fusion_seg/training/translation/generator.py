@@ -27,7 +27,6 @@ from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import Maps, each
 from rgbd_fusion_seg.training.networks.multimodal import SoftmaxEnsemble
-from rgbd_fusion_seg.training.networks.ssma import Concatenation
 from rgbd_fusion_seg.training.networks.stage_fusion import Alignment
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig
 from rgbd_fusion_seg.training.translation.fusions import (
@@ -226,10 +225,12 @@ class Translator(nn.Module):
                 )
 
     def _initialise(self) -> None:
-        """Draw as pix2pix does: convolutions of N(0, 0.02), but those that begin as a mean."""
+        """Draw as pix2pix does: convolutions of N(0, 0.02), those of fusions too.
+
+        A concatenation could begin as the mean of its maps, as it does in segmentation, but that
+        costs it a tenth (docs/results.md).
+        """
         for module in self.modules():
-            if isinstance(module, Concatenation):  # has its start, see `make_aggregation`
-                continue
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, 0, INITIAL_STD)
         if self.config.initial_scales == 'uniform':
