@@ -231,7 +231,7 @@ def test_parts_take_the_options_of_the_whole(folder):
     frame = room()
     with Segmenter(folder, 'onnxruntime', min_confidence=200, num_threads=1) as opened:
         result = opened.segment(frame, only='rgb')
-        assert opened._opened_alone('rgb').engine_name == opened.engine_name
+        assert opened.engine_names_alone == {'rgb': opened.engine_name}
     assert ((result.labels == 255) == (result.confidence < 200)).all()
     assert (result.labels == 255).any()
 

@@ -147,6 +147,7 @@ def test_one_camera_stops_and_comes_back(rig, folder, lost, left, topic, words):
             assert np.array_equal(mask[..., 0], both.segment(rig.sent[stamp]).labels)
     client.wait_for(lambda: client.statuses[-1].level == b'\x00', 'no problem left')
     assert int(client.values()[f'masks from {only} alone']) >= 4
+    assert client.values()[f'engine for {left} alone'].startswith('onnxruntime (CPU')
     output = rig.node.output()
     assert output.count(f'labels rest on {rests}') == 1
     assert output.count(f'images arrive on /losing/{topic} again') == 1
