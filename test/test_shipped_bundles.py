@@ -66,7 +66,8 @@ def test_weights_to_train_on_from_are_those_of_the_graph(folder):
     with closing(open_engine(bundle, 'onnxruntime')) as engine, torch.no_grad():
         theirs = engine.infer(**{n: np.ascontiguousarray(v) for n, v in x.items()})
         ours = checkpoint.build()({n: torch.tensor(v) for n, v in x.items()}).numpy()
-    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    # Both are kept in 16 bits, the graph's weights with the norms folded into them.
+    np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
