@@ -5,6 +5,7 @@ and camera_info_topic replace single ones.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,30 @@ def rviz_actions(frame: str, pairs: list[tuple[str, str]], namespace: str) -> li
     ]
 
 
+def typed(argument: str, text: str, kind: Callable[[str], Any]) -> Any:
+    """Return the value of a launch argument in the type of its parameter."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise RuntimeError(f'{argument}:={text} is not a number; write it as 0.4') from None
+
+
 def make_actions(context: LaunchContext) -> list[Action]:
     """Return the actions for the values of the launch arguments."""
 
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    camera = value('camera')
+    camera, params_file = value('camera'), value('params_file')
+    if not os.path.isfile(params_file):  # launch itself only warns, and the node has defaults
+        raise RuntimeError(
+            f'params_file:={params_file} is not there; give the path of a YAML file'
+        )
     pairs = remappings(camera, {key: value(f'{key}_topic') for key in TOPICS.values()})
     parameters = {
-        name: kind(value(given)) for given, (name, kind) in GIVEN.items() if value(given)
+        name: typed(given, value(given), kind)
+        for given, (name, kind) in GIVEN.items()
+        if value(given)
     }
     actions = [
         LogInfo(msg=f'camera {camera} needs: {CAMERAS[camera]["needs"]}'),
@@ -118,7 +133,7 @@ def make_actions(context: LaunchContext) -> list[Action]:
             executable='segmentation_node',
             name='segmentation_node',
             namespace=value('namespace'),
-            parameters=[value('params_file'), *([parameters] if parameters else [])],
+            parameters=[params_file, *([parameters] if parameters else [])],
             remappings=pairs,
             output='screen',
         ),

@@ -1,7 +1,7 @@
 """What the launch files would start.
 
-ROS's launch cannot be installed from a Python package index; where it is absent, stand-ins record
-how the files call it.
+ROS's launch cannot be installed from a Python package index: stand-ins record how the files call
+it, and where it is installed, it builds them too.
 """
 
 from __future__ import annotations
@@ -106,8 +106,6 @@ def fake_launch():
 
 @pytest.fixture
 def load(monkeypatch):
-    if HAS_LAUNCH:
-        pytest.skip('ROS launch is installed: test_launch_file_is_accepted_by_ros2 uses it')
     for name, module in fake_launch().items():
         monkeypatch.setitem(sys.modules, name, module)
 
@@ -168,9 +166,21 @@ def test_arguments_become_parameters(load):
     }
 
 
-def test_what_is_not_said_is_left_to_the_file(load):
-    (node,) = started(load('segmentation'), params_file='mine.yaml')
-    assert node.kwargs['parameters'] == ['mine.yaml']
+def test_what_is_not_said_is_left_to_the_file(load, tmp_path):
+    mine = tmp_path / 'mine.yaml'
+    mine.touch()
+    (node,) = started(load('segmentation'), params_file=str(mine))
+    assert node.kwargs['parameters'] == [str(mine)]
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [{'params_file': '/nowhere/mine.yaml'}, {'camera_height': 'low'}, {'camera_height': '0,4'}],
+)
+def test_wrong_arguments_are_named(load, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(RuntimeError, match=f'{name}:={value} is not'):
+        started(load('segmentation'), **wrong)
 
 
 def test_rviz_sees_the_cameras_depth(load):
@@ -284,6 +294,34 @@ def test_launch_file_is_accepted_by_ros2(name):
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "'bundle'" in shown
     assert "'rviz'" in shown
+
+
+@pytest.mark.parametrize('name', ['segmentation', 'demo'])
+@pytest.mark.skipif(not HAS_LAUNCH, reason="ROS's launch is not installed")
+def test_ros_itself_builds_what_the_launch_file_says(name):
+    import launch
+
+    found = []
+
+    def build(entity, context):
+        found.append(entity)
+        if type(entity).__name__ == 'Node':
+            entity._perform_substitutions(context)
+            return
+        for inner in entity.visit(context) or ():
+            build(inner, context)
+
+    source = launch.launch_description_sources.PythonLaunchDescriptionSource(
+        str(ROOT / f'launch/{name}.launch.py')
+    )
+    build(launch.actions.IncludeLaunchDescription(source), launch.LaunchContext())
+    nodes = [e for e in found if type(e).__name__ == 'Node']
+    executables = {'segmentation_node', *(['synthetic_camera'] if name == 'demo' else [])}
+    assert executables <= {node.node_executable for node in nodes}
+    (ours,) = [node for node in nodes if node.node_executable == 'segmentation_node']
+    camera = 'synthetic' if name == 'demo' else 'realsense'
+    topics = [] if name == 'demo' else list(zip(OURS, PRESETS[camera], strict=True))
+    assert list(ours.expanded_remapping_rules or []) == topics
 
 
 def test_wrappers_are_executable_and_name_real_modules():
