@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.training.networks.branches import Maps, SharedBatchNorm2d
+from rgbd_fusion_seg.training.networks.branches import (
+    Maps,
+    SharedBatchNorm2d,
+    normalise_together,
+)
 
 
 class CpuSyncBatchNorm2d(nn.BatchNorm2d):
@@ -38,8 +43,8 @@ class SharedCpuSyncBatchNorm2d(SharedBatchNorm2d):
     """`SharedBatchNorm2d` with the statistics of the batches of all processes."""
 
     def forward(self, maps: Maps) -> list[Tensor]:
-        """Normalise each branch's map."""
-        return [CpuSyncBatchNorm2d.forward(self, x) for x in maps]
+        """Normalise the branches' maps, which have one shape."""
+        return normalise_together(self, partial(CpuSyncBatchNorm2d.forward, self), maps)
 
 
 def synchronise_norms_on_cpus(network: nn.Module) -> nn.Module:

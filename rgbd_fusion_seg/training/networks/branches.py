@@ -1,4 +1,4 @@
-"""Layers of networks with one branch for each modality (CEN §3.2, AsymFusion §3.2).
+"""Layers of networks with one branch for each modality (CEN §3.4, AsymFusion §3.1).
 
 A layer takes the list of the M branches' feature maps and returns such a list. Convolutions are
 shared by the branches, batch norms are each branch's own; either can be chosen otherwise (CEN
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Maps = Sequence[Tensor]
@@ -28,21 +29,36 @@ class SharedConv2d(nn.Conv2d):
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """One batch norm for all branches: scale, shift and running statistics are common.
 
-    In training each branch is normalised by the statistics of its own batch, and all of them
-    enter the running ones.
+    In training all branches are normalised by the statistics of their batches taken together, as
+    the running ones will do it: by its own batch, each branch would be another one when scored.
     """
 
     def forward(self, maps: Maps) -> list[Tensor]:
-        """Normalise each branch's map."""
-        return [nn.BatchNorm2d.forward(self, x) for x in maps]
+        """Normalise the branches' maps, which have one shape."""
+        return normalise_together(self, super().forward, maps)
 
 
 class SharedSyncBatchNorm2d(nn.SyncBatchNorm):
     """`SharedBatchNorm2d` with the statistics of the batches of all processes."""
 
     def forward(self, maps: Maps) -> list[Tensor]:
-        """Normalise each branch's map."""
-        return [nn.SyncBatchNorm.forward(self, x) for x in maps]
+        """Normalise the branches' maps, which have one shape."""
+        return normalise_together(self, super().forward, maps)
+
+
+def normalise_together(
+    norm: nn.Module, normalise: Callable[[Tensor], Tensor], maps: Maps
+) -> list[Tensor]:
+    """Normalise the maps of all branches, in training as one batch.
+
+    Args:
+        norm: that does it.
+        normalise: its way with one batch, (N, C, h, w) -> the same.
+        maps: of one shape.
+    """
+    if not norm.training:  # constants; a deployed graph need not join and part
+        return [normalise(x) for x in maps]
+    return list(normalise(torch.cat(list(maps))).chunk(len(maps)))
 
 
 def synchronise_norms(network: nn.Module) -> nn.Module:
