@@ -99,6 +99,8 @@ class ModelBundle:
         weights_path: the ONNX file.
         weights_sha256: its hash, in hexadecimal.
         metrics: as on the card.
+        temperature: what logits are divided by before their softmax is the confidence, so that
+            it is right as often as it says; 1 where the card has none.
         fused: what the graph does beside the network; None: it is the network.
         single_sensor: by modality, the bundles inside this one that answer from it alone, for
             when the other sensor is lost.
@@ -117,6 +119,7 @@ class ModelBundle:
     weights_path: Path
     weights_sha256: str
     metrics: Mapping[str, Any] = field(repr=False)
+    temperature: float = 1.0
     fused: FusedForm | None = None
     depth: TensorInput | None = None
     single_sensor: Mapping[str, ModelBundle] = field(default_factory=dict, repr=False)
@@ -318,6 +321,7 @@ def _validated(card: Card, folder: Path) -> ModelBundle:
         weights_path=weights,
         weights_sha256=sha256,
         metrics=card.get('metrics', dict),
+        temperature=_temperature(card),
         fused=_fused(card, inputs, dynamic) if 'fused' in card.card else None,
         single_sensor=_single_sensor(card, folder, inputs, names),
     )
@@ -328,6 +332,15 @@ def _depth_range(card: Card) -> tuple[float, float]:
     if not 0 <= near < far:
         raise card.wrong('depth.range_m', [near, far])
     return near, far
+
+
+def _temperature(card: Card) -> float:
+    if 'confidence' not in card.card:
+        return 1.0
+    temperature = card.get('confidence.temperature', (int, float))
+    if not 0.01 <= temperature <= 100:  # no network is so sure of itself, or so unsure
+        raise card.wrong('confidence.temperature', temperature)
+    return float(temperature)
 
 
 def _inputs(card: Card) -> dict[str, TensorInput]:

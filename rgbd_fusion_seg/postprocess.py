@@ -16,7 +16,7 @@ before their probability is interpolated; see :func:`labels_and_confidence`."""
 
 
 def labels_and_confidence(
-    logits: np.ndarray, height: int, width: int
+    logits: np.ndarray, height: int, width: int, temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Interpolate logits to the image, take the winning class and its probability.
 
@@ -35,6 +35,9 @@ def labels_and_confidence(
     Args:
         logits: float32 (1, K, h, w), K at most 255.
         height, width: size of the result in pixels.
+        temperature: the confidence is that of the logits divided by it (C. Guo et al., On
+            Calibration of Modern Neural Networks, ICML 2017, section 4.2). Labels stay, but for
+            ties by round-off.
 
     Returns:
         Labels and confidence, uint8 (height, width). A pixel that touches a logit which is not
@@ -51,6 +54,8 @@ def labels_and_confidence(
     if not 1 <= logits.shape[1] <= UNLABELLED:
         raise EngineError(f'{logits.shape[1]} classes do not fit into an 8-bit label image')
     scores = np.ascontiguousarray(logits[0])
+    if temperature != 1:
+        scores = scores / np.float32(temperature)
     bad = None
     if not np.isfinite(scores.sum()):  # the sum may also overflow: then `bad` is all False
         bad = ~np.isfinite(scores).all(axis=0)

@@ -241,7 +241,7 @@ class Segmenter:
         clock.finish('preprocess')
         logits = self._engine.infer(**tensors)
         clock.finish('inference')
-        return labels_and_confidence(logits, *frame.depth.shape)
+        return labels_and_confidence(logits, *frame.depth.shape, self.bundle.temperature)
 
     def _run_fused(
         self,

@@ -53,6 +53,7 @@ def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path):
     assert bundle.hha.mean.tolist() == [MEAN] * 3
     assert bundle.hha.std.tolist() == [STD] * 3
     assert bundle.logits_shape == (1, 4, 6, 8)
+    assert bundle.temperature == 1
     assert bundle.depth_range_m == (0.5, 8.0)
     assert bundle.weights_path == tiny_bundle / 'model.onnx'
     assert bundle.weights_sha256 == file_sha256(bundle.weights_path)
@@ -136,6 +137,7 @@ def test_the_forms_of_a_network_alone_are_its_tensors(tiny_bundle: Path):
 
 
 FUSED = {'width': 160, 'height': 120, 'hha': False, 'base': {'name': 'tiny', 'sha256': 'ab'}}
+NO_TEMPERATURES = (0, -1.5, float('nan'), 10**400, True, '1.2')
 GEOMETRY = {
     'depth': ('float32', (1, 120, 160)),
     'intrinsics': ('float32', (4,)),
@@ -287,6 +289,7 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('dynamic', {'batch': True, 'size': 1, 'multiple': 16}, 'dynamic.size'),
         ('output.stride', 7, 'output.stride'),
         ('output.stride', -8, 'output.stride'),
+        *(('confidence', {'temperature': x}, 'confidence.temperature') for x in NO_TEMPERATURES),
         ('depth.range_m', [1.0], 'depth.range_m'),
         ('depth.range_m', [8.0, 0.5], 'depth.range_m'),
         ('inputs.rgb.mean', [1.0, 2.0, 10**400], 'inputs.rgb.mean'),

@@ -137,6 +137,17 @@ def test_confidence_of_known_probabilities():
     assert (confidence == 153).all()
 
 
+@pytest.mark.parametrize('temperature', [0.5, 1.3, 4.0])
+def test_a_temperature_changes_the_confidence_and_no_label(temperature):
+    logits = smooth(40, 30, 40)
+    plain, _ = labels_and_confidence(logits, 240, 320)
+    labels, confidence = labels_and_confidence(logits, 240, 320, temperature)
+    exact = softmax_of_winner(upsampled_by_torch(logits, 240, 320) / temperature)
+    assert (labels == plain).all()
+    assert np.abs(confidence - exact).mean() < 1
+    assert np.abs(confidence - exact).max() < 20
+
+
 def test_certainty_is_255_and_logits_may_be_huge():
     logits = np.zeros((1, 3, 2, 2), np.float32)
     logits[0, 2], logits[0, 0] = 1e30, -1e30

@@ -130,6 +130,17 @@ def test_holes_do_not_change_labels_around_them(segmenter):
     )
 
 
+def test_the_temperature_on_the_card_makes_the_confidence(tmp_path: Path, segmenter):
+    card = tiny_card() | {'confidence': {'temperature': 40}}
+    frame = half_lit_room(240, 320)
+    sure = segmenter.segment(frame, LEVEL)
+    with Segmenter(write_bundle(tmp_path / 'calibrated', card)) as calibrated:
+        result = calibrated.segment(frame, LEVEL)
+    assert np.array_equal(result.labels, sure.labels)
+    assert (result.confidence <= sure.confidence).all()
+    assert result.confidence.mean() < sure.confidence.mean() - 20
+
+
 def test_pixels_below_the_wanted_confidence_are_unlabelled(tiny_bundle: Path, segmenter):
     frame = half_lit_room(240, 320)
     everything = segmenter.segment(frame, LEVEL)

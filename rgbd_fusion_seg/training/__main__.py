@@ -20,6 +20,7 @@ COMMANDS = {
     'prepare': 'datasets.prepare',
     'train': 'trainer',
     'evaluate': 'evaluation',
+    'calibrate': 'calibration',
     'inspect': 'inspection',
     'export': 'export',
     'import-weights': 'public_checkpoints',

@@ -212,7 +212,7 @@ def evaluate(
     predictor = open_predictor(model, scales, flip, device, backend)
     with contextlib.closing(predictor):
         for source in sources.values():
-            check_classes(predictor, source, model)
+            check_classes(predictor.classes.names, source, model)
         if output is not None:
             make_folder(output)
         sets = []
@@ -243,13 +243,13 @@ def scored_sources(data: DataConfig) -> dict[str, FrameSource]:
     return sources
 
 
-def check_classes(predictor: Predictor, source: FrameSource, model: Path) -> None:
+def check_classes(ours: Sequence[str], source: FrameSource, model: Path) -> None:
     """Refuse a model that tells other classes apart than the data.
 
     Raises:
         InputError: names or order differ.
     """
-    ours, theirs = predictor.classes.names, source.classes.names
+    theirs = source.classes.names
     if ours == theirs:
         return
     pairs = zip(ours, theirs, strict=False)

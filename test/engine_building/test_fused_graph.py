@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -109,10 +110,11 @@ def labelled(bundle: ModelBundle, logits: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize('frame', [(48, 64), (121, 161), (240, 320)])
-@pytest.mark.parametrize('scale', [0.5, 4.0])
-def test_labels_and_confidence_are_those_of_torch(tmp_path, frame, scale):
+@pytest.mark.parametrize(('scale', 'temperature'), [(0.5, 1.0), (4.0, 1.0), (4.0, 1.5)])
+def test_labels_and_confidence_are_those_of_torch(tmp_path, frame, scale, temperature):
     torch = pytest.importorskip('torch')
-    bundle = fuse(bundle_of(tmp_path / 'base', 48, 64, 40), tmp_path / 'fused', frame[::-1])
+    base = replace(bundle_of(tmp_path / 'base', 48, 64, 40), temperature=temperature)
+    bundle = fuse(base, tmp_path / 'fused', frame[::-1])
     rng = np.random.default_rng(0)
     logits = scale * rng.standard_normal((1, 40, 6, 8), dtype=np.float32)
     upsampled = torch.nn.functional.interpolate(
@@ -124,7 +126,7 @@ def test_labels_and_confidence_are_those_of_torch(tmp_path, frame, scale):
     assert decided.mean() > 0.99
     assert np.array_equal(labels[decided], upsampled[0].argmax(0).numpy()[decided])
     assert np.array_equal(labels, labels_and_confidence(logits, *frame)[0]) or not decided.all()
-    exact = 255 * upsampled[0].double().softmax(0).amax(0).numpy()
+    exact = 255 * (upsampled[0].double() / temperature).softmax(0).amax(0).numpy()
     assert np.abs(confidence - exact).max() < 0.501
 
 

@@ -279,7 +279,7 @@ def test_the_command_leaves_void_out_of_erfnet(tmp_path, erfnet, erfnet_weights,
         assert np.abs(ours.numpy() - theirs[:, :19]).max() <= 1e-4 * np.abs(theirs).max()
     with contextlib.closing(open_predictor(output, device='cpu')) as predictor:
         source = types.SimpleNamespace(name='cityscapes-val', classes=CITYSCAPES19)
-        check_classes(predictor, source, output)
+        check_classes(predictor.classes.names, source, output)
 
 
 @pytest.mark.parametrize('system', ['adapnetpp', 'ssma'])

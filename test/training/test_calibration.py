@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('onnx', reason='making bundles needs onnx')
+
+from bundles import tiny_card, tiny_network, write_bundle  # noqa: E402
+
+from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
+from rgbd_fusion_seg.training.calibration import (  # noqa: E402
+    Pixels,
+    calibrate,
+    calibration,
+    calibration_error,
+    joined,
+    temperature_of,
+)
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
+from rgbd_fusion_seg.training.datasets import open_dataset  # noqa: E402
+from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
+
+
+def frames_of(temperature: float, count: int = 16, pixels: int = 4000) -> list[Pixels]:
+    """Frames whose truth is drawn from the softmax of the logits over a temperature."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(count, pixels, 6, generator=generator)
+    probabilities = (logits / temperature).softmax(-1).view(-1, 6)
+    truth = torch.multinomial(probabilities, 1, generator=generator).view(count, pixels)
+    return [Pixels(*frame) for frame in zip(logits, truth, strict=True)]
+
+
+@pytest.mark.parametrize('temperature', [0.6, 1.0, 1.7])
+def test_the_temperature_that_the_truth_was_drawn_with_is_found(temperature):
+    frames = frames_of(temperature)
+    found = calibration(frames)
+    assert found['temperature'] == pytest.approx(temperature, rel=0.02)
+    assert found['error_after'] < 0.01
+    assert (found['error_before'] > 0.05) == (temperature != 1)
+
+
+def test_the_error_is_the_distance_of_confidence_and_accuracy():
+    logits = torch.tensor([0.9, 0.1]).log().expand(1000, 2)
+    truth = (torch.arange(1000) >= 700).long()  # right of 70 %, and 90 % sure
+    assert calibration_error(Pixels(logits, truth)) == pytest.approx(0.2, abs=1e-5)
+    # 7/10 = sigmoid(ln 9 / T)
+    expected = np.log(9) / np.log(7 / 3)
+    assert temperature_of(Pixels(logits, truth)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_error_after_is_of_frames_that_the_temperature_is_not_from():
+    """Halves of opposite needs: what suits the one makes the other worse than it was."""
+    sure, unsure = frames_of(0.5, 2), frames_of(3.0, 2)
+    found = calibration([sure[0], unsure[0], sure[1], unsure[1]])
+    errors = [calibration_error(joined(sure), 3.0), calibration_error(joined(unsure), 0.5)]
+    assert found['error_after'] == pytest.approx(np.mean(errors), abs=0.01)
+    assert found['error_after'] > found['error_before']
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    card = tiny_card()
+    card['classes'] = [
+        {'name': name, 'color': color.tolist()}
+        for name, color in zip(NYU40.names, NYU40.colors, strict=True)
+    ]
+    return write_bundle(tmp_path / 'forty', card, tiny_network(num_classes=40))
+
+
+def test_the_command_writes_what_the_runtime_divides_by(bundle, nyu_pack, capsys):
+    data = DataConfig(DatasetConfig(folder=str(nyu_pack)), synthetic_test_frames=0)
+    frame = open_dataset(data.dataset, 'test')[0].frame
+    with Segmenter(bundle) as segmenter:
+        before = segmenter.segment(frame)
+    calibrate(bundle, data)
+    assert 'confidence' not in load_bundle(bundle).card
+    calibrate(bundle, data, write=True)
+    written = load_bundle(bundle)
+    assert written.card['confidence']['measured_with'].startswith('2 frames of nyudv2_test, 1000')
+    assert f'{written.temperature:.3f}' in capsys.readouterr().out
+    # The pack's labels have nothing to do with brightness: no class deserves confidence.
+    assert written.temperature > 2
+    with Segmenter(written) as segmenter:
+        after = segmenter.segment(frame)
+    assert np.array_equal(after.labels, before.labels)
+    assert after.confidence.mean() < before.confidence.mean() - 20
+
+
+def test_what_cannot_be_calibrated_on_is_refused(bundle, tiny_bundle, nyu_pack):
+    data = DataConfig(DatasetConfig(folder=str(nyu_pack)), synthetic_test_frames=0)
+    with pytest.raises(InputError, match=r'1 frames with labels .* 2 are the least'):
+        calibrate(bundle, data, every=2)
+    with pytest.raises(InputError, match='every and pixels must be 1 or more, not 1, 0'):
+        calibrate(bundle, data, pixels=0)
+    with pytest.raises(InputError, match=r'tells 4 classes apart and .* has 40'):
+        calibrate(tiny_bundle, data)
