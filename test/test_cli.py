@@ -76,6 +76,48 @@ def test_segment_knows_where_the_camera_is(folder, tiny_bundle, tmp_path):
     np.testing.assert_array_equal(labels, expected)
 
 
+UNITS = {
+    'depth scale': (
+        ('--depth-scale', 1),
+        'f0: the median depth is 2500 m',
+        '--depth-scale (0.001',
+    ),
+    'trained range': (('--depth-scale', 0.0001), 'f0: the median depth is 0.25 m', '0.5 to 8.0 m'),
+    'intrinsics': (('--intrinsics', '0.11,0.11,63,47'), 'view of 180 by 180 degrees', 'in pixels'),
+    'principal point': (('--intrinsics', '110,110,0,0'), 'point (0, 0) outside', 'of 128x96'),
+    'camera height': (('--camera-height', 43), 'the camera is said to be 43 m', 'give metres'),
+}
+
+
+@pytest.mark.parametrize('kind', UNITS)
+def test_segment_tells_once_of_another_unit(folder, tiny_bundle, tmp_path, kind, caplog):
+    given, *words = UNITS[kind]
+    arguments = ('--bundle', tiny_bundle, '--no-video', '--output', tmp_path / 'out')
+    assert run('segment', folder, *arguments) == 0
+    assert not [r for r in caplog.records if r.levelname == 'WARNING']
+    assert run('segment', folder, *arguments, *given) == 0
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+    assert all(word in warning for word in words)
+
+
+def test_segment_tells_of_another_unit_in_a_bag(folder, tiny_bundle, tmp_path, caplog):
+    bag = tmp_path / 'bag'
+    assert run('bag', folder, bag, '--depth-scale', 0.025) == 0  # 16 bits hold no more
+    arguments = ('--bundle', tiny_bundle, '--no-video', '--output', tmp_path / 'out')
+    assert run('segment', bag, *arguments) == 0
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+    assert 'the median depth is 62.5 m; 16UC1 must hold millimetres' in warning
+
+
+def test_units_matter_to_no_label_of_colour_alone(folder, tiny_bundle, tmp_path, caplog):
+    parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
+    bundle = parts.write_with_parts(tmp_path / 'parts')
+    arguments = ('--bundle', bundle, '--no-video', '--output', tmp_path / 'out')
+    given = ('--depth-scale', 1, '--intrinsics', '0.11,0.11,63,47', '--camera-height', 43)
+    assert run('segment', folder, *arguments, *given, '--only', 'rgb') == 0
+    assert not [r for r in caplog.records if r.levelname == 'WARNING']
+
+
 def test_segment_labels_from_one_sensor_alone(folder, tiny_bundle, tmp_path, capsys):
     parts = pytest.importorskip('single_sensor_bundles', reason='making bundles needs onnx')
     bundle = parts.write_with_parts(tmp_path / 'parts')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,13 @@ from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame, Segmentation
+from rgbd_fusion_seg.plausibility import (
+    camera_fault,
+    depth_statistics,
+    height_fault,
+    training_range_fault,
+    unit_fault,
+)
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.bag_files import is_bag
 from rgbd_fusion_seg.replay.bags import BagFrames
@@ -36,6 +44,8 @@ from rgbd_fusion_seg.replay.report import Value, write_table
 from rgbd_fusion_seg.replay.topics import BagTopics
 from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores, truth_of_topic
 from rgbd_fusion_seg.segmenter import Segmenter
+
+_log = logging.getLogger(__name__)
 
 _MOMENTS = 6
 
@@ -185,16 +195,63 @@ def segment_recording(
     writer = _Writer(output, segmenter, video, truth, stamped=source.topics is not None)
     total = _most_frames(source, max_frames)
     moments = set(evenly(total, _MOMENTS))
+    doubts = _Doubts(source, segmenter.bundle, only, camera_height)
     began_s = time.monotonic()
     with (
         writer,
         progress_bar(total=total, desc='segmenting', unit='frame', disable=not progress) as bar,
     ):
         for index, frame in enumerate(islice(source, max_frames)):
+            doubts.look(source.name(index), frame)
             result = segmenter.segment(frame, gravity, only, camera_height)
             writer.write(source.name(index), frame, result, in_sheet=index in moments)
             bar.update()
     return writer.finish(source, time.monotonic() - began_s)
+
+
+class _Doubts:
+    """Says what looks like another unit, each kind once a run: labels would be wrong in silence.
+
+    Args:
+        source: of the frames.
+        bundle: what will label them.
+        only: the sensor that it is asked to label from, see `sole_sensor`; colour alone needs
+            neither depth nor calibration.
+        camera_height: that was given, if any.
+    """
+
+    def __init__(
+        self, source: FrameSource, bundle: ModelBundle, only: str, camera_height: float | None
+    ) -> None:
+        self._range_m, self._told = bundle.depth_range_m, set[str]()
+        self._sees_depth = sole_sensor(bundle, only) != 'rgb'
+        self._units = (
+            'one unit of the depth images is another, give --depth-scale (0.001 for millimetres)'
+            if source.topics is None
+            else '16UC1 must hold millimetres and 32FC1 metres (REP 118), check what recorded it'
+        )
+        if self._sees_depth and (fault := height_fault(camera_height)):
+            _log.warning(fault)
+
+    def look(self, name: str, frame: RgbdFrame) -> None:
+        if not self._sees_depth:
+            return
+        median_m = depth_statistics(frame.depth).median_m
+        if fault := unit_fault(median_m):
+            self._tell('unit', f'{name}: {fault}; {self._units}')
+        elif fault := training_range_fault(median_m, self._range_m):
+            self._tell('range', f'{name}: {fault}')
+        if fault := camera_fault(frame.intrinsics):
+            self._tell(
+                'camera',
+                f'{name}: the intrinsics give {fault}; they are in pixels, of an image of '
+                f'{frame.intrinsics.width}x{frame.intrinsics.height}',
+            )
+
+    def _tell(self, kind: str, sentence: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            _log.warning(sentence)
 
 
 def _most_frames(source: FrameSource, max_frames: int | None) -> int:

@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 from rgbd_fusion_seg.errors import EngineError, FrameError, RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info, stamp_to_ns
+from rgbd_fusion_seg.plausibility import camera_fault, height_fault
 from rgbd_fusion_seg.ros.camera_pose import CameraPose, FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
 from rgbd_fusion_seg.ros.images import (
@@ -30,8 +31,6 @@ from rgbd_fusion_seg.segmenter import Segmenter
 
 CLOCK_JUMPED = 'clock jumped'
 """Why pairs are dropped whose stamps belong to a time that is over."""
-PLAUSIBLE_FIELD_OF_VIEW_DEG = (5.0, 170.0)
-"""No pinhole camera of a robot sees less or more, across or down."""
 _VARYING = re.compile(
     r"""(?<!\w)'(?:[^'\\]|\\.)*'|(?<!\w)"(?:[^"\\]|\\.)*"|0x[0-9a-f]+|[-+.\d]+"""
 )
@@ -216,7 +215,12 @@ class PairProcessor:
     def _pose(self, frame: RgbdFrame) -> CameraPose:
         """Return what is known of the camera's pose; it matters to HHA alone."""
         if self._floor is None:
-            return CameraPose(height_m=self._config.camera.height_m or None)
+            height_m = self._config.camera.height_m or None
+            if fault := height_fault(height_m):
+                self._health.complain(
+                    'camera height', f'camera.height_m: {fault}', log_period_s=inf
+                )
+            return CameraPose(height_m=height_m)
         try:
             return self._floor.pose_of(frame.frame_id)
         except FrameError as error:
@@ -301,14 +305,7 @@ class PairProcessor:
 
     def _check_plausible(self, intrinsics: Intrinsics, source: str) -> None:
         i = intrinsics
-        narrowest, widest = PLAUSIBLE_FIELD_OF_VIEW_DEG
-        seen_deg = i.fields_of_view_deg
-        fault = ''
-        if not (0 < i.cx < i.width and 0 < i.cy < i.height):
-            fault = f'the principal point ({i.cx:.6g}, {i.cy:.6g}) outside the image'
-        elif min(seen_deg) < narrowest or max(seen_deg) > widest:
-            fault = f'a field of view of {seen_deg[0]:.3g} by {seen_deg[1]:.3g} degrees'
-        if fault:
+        if fault := camera_fault(i):
             self._health.complain(
                 'implausible intrinsics',
                 f'{source} gives a camera of {i.width}x{i.height} pixels {fault}; check the '

@@ -266,6 +266,16 @@ def test_parameters_that_no_camera_has_are_told(tiny_bundle):
     assert told.startswith('the section camera of the parameters gives a camera of 64x48 pixels')
 
 
+@pytest.mark.parametrize(('height_m', 'told'), [(1.2, False), (43.0, True)])
+def test_a_height_that_no_camera_has_is_told_once(tiny_bundle, height_m, told):
+    bench = Bench(tiny_bundle, SegmentationConfig(camera=CameraConfig(height_m=height_m)))
+    for _ in range(2):
+        bench.processor.process(bench.pair())
+    assert len(bench.outputs.published) == 2
+    sentence = 'camera.height_m: the camera is said to be 43 m above the floor; give metres'
+    assert bench.log == [sentence] * told
+
+
 @pytest.mark.parametrize(
     ('error', 'reason', 'words'),
     [

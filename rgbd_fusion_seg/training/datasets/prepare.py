@@ -11,6 +11,7 @@ import numpy as np
 
 from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.errors import InputError, RgbdFusionSegError
+from rgbd_fusion_seg.plausibility import camera_fault
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
@@ -140,9 +141,16 @@ def check_data(config: DataConfig) -> DataCheck:
             found.faults.append(fault)
         readable = 0
         pixels = np.zeros(len(source.classes), np.int64)
+        cameras: set[str] = set()  # most data sets have one camera for all frames
         for i, frame in enumerate(_read_all(source)):
             where = frame_name(source, i)
             found.faults += [f'{where}: {fault}' for fault in frame.faults]
+            if frame.camera and frame.camera not in cameras:
+                cameras.add(frame.camera)
+                found.faults.append(
+                    f'{where}: its camera has {frame.camera}; give the intrinsics of the colour '
+                    'images in pixels'
+                )
             readable += bool(frame.digest)
             pixels += frame.class_pixels
             other_split, other = seen.setdefault(frame.digest, (split, where))
@@ -203,11 +211,15 @@ def frame_name(source: FrameSource, index: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _CheckedFrame:
-    """Faults of a frame, a digest of its colour (empty if unreadable), its label counts."""
+    """Faults of a frame, a digest of its colour (empty if unreadable), its label counts.
+
+    Besides, what its camera has that no camera has, see `camera_fault`.
+    """
 
     faults: tuple[str, ...]
     digest: bytes
     class_pixels: np.ndarray
+    camera: str = ''
 
 
 def _read_all(source: FrameSource) -> Iterator[_CheckedFrame]:
@@ -237,4 +249,4 @@ def _check_frame(source: FrameSource, index: int) -> _CheckedFrame:
         )
     digest = hashlib.blake2b(item.frame.rgb.tobytes(), digest_size=16).digest()
     counts = np.bincount(item.labels.ravel(), minlength=256)[:num_classes]
-    return _CheckedFrame(tuple(faults), digest, counts)
+    return _CheckedFrame(tuple(faults), digest, counts, camera_fault(item.frame.intrinsics))

@@ -149,6 +149,16 @@ def test_depth_of_8_bits_taken_for_millimetres_is_implausible(copy):
     assert all('median depth is 0.14 m' in fault for fault in found)
 
 
+def test_intrinsics_in_another_unit_are_told_once_a_split(copy):
+    description = yaml.safe_load((copy / 'data.yaml').read_text())
+    description['camera'] |= {'fx': 0.06, 'fy': 0.06}  # of images 64 pixels wide
+    (copy / 'data.yaml').write_text(yaml.safe_dump(description))
+    train, test = faults(copy)
+    for fault, where in ((train, 'tiny-train frame 0'), (test, 'tiny-test frame 8')):
+        assert fault.startswith(f'{where}: its camera has a field of view of 180 by 180 degrees')
+        assert 'pixels' in fault
+
+
 def test_both_splits_are_checked_where_one_cannot_be_opened(copy):
     (copy / 'train.txt').write_text('\n')
     cut(copy / 'rgb/9.jpg', 0.7)
