@@ -17,9 +17,9 @@ import numpy as np
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.image_files import read_rgb
 from rgbd_fusion_seg.processes import Processes
 from rgbd_fusion_seg.replay.evaluate import scores
-from rgbd_fusion_seg.replay.folders import read_color
 from rgbd_fusion_seg.replay.output_folder import refuse_foreign
 from rgbd_fusion_seg.replay.pictures import (
     VideoWriter,
@@ -228,7 +228,7 @@ def _write_pictures(
     with VideoWriter(video, rate_hz=max(1.0, len(stamps) / span_s)) as writer:
         for stamp in stamps:
             names = (f'{stamp}.color.jpg', f'{stamp}.overlay.jpg')
-            writer.write(np.hstack([read_color(folder / name) for name in names]))
+            writer.write(np.hstack([read_rgb(folder / name) for name in names]))
     sheet = output / 'contact_sheet.png'
     write_image(sheet, _contact_sheet(recording, stamps, folder, bundle))
     return [video, sheet]
@@ -240,7 +240,7 @@ def _contact_sheet(
     rows = []
     for index in evenly(len(stamps), _MOMENTS):
         start = str(folder / str(stamps[index]))
-        row = [read_color(Path(f'{start}.{kind}.jpg')) for kind in ('color', 'overlay')]
+        row = [read_rgb(Path(f'{start}.{kind}.jpg')) for kind in ('color', 'overlay')]
         truth = cv2.imread(f'{start}.truth.png', cv2.IMREAD_GRAYSCALE)
         if truth is not None:
             row.append(palette.overlay(row[0], truth, bundle.colors))

@@ -12,7 +12,7 @@ from rgbd_fusion_seg.errors import InputError
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
-_JPEG_END = b'\xff\xd9'
+_JPEG_SCAN, _JPEG_END = b'\xff\xda', b'\xff\xd9'
 _PALETTE, _GREY = 3, 0
 AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 """How to decode colour: not turned as a tag may ask, for depth and labels are not either."""
@@ -81,13 +81,24 @@ def _whole(path: Path) -> bytes:
     if data.startswith(_PNG):
         whole = _png_is_whole(data)
     elif data.startswith(_JPEG):
-        # Cameras and tools may pad a file; inside a scan these two bytes never occur.
-        whole = _JPEG_END in data[-1024:]
+        whole = _jpeg_is_whole(data)
     else:
         whole = len(data) > 0
     if not whole:
         raise InputError(f'{path} is cut short or damaged; copy it again')
     return data
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Look for the end behind the header, where a thumbnail has an end of its own.
+
+    Cameras and tools may pad a file; inside a scan the two bytes never occur.
+    """
+    at = len(_JPEG)
+    while data[at : at + 1] == b'\xff' and data[at : at + 2] != _JPEG_SCAN:
+        filled = data[at + 1 : at + 2] == b'\xff'
+        at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    return _JPEG_END in data[at:]
 
 
 def _png_is_whole(data: bytes) -> bool:

@@ -427,7 +427,7 @@ def test_damaged_image_in_the_middle(folder, tiny_bundle, tmp_path, capsys):
     (folder / 'f2.color.png').write_bytes(b'no image')
     output = tmp_path / 'out'
     assert run('segment', folder, '--bundle', tiny_bundle, '--output', output) == 1
-    assert 'f2.color.png cannot be read as an image' in capsys.readouterr().err
+    assert 'f2.color.png is no image' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

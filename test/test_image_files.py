@@ -10,7 +10,6 @@ from png_files import png
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.image_files import read_labels, read_plane, read_rgb
-from rgbd_fusion_seg.replay.folders import read_color
 from rgbd_fusion_seg.replay.messages import color_from_message
 
 
@@ -49,7 +48,22 @@ def test_colour_is_not_turned_by_a_tag(tmp_path):
     path = tmp_path / 'a.jpg'
     path.write_bytes(jpeg[:2] + tag + jpeg[2:])
     assert cv2.imread(str(path), cv2.IMREAD_COLOR)[:6].mean() < 10  # OpenCV obeys the tag
-    for read in (read_rgb, read_color):
-        assert read(path)[:6].mean() > 245
+    assert read_rgb(path)[:6].mean() > 245
     message = SimpleNamespace(format='jpeg', data=np.frombuffer(path.read_bytes(), np.uint8))
     assert color_from_message(message, '/c')[:6].mean() > 245
+
+
+def test_a_jpeg_is_whole_when_its_own_scan_ends(tmp_path):
+    """Not that of the thumbnail in its header, and whatever a camera writes behind it."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    jpeg = cv2.imencode('.jpg', image)[1].tobytes()
+    thumbnail = cv2.imencode('.jpg', image[::4, ::4])[1].tobytes()
+    segment = b'\xff\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
+    path = tmp_path / 'a.jpg'
+    for whole in (jpeg, jpeg[:2] + segment + jpeg[2:], jpeg + bytes(5000)):
+        path.write_bytes(whole)
+        np.testing.assert_array_equal(read_rgb(path), cv2.imread(str(path))[..., ::-1])
+    for length in (3, len(segment) + 2, len(segment) + len(jpeg) // 2):
+        path.write_bytes((jpeg[:2] + segment + jpeg[2:])[:length])
+        with pytest.raises(InputError, match='cut short'):
+            read_rgb(path)

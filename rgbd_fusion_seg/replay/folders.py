@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import SENSORS, RgbdFrame
-from rgbd_fusion_seg.image_files import AS_STORED
+from rgbd_fusion_seg.image_files import read_plane, read_rgb
 from rgbd_fusion_seg.replay.calibration import Calibration, load_calibration
 from rgbd_fusion_seg.replay.single_sensor import alone_advice, intrinsics_of, read_images
 
@@ -133,11 +132,12 @@ class FolderFrames:
         """Read one frame.
 
         Raises:
-            InputError: an unreadable image, or colour, depth and calibration that do not match.
+            InputError: an image that is damaged or none, or colour, depth and calibration that do
+                not match.
         """
         files, calibration = self.files[index], self._calibrations[index]
         rgb, depth = read_images(
-            files.color and partial(read_color, files.color),
+            files.color and partial(read_rgb, files.color),
             files.depth and partial(read_depth, files.depth, self._depth_scale_m),
             self._only,
         )
@@ -177,31 +177,16 @@ def _list_frames(folder: Path, only: str) -> tuple[list[FrameFiles], list[Path]]
     raise InputError(f'{folder} has no {what} images: expected {_LAYOUTS}{advice}')
 
 
-def read_color(path: Path) -> np.ndarray:
-    """Read a colour image: uint8 (H, W, 3), RGB.
-
-    Raises:
-        InputError: not an image.
-    """
-    image = cv2.imread(str(path), AS_STORED)
-    if image is None:
-        raise InputError(f'{path} cannot be read as an image; replace or remove it')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
 def read_depth(path: Path, depth_scale_m: float = DEPTH_SCALE_M) -> np.ndarray:
     """Read a 16-bit depth image: float32 (H, W) in metres, 0 = no reading.
 
     Raises:
-        InputError: not an image, or not one of 16 bits and one channel.
+        InputError: as `image_files.read_plane`, or not of 16 bits.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise InputError(f'{path} cannot be read as an image; replace or remove it')
-    if image.dtype != np.uint16 or image.ndim != 2:
+    image = read_plane(path)
+    if image.dtype != np.uint16:
         raise InputError(
-            f'{path} is not a depth image: it must have 16 bits and one channel, '
-            f'it has {image.dtype} and shape {image.shape}'
+            f'{path} is not a depth image: it must have 16 bits, it has {image.dtype}'
         )
     depth = image * np.float32(depth_scale_m)
     depth[image == _SATURATED] = 0

@@ -132,6 +132,15 @@ def damage(folder, what):
         (folder / 'camera-intrinsics.txt').write_text('0 0 15 0 0 11 0 0 1')
     elif what == 'broken colour':
         (folder / 'frame-1.color.png').write_bytes(b'not an image')
+    elif what == 'cut colour':  # decoders paint what is missing grey
+        image = cv2.imencode('.jpg', frame_pixels(1)[0])[1]
+        (folder / 'frame-1.color.jpg').write_bytes(image[: len(image) * 2 // 3])
+    elif what == 'cut depth':
+        path = folder / 'frame-1.depth.png'
+        path.write_bytes(path.read_bytes()[:-20])
+    elif what == 'colour as depth':
+        image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        cv2.imwrite(str(folder / 'frame-1.depth.png'), image)
     elif what == 'broken depth':
         (folder / 'frame-1.depth.png').write_bytes(b'')
     elif what == '8-bit depth':
@@ -150,8 +159,11 @@ def damage(folder, what):
         ('short calibration', 'camera-intrinsics.txt must have 9 numbers, it has 3'),
         ('calibration of words', 'camera-intrinsics.txt cannot be read'),
         ('zero focal length', 'frame-0.*focal lengths must be positive'),
-        ('broken colour', 'frame-1.color.png cannot be read as an image'),
-        ('broken depth', 'frame-1.depth.png cannot be read as an image'),
+        ('broken colour', 'frame-1.color.png is no image'),
+        ('broken depth', 'frame-1.depth.png is cut short'),
+        ('cut colour', 'frame-1.color.jpg is cut short or damaged'),
+        ('cut depth', 'frame-1.depth.png is cut short or damaged'),
+        ('colour as depth', 'frame-1.depth.png has 3 channels'),
         ('8-bit depth', 'frame-1.depth.png is not a depth image.*16 bits'),
         ('other size', 'frame-1.*colour is 32x24 but depth is 16x24'),
     ],
