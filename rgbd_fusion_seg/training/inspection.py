@@ -22,7 +22,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.training import inspection_pictures as pictures
 from rgbd_fusion_seg.training.checkpoints import (
-    checkpoint_in,
+    find_checkpoint,
     load_checkpoint,
     make_folder,
     write_output,
@@ -96,8 +96,8 @@ def inspect(
     set, whose terms hold for them too.
 
     Args:
-        model: a run's folder, or a .safetensors file that the train command wrote; the log of
-            the run is looked for beside it.
+        model: a run's folder, a .safetensors file that the train command wrote, or the folder or
+            name of a bundle that has one; the log of the run is looked for beside it.
         data: the data set that frames are taken from; needed where `frames` is not 0.
         output: folder; default: inspection/ beside the checkpoint.
         frames: of the test split, evenly spread, whose feature maps are drawn.
@@ -106,11 +106,12 @@ def inspect(
         device: 'auto', 'cpu', 'cuda'.
 
     Raises:
-        InputError: no checkpoint, an unknown block, or data that cannot be read.
+        InputError: no checkpoint, a bundle without one, an unknown block, or data that cannot be
+            read.
     """
     if frames < 0:
         raise InputError(f'frames must be 0 or more, not {frames}')
-    path = checkpoint_in(model)
+    path = find_checkpoint(model)
     info = load_checkpoint(path).info
     with contextlib.closing(open_predictor(path, device=device)) as predictor:
         network = predictor.network

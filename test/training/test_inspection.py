@@ -107,6 +107,21 @@ def test_a_run_of_cen_is_told_in_numbers_and_pictures(tmp_path, data):
     np.testing.assert_allclose(history['ensemble']['rgb'], [[10, 20], [0.6, 0.7]])
 
 
+def test_the_checkpoint_of_a_bundle_is_found_by_folder_and_name(tmp_path, data, monkeypatch):
+    bundle = tmp_path / 'models' / 'mine'
+    bundle.mkdir(parents=True)
+    trained('erfnet_encoder', bundle).rename(bundle / 'checkpoint.safetensors')
+    (bundle / 'model.yaml').write_text('{}')
+    monkeypatch.setenv('RGBD_FUSION_SEG_MODELS', str(tmp_path / 'models'))
+    for model in (bundle, Path('mine')):
+        inspect(model, data, output=tmp_path / 'out', frames=0)
+        summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+        assert summary['model']['path'] == str(bundle / 'checkpoint.safetensors')
+    (bundle / 'checkpoint.safetensors').unlink()
+    with pytest.raises(InputError, match=r'mine has no checkpoint\.safetensors'):
+        inspect(bundle, data, frames=0)
+
+
 def test_maps_are_those_that_the_network_exchanges(tmp_path, data):
     with_depth = trained('cen', tmp_path, modalities=['rgb', 'depth'])
     predictor = open_predictor(with_depth, device='cpu')
