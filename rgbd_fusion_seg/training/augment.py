@@ -58,21 +58,25 @@ class AugmentConfig:
     """How training views are drawn.
 
     Args:
-        min_zoom, max_zoom: the view shows 1/zoom of the frame along an axis, log-uniform; below
-            1 it shows more than there is, and the rest is void.
+        min_zoom: smallest zoom, a factor: the view shows 1/zoom of the frame along an axis,
+            log-uniform; below 1 it shows more than there is, and the rest is void.
+        max_zoom: largest zoom, a factor.
         whole: share of views that show the whole frame.
         aspect: the two axes' zooms differ by up to this factor.
         flip: share of views that are mirrored.
         max_rotation_deg: largest rotation to either side; corners without image are void.
         depth_scaling: a zoom brings the scene nearer instead of narrowing the lens, so HHA's
             disparity grows with it, and depth in metres shrinks.
-        brightness, contrast, saturation, hue: half-widths of the colour jitter; hue in
-            degrees, the others as factors.
+        brightness: half-width of its jitter, as a factor: 0.3 is 0.7 to 1.3.
+        contrast: half-width of its jitter, as a factor.
+        saturation: half-width of its jitter, as a factor.
+        hue: half-width of its jitter, in degrees.
         noise: largest standard deviation of Gaussian noise on colour, in grey levels.
         hha_shift: largest shift of disparity and height, in grey levels; the angle is measured,
             the other two depend on the sensor and on the floor's being in sight.
-        drop_rgb, drop_hha: share of views whose colour is black, or whose HHA and depth are those
-            of a frame without readings, as when a sensor fails; never both.
+        drop_rgb: share of views, 0..1, whose colour is black, as when a camera fails.
+        drop_hha: share of views, 0..1, whose HHA and depth are those of a frame without readings;
+            never those whose colour is black.
         depth_noise: largest standard deviation of Gaussian noise on depth in metres, at 1 m. It
             grows with the square, as that of structured light and stereo; 1.4 mm for a Kinect
             (Khoshelham and Elberink, Sensors 2012).

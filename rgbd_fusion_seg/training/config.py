@@ -19,13 +19,15 @@ class NetworkConfig:
     """The network.
 
     Args:
-        name: a key of `networks.NETWORKS`.
-        options: its own options.
+        name: which: erfnet_encoder, erfnet, ssma_erfnet, rfbnet_erfnet, adapnetpp, ssma_adapnetpp,
+            rfbnet_adapnetpp, multimodal, cen, asymfusion or stage_fusion.
+        options: its own options; docs/networks.md has them.
         init_from: checkpoint of the same network whose weights the run starts from: a
             .safetensors file, a run's folder, or the folder or name of a bundle that has one. Of
             other classes, those of the same names are taken over.
-        init_rgb, init_hha: checkpoints of the unimodal networks on the same backbone whose
-            encoders a fusion network starts from, as the RFBNet paper does (§IV-B).
+        init_rgb: checkpoint of the network of colour on the same backbone whose encoder a fusion
+            network starts from, as the RFBNet paper does (§IV-B).
+        init_hha: the same of the network of HHA.
         init_backbone: a ResNet that torchvision or others trained, by torchvision's names (.pth
             or .safetensors): the encoder of every branch starts from it. For networks of branches
             on a ResNet; their option `freeze_norms` then keeps its statistics, as CEN's code does.
@@ -44,11 +46,12 @@ class DatasetConfig:
     """A data set on disk.
 
     Args:
-        name: a key of `datasets.DATASETS`.
+        name: nyudv2, sunrgbd, scannet, cityscapes, synthetic, folder or, for translation,
+            taskonomy.
         folder: where it is; for 'folder', the YAML file that describes it.
         options: the reader's own options.
-        train_split, test_split: which splits to train and to score on; default: the data
-            set's own.
+        train_split: name of the split to train on; default: the data set's own.
+        test_split: name of the split to score on; default: the data set's own.
     """
 
     name: str = 'nyudv2'
@@ -68,7 +71,8 @@ class DataConfig:
         synthetic_share: their share of the drawn training views, 0..1, 1 excluded.
         synthetic_test_frames: views of held-out rooms to be scored on.
         cache: folder for prepared frames.
-        width, height: size of the network's colour input.
+        width: of the network's colour input, in pixels.
+        height: of the network's colour input, in pixels.
         workers: loader processes; a GPU keeps one busy with drawing views of resident frames,
             and several with reading others.
         resident: keep all frames in the device's memory and augment them there: 'auto' on a
@@ -136,10 +140,10 @@ class OptimiserConfig:
         weight_decay: of convolutions.
         decay_all: it is that of norms, biases and all else too, as in CEN's public code.
         momentum: of 'sgd'.
-        schedule: 'poly' (1 - progress) ** power, 'step' by `gamma` at `milestones`, 'constant'.
+        schedule: 'poly' (1 - progress) ** power, 'step' by gamma at milestones, 'constant'.
         power: exponent of 'poly'.
-        milestones, gamma: shares of the run at which 'step' multiplies the rate by gamma, which
-            is one number or one for each milestone.
+        milestones: shares of the run, 0..1, at which 'step' multiplies the rate.
+        gamma: factor that 'step' multiplies it by: one number, or one for each milestone.
         warmup: share of the run with linearly rising learning rate.
         clip_norm: largest norm of the gradient; 0 = no clipping.
         ema: decay of the averaged weights that are evaluated and exported; 0 = no averaging.
@@ -192,8 +196,8 @@ class LossConfig:
         class_weight: c of the class weights 1 / ln(c + frequency) of ENet; smaller c gives
             rare classes more weight, 0 turns the weights off.
         stride: the loss is taken at 1/stride of the network's input.
-        auxiliary: factor on the weights of the network's auxiliary predictions
-            (`auxiliary_weights` of the network); 0 trains without them.
+        auxiliary: factor on the weights of the network's auxiliary predictions, which the network
+            sets; 0 trains without them.
     """
 
     class_weight: float = 1.05

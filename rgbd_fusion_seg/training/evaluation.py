@@ -192,7 +192,7 @@ def evaluate(
         pictures: how many of the worst frames to draw, and half as many of the best.
         write: write the scores into the bundle's card.
         device: of a checkpoint's network: 'auto', 'cpu', 'cuda'.
-        backend: of a bundle: see the runtime's `--backend`.
+        backend: inference engine of a bundle; "rgbd-fusion-seg doctor" lists them.
 
     Raises:
         InputError: options or data that cannot be used, or a model of other classes.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,11 +12,13 @@ import yaml
 
 torch = pytest.importorskip('torch')
 
+from jsonargparse import CLI, capture_parser  # noqa: E402
+
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
-from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
+from rgbd_fusion_seg.training.__main__ import Parser, functions, main  # noqa: E402
 from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig  # noqa: E402
-from rgbd_fusion_seg.training.datasets import cache  # noqa: E402
-from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.datasets import DATASETS, cache  # noqa: E402
+from rgbd_fusion_seg.training.networks import NETWORKS, build_network  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
     build_optimiser,
     parameter_groups,
@@ -23,6 +27,7 @@ from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig  # noqa: E402
 from rgbd_fusion_seg.training.translation.domains import DOMAINS  # noqa: E402
 from rgbd_fusion_seg.training.translation.generator import Translator  # noqa: E402
+from rgbd_fusion_seg.training.translation.sources import IMAGE_READERS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSLATION_CONFIGS = sorted((ROOT / 'config' / 'training').glob('*transl*.yaml'))
@@ -223,6 +228,38 @@ def test_data_that_is_not_there_is_one_sentence(tmp_path):
     assert 'nowhere' in last
     assert 'Traceback' not in result.stderr
     assert result.stdout.strip().splitlines()[-1] == '[]'
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """Option of a command -> what its help says, of all commands."""
+    monkeypatch.setattr('sys.argv', ['training'])
+    commands = functions()
+    parser = capture_parser(lambda: CLI(commands, as_positional=False, parser_class=Parser))
+    (chosen,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    assert chosen.choices.keys() == commands.keys()
+    return {
+        f'{name} --{action.dest}': action.help or ''
+        for name, command in chosen.choices.items()
+        for action in command._actions
+        if action.option_strings
+    }
+
+
+def test_every_option_of_every_command_is_explained(options):
+    assert len(options) > 300
+    assert [option for option, text in options.items() if len(text) < 5] == []
+    # Names of Python objects tell a user of the command line nothing.
+    modules = re.compile(r'`\w+\.\w+|`[A-Z]{2}')
+    assert [option for option, text in options.items() if modules.search(text)] == []
+
+
+def test_help_names_all_networks_and_data_sets(options):
+    for option, known in (
+        ('train --run.network.name', NETWORKS),
+        ('prepare --data.dataset.name', {**DATASETS, **IMAGE_READERS}),
+    ):
+        assert {*re.findall(r'\w+', options[option])} >= {*known}
 
 
 def test_help_tells_what_options_mean(training):

@@ -24,7 +24,8 @@ class GeneratorConfig:
     Args:
         width: channels of the first layer; the papers' is 64.
         depth: layers of the encoder, and of the decoder; images of 2**depth pixels end in one.
-        encoders, decoders: convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
+        encoders: their convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
+        decoders: their convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
         encoder_norms: 'per_stream', or 'shared' by the streams of an encoder (TPAMI Table 11).
         decoder_norms: 'per_stream', as in the public code and the TPAMI version, or 'shared' by
             the streams of a decoder, as the texts of CEN (§4.2) and AsymFusion (§4.2) say.
@@ -38,10 +39,10 @@ class GeneratorConfig:
         penalised: scales under the l1 penalty, each stream's 'own' part or 'all' (TPAMI Fig. 10),
             which the paper's form then looks at, too.
         sparsity: λ of it; 0: none.
-        form: of exchanges, 'public' or 'paper', see `networks.cen`.
+        form: of exchanges, as in the 'public' code or the 'paper', see docs/networks.md.
         initial_scales: of norms behind which channels are exchanged: 'one', or 'uniform' draws
-            from 0 to 1, see `networks.cen.ChannelExchangingNetwork`.
-        split: of AsymFusion, 'public' or 'paper', see `networks.asymfusion`.
+            from 0 to 1.
+        split: of AsymFusion, as in the 'public' code or the 'paper', see docs/networks.md.
         align_weight: of the alignment in the loss. Open.
         dropout: of the first three layers of the decoder.
     """
@@ -131,8 +132,8 @@ class TranslationConfig:
 
     Args:
         output: folder for checkpoints, TensorBoard events and scores.
-        inputs, targets: image domains, see `domains.DOMAINS`; several inputs are fused for each
-            target, and a domain may be both (`streams`).
+        inputs: image domains, see docs/translation.md; several are fused for each target.
+        targets: image domains; one may be an input, too (`streams`).
         init_from: checkpoint of a translator with the same streams and generator whose weights the
             run starts from: a .safetensors file, or a run's folder.
         batch_size: views a step, over all processes.
@@ -140,9 +141,12 @@ class TranslationConfig:
         max_minutes: of training; 0 = no limit.
         evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
         save_minutes: minutes between checkpoints.
-        precision, accelerator: see `training.config.TrainConfig`.
+        precision: 'bf16-mixed', '16-mixed' (GPUs only) or '32-true'.
+        accelerator: of lightning-fabric: 'auto', 'cpu', 'cuda'.
         seed: of weights, order and views.
-        lr, beta1, beta2: of Adam.
+        lr: learning rate of Adam.
+        beta1: of Adam, decay of its mean of gradients.
+        beta2: of Adam, decay of its mean of squared gradients.
         decay_from: share of the run from which the rate falls to 0 along a line; 1, as in the
             public code, keeps it.
         reconstruction: weight of the L1 distance to the target.
