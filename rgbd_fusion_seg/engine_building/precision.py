@@ -57,13 +57,17 @@ def typed_network(
     for i, node in enumerate(model.graph):  # exporters leave names out; errors need them
         node.name = node.name or f'{node.op_type}_{i}'
     own = own_precision(model)
-    if own == 'fp32' and precision != 'fp32':
-        compute_in(model, precision)
-    elif own != precision:
+    if own not in ('fp32', precision):
         raise BundleError(
             f'the network {path} computes in {own} by its own types, which cannot be undone; '
             f'choose the precision {own}, or export the bundle in fp32'
         )
+    if own == 'fp32':
+        # In fp32 too: TensorRT takes what is cast for an input that is computed, and that of
+        # JetPack 6.2 reads a convolution's kernel size from weights that are initialisers.
+        _unfold_stored_weights(model.graph)
+    if own != precision:
+        compute_in(model, precision)
     return onnx_ir.to_proto(model).SerializeToString()
 
 
@@ -103,7 +107,7 @@ def compute_in(model: onnx_ir.Model, precision: str) -> None:
     """Put a lower precision in place of float32 everywhere but at inputs and outputs, in place.
 
     Args:
-        model: a network in float32; its weights may be stored in fp16 behind a Cast.
+        model: a network in float32, its weights too.
         precision: 'fp16' or 'bf16'.
 
     Raises:
@@ -111,7 +115,6 @@ def compute_in(model: onnx_ir.Model, precision: str) -> None:
     """
     if any(output.dtype is None for node in model.graph for output in node.outputs):
         ShapeInferencePass()(model)
-    _unfold_stored_weights(model.graph)
     _Lowering(model.graph, precision).run()
 
 

@@ -25,6 +25,7 @@ from rgbd_fusion_seg.engine.flavours import Flavour
 from rgbd_fusion_seg.engine_building import fused_graph, tensorrt_build
 from rgbd_fusion_seg.engine_building.build_options import BuildOptions
 from rgbd_fusion_seg.engine_building.build_progress import Progress
+from rgbd_fusion_seg.engine_building.precision import PRECISIONS, typed_network
 from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
 from rgbd_fusion_seg.locations import CARD_NAME
@@ -105,6 +106,16 @@ def parsed_interface(network: bytes) -> set[tuple[str, str, tuple[int, ...]]]:
     return {(t.name, mode, tuple(t.shape)) for mode, t in (*inputs, *outputs)}
 
 
+def parsed_layers(network: bytes) -> list[tuple[str, int]]:
+    """Return type and number of inputs of each layer that TensorRT's parser makes."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    parsed = trt.Builder(logger).create_network(typed)
+    assert trt.OnnxParser(parsed, logger).parse(network)
+    layers = [parsed.get_layer(i) for i in range(parsed.num_layers)]
+    return [(layer.type.name, layer.num_inputs) for layer in layers]
+
+
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, '-m', 'rgbd_fusion_seg.cli', *map(str, arguments)]
     return subprocess.Popen(
@@ -139,6 +150,18 @@ def test_shipped_bundles_build(folder, precision, tmp_path):
     assert card.onnx_sha256 == bundle.weights_sha256
     assert card.build_seconds > 0
     assert card.agreement is card.latency_ms is None
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('folder', SHIPPED, ids=lambda f: f.name)
+def test_weights_are_constants_to_tensorrt(folder, precision):
+    """A convolution whose weights are computed, if only cast, has inputs for them."""
+    bundle = load_bundle(folder)
+    layers = parsed_layers(typed_network(bundle.weights_path, precision))
+    assert {inputs for kind, inputs in layers if kind == 'CONVOLUTION'} == {1}
+    at_the_ends = len(bundle.graph_inputs) + len(bundle.graph_outputs)
+    casts = sum(kind == 'CAST' for kind, _ in layers)
+    assert casts == (0 if precision == 'fp32' else at_the_ends)
 
 
 def test_bf16(bundle):
