@@ -102,6 +102,7 @@ class HostCuda:
         properties = real.cudaDeviceProp()
         properties.name = b'Stand-in GPU'.ljust(256, b'\0')
         properties.major, properties.minor = 8, 7
+        properties.totalGlobalMem = self.memory_bytes
         return self._result('cudaGetDeviceProperties', properties)
 
     def cudaSetDevice(self, device: int) -> Result:

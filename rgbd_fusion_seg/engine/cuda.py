@@ -26,6 +26,8 @@ class Device(NamedTuple):
     name: str
     compute_capability: str
     """Such as ``8.7``."""
+    memory_mib: int = 0
+    """0 where it is not known. It tells models of one name apart; all Jetson Orins are `Orin`."""
 
     def __str__(self) -> str:
         return f'{self.name}, compute capability {self.compute_capability}'
@@ -58,6 +60,7 @@ def find_device(index: int = 0) -> Device:
         index,
         (name.decode() if isinstance(name, bytes) else str(name)).rstrip('\0'),
         f'{properties.major}.{properties.minor}',
+        properties.totalGlobalMem >> 20,
     )
 
 

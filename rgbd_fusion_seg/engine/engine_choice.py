@@ -35,6 +35,11 @@ class Candidate(NamedTuple):
     """The installed one that is to run it."""
 
 
+_SAME_MEMORY = 0.1
+"""Relative difference up to which two GPUs have the same memory. Drivers keep a little of it to
+themselves; models that share a name differ by a sixth (10 and 12 GB) or more."""
+
+
 class _MisfitError(Exception):
     """Why an engine does not fit, as the end of a sentence that begins with its name."""
 
@@ -115,6 +120,18 @@ def runs_engine(flavour: str, version: str, card: EngineCard) -> bool:
     return here >= built and (built[:1] == here[:1] or (built[:1], here[:1]) == ((10,), (11,)))
 
 
+def built_on(card: EngineCard, device: Device) -> bool:
+    """Return whether a GPU is of the model that an engine was built on, as far as that is known.
+
+    TensorRT loads plans from other models of the same compute capability, and warns that this
+    "is likely to affect performance or even cause errors". Multiprocessors are not counted: on a
+    Jetson the power mode switches some of them off.
+    """
+    memory = card.memory_mib, device.memory_mib
+    same_memory = 0 in memory or max(memory) - min(memory) <= _SAME_MEMORY * max(memory)
+    return card.gpu in ('', device.name) and same_memory
+
+
 def sizes_misfit(tensor: EngineTensor, shape: tuple[int, ...]) -> str:
     """Return why an input cannot have a shape, as ``takes …, not …``; empty where it can."""
     low, high = (tensor.profile[0], tensor.profile[-1]) if tensor.profile else (tensor.shape,) * 2
@@ -138,6 +155,14 @@ def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision
             f'was built for compute capability {built_for}, and this GPU has '
             f'{device.compute_capability}'
         )
+    if card.flavour == 'tensorrt' and not built_on(card, device):
+        built = _model(card.gpu, card.memory_mib)
+        here = _model(device.name, device.memory_mib)
+        raise _MisfitError(f'was built on {built}, and this GPU is {here}')
+
+
+def _model(name: str, memory_mib: int) -> str:
+    return f'{name} of {memory_mib} MiB' if memory_mib else name
 
 
 def _runs_on(card: EngineCard, capability: str) -> bool:

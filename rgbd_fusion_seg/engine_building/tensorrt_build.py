@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.cuda import Device, find_device
+from rgbd_fusion_seg.engine.engine_choice import built_on
 from rgbd_fusion_seg.engine.engine_files import (
     SUFFIX,
     EngineCard,
     EngineTensor,
-    belongs_to,
     build_lock,
     make_writable,
     read_card,
@@ -91,10 +91,11 @@ def build_engine(
         tensors=(),
         options={'sizes': [list(b.input_size) for b in sized], **options.recorded()},
         platform=f'{platform.system().lower()} {platform.machine()}',
+        memory_mib=target.device.memory_mib if target.device else 0,
     )
     with build_lock(folder, options.wait):
         path = folder / f'{name}.json'
-        if not options.force and _fits(path, wanted, bundle):
+        if not options.force and _fits(path, wanted, target.device):
             _log.debug('%s fits already, so nothing is built', path)
             return path
         for pattern in (f'.{name}-????????{SUFFIX}.*', f'.{name}.json.*'):
@@ -242,18 +243,19 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _fits(path: Path, wanted: EngineCard, bundle: ModelBundle) -> bool:
+def _fits(path: Path, wanted: EngineCard, device: Device | None) -> bool:
     """Return whether there is a whole engine that a build would only make again."""
     try:
         card = read_card(path)
         read_plan(path, card)
     except EngineError:
         return False
-    names = ('flavour', 'version', 'precision', 'compute_capabilities', 'options')
+    names = ('onnx_sha256', 'flavour', 'version', 'precision', 'compute_capabilities', 'options')
     if wanted.flavour == 'tensorrt':
-        names += ('gpu', 'platform')
-    same = all(getattr(card, name) == getattr(wanted, name) for name in names)
-    return same and belongs_to(card, bundle)
+        names += ('platform',)
+        if device is None or not built_on(card, device):
+            return False
+    return all(getattr(card, name) == getattr(wanted, name) for name in names)
 
 
 def _build(

@@ -44,7 +44,7 @@ def test_without_cuda_python_it_says_how_to_get_it(monkeypatch):
 
 def test_a_device_is_described(host):
     device = cuda.find_device()
-    assert device == (0, 'Stand-in GPU', '8.7')
+    assert device == (0, 'Stand-in GPU', '8.7', 1024)
     assert str(device) == 'Stand-in GPU, compute capability 8.7'
     assert 'cudaSetDevice' not in host.calls  # which takes memory on it
 

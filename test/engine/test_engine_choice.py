@@ -62,6 +62,7 @@ def choose(bundle, cards, device=ORIN, runtimes=None, precision=''):
         ({'version': '10.16.1'}, ['by tensorrt 10.16.1', 'here is 10.3.0']),
         ({'flavour': 'tensorrt_rtx', 'version': '1.7.1'}, ['tensorrt_rtx 1.7.1', 'tensorrt 10.3']),
         ({'platform': 'linux riscv'}, ['built for linux riscv', HERE]),
+        ({'gpu': 'Thor'}, ['was built on Thor, and this GPU is Orin']),
         ({'tensors': TENSORS[1:]}, ['has the inputs hha', 'the bundle has rgb, hha']),
         (
             {'tensors': (dataclasses.replace(TENSORS[0], shape=(1, 3, 96, 64)), *TENSORS[1:])},
@@ -226,6 +227,34 @@ def test_an_engine_for_older_gpus_alone_does_not_run_on_newer_ones(bundle, flavo
     older = card(bundle, flavour=flavour, compute_capabilities=('7.5', '8.6'))
     with pytest.raises(EngineError, match=r'7\.5, 8\.6, and this GPU has 8\.9'):
         choose(bundle, {'older': older}, ADA, {flavour: '10.3.0'})
+
+
+@pytest.mark.parametrize(
+    ('built', 'here', 'fits'),
+    [
+        (('Orin', 62841), ('Orin', 62841), True),
+        (('Orin', 62841), ('Orin', 61200), True),  # another JetPack
+        (('Orin', 0), ('Orin', 7620), True),  # a card without it
+        (('Orin', 62841), ('Orin', 0), True),
+        (('', 0), ('Orin', 7620), True),
+        (('Orin', 62841), ('Orin', 7620), False),
+        (('NVIDIA GeForce RTX 3080', 10239), ('NVIDIA GeForce RTX 3080', 12287), False),
+        (('NVIDIA GeForce RTX 4090', 0), ('NVIDIA GeForce RTX 4050', 6140), False),
+    ],
+)
+def test_engines_of_tensorrt_belong_to_a_model_of_gpu(bundle, built, here, fits):
+    """RTX makes its kernels where the engine is opened."""
+    entries = {'gpu': built[0], 'memory_mib': built[1]}
+    device = Device(0, here[0], '8.7', here[1])
+    rtx = card(bundle, flavour='tensorrt_rtx', **entries)
+    assert choose(bundle, {'rtx': rtx}, device, {'tensorrt_rtx': '10.3.0'})
+    if fits:
+        assert choose(bundle, {'plain': card(bundle, **entries)}, device)
+        return
+    with pytest.raises(EngineError) as caught:
+        choose(bundle, {'plain': card(bundle, **entries)}, device)
+    words = [f'was built on {built[0]}', f'and this GPU is {here[0]} of {here[1]} MiB']
+    assert all(word in str(caught.value) for word in [*words, 'rgbd-fusion-seg build-engine'])
 
 
 def test_a_card_without_a_platform_is_not_refused_for_it(bundle):

@@ -66,7 +66,7 @@ def no_gpu(monkeypatch) -> None:
 @pytest.fixture
 def as_tensorrt(monkeypatch) -> Device:
     """RTX's builder under the name of tensorrt, which has the same interface, and a GPU."""
-    device = Device(0, 'Some GPU', '8.6')
+    device = Device(0, 'Some GPU', '8.6', 8000)
     monkeypatch.setattr(tensorrt_build, 'find_device', lambda: device)
     monkeypatch.setattr(
         tensorrt_build, 'import_flavour', lambda name: Flavour('tensorrt', trt, '11.4.0')
@@ -409,12 +409,22 @@ def test_tensorrt_builds_for_the_gpu_at_hand(bundle, as_tensorrt):
         build_engine(bundle, BuildOptions('tensorrt', version_compatible=True))
 
 
-def test_an_engine_of_another_gpu_is_built_anew(bundle, as_tensorrt, monkeypatch):
+@pytest.mark.parametrize('change', [{'name': 'Another GPU'}, {'memory_mib': 16000}])
+def test_an_engine_of_another_gpu_is_built_anew(bundle, as_tensorrt, monkeypatch, change):
     path = build_engine(bundle, BuildOptions('tensorrt'))
-    other = as_tensorrt._replace(name='Another GPU')
+    other = as_tensorrt._replace(**change)
     monkeypatch.setattr(tensorrt_build, 'find_device', lambda: other)
     assert build_engine(bundle, BuildOptions('tensorrt')) == path
-    assert read_card(path).gpu == 'Another GPU'
+    assert (read_card(path).gpu, read_card(path).memory_mib) == (other.name, other.memory_mib)
+
+
+def test_a_little_less_memory_is_no_other_gpu(bundle, as_tensorrt, monkeypatch):
+    path = build_engine(bundle, BuildOptions('tensorrt'))
+    written = path.stat().st_mtime_ns
+    same = as_tensorrt._replace(memory_mib=7900)
+    monkeypatch.setattr(tensorrt_build, 'find_device', lambda: same)
+    assert build_engine(bundle, BuildOptions('tensorrt')) == path
+    assert path.stat().st_mtime_ns == written
 
 
 @pytest.mark.filterwarnings('ignore:.*[Tt]iming cache:DeprecationWarning')
