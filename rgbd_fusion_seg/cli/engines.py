@@ -203,8 +203,8 @@ def _add_build_engine(commands: Commands) -> None:
         nargs='+',
         default=(),
         metavar='X.Y',
-        help='GPUs to build for with TensorRT-RTX, such as 8.6 8.9 (default: all from 8.0 on), '
-        'or "current"',
+        help='GPUs to build for with TensorRT-RTX, such as 8.6 8.9, or "current" (default: all '
+        'from 8.0 on, or that of this GPU if it is older)',
     )
     parser.add_argument(
         '--version-compatible',

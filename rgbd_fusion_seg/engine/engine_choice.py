@@ -7,7 +7,7 @@ TensorRT 11.4 and of TensorRT-RTX 1.7).
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +132,15 @@ def built_on(card: EngineCard, device: Device) -> bool:
     return card.gpu in ('', device.name) and same_memory
 
 
+def runs_on(flavour: str, built_for: Sequence[str], capability: str) -> bool:
+    """Return whether an engine for some compute capabilities runs on a GPU of another one."""
+    if capability in built_for:
+        return True
+    # "8.0, 8.6, 8.9, 12.0, and later": of the newest generation RTX engines fit what follows.
+    newest = max(map(version_numbers, built_for), default=())
+    return flavour == 'tensorrt_rtx' and (12, 0) <= newest <= version_numbers(capability)
+
+
 def sizes_misfit(tensor: EngineTensor, shape: tuple[int, ...]) -> str:
     """Return why an input cannot have a shape, as ``takes …, not …``; empty where it can."""
     low, high = (tensor.profile[0], tensor.profile[-1]) if tensor.profile else (tensor.shape,) * 2
@@ -149,7 +158,7 @@ def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision
     here = f'{platform.system().lower()} {platform.machine()}'
     if card.flavour != 'tensorrt_rtx' and card.platform not in ('', here):
         raise _MisfitError(f'was built for {card.platform}, and this is {here}')
-    if not _runs_on(card, device.compute_capability):
+    if not runs_on(card.flavour, card.compute_capabilities, device.compute_capability):
         built_for = ', '.join(card.compute_capabilities)
         raise _MisfitError(
             f'was built for compute capability {built_for}, and this GPU has '
@@ -163,14 +172,6 @@ def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision
 
 def _model(name: str, memory_mib: int) -> str:
     return f'{name} of {memory_mib} MiB' if memory_mib else name
-
-
-def _runs_on(card: EngineCard, capability: str) -> bool:
-    if capability in card.compute_capabilities:
-        return True
-    # "8.0, 8.6, 8.9, 12.0, and later": of the newest generation RTX engines fit what follows.
-    newest = max(map(version_numbers, card.compute_capabilities), default=())
-    return card.flavour == 'tensorrt_rtx' and (12, 0) <= newest <= version_numbers(capability)
 
 
 def _check_network(card: EngineCard, bundle: ModelBundle) -> None:

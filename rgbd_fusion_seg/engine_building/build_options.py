@@ -35,7 +35,8 @@ class BuildOptions:
         timing_cache: file with measured times of kernels, read and written; it makes the next
             build with ``tensorrt`` fast.
         compute_capabilities: of the GPUs to build for, such as ``8.6``, or ``current``; default:
-            with ``tensorrt`` that of this GPU, with RTX 8.0 and newer.
+            with ``tensorrt`` that of this GPU, with RTX 8.0 and newer, or that of this GPU where
+            it is none of these.
         version_compatible: an engine of ``tensorrt`` that newer versions and the lean runtime
             also run.
         force: build even if the engine there fits.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.cuda import Device, find_device
-from rgbd_fusion_seg.engine.engine_choice import built_on
+from rgbd_fusion_seg.engine.engine_choice import built_on, runs_on
 from rgbd_fusion_seg.engine.engine_files import (
     SUFFIX,
     EngineCard,
@@ -122,6 +122,8 @@ class _Target(NamedTuple):
     device: Device | None
     """The GPU at hand."""
     capabilities: tuple[str, ...]
+    named: tuple[str, ...]
+    """Those that the builder and the file's name are told; none where they are RTX's default."""
 
 
 class _Built(NamedTuple):
@@ -144,14 +146,15 @@ def _find_target(options: BuildOptions) -> _Target:
         )
     if flavour.name == 'tensorrt_rtx':
         _check_rtx(options)
-        return _Target(flavour, device, _rtx_capabilities(flavour, options, device))
+        named = _rtx_capabilities(flavour, options, device)
+        return _Target(flavour, device, named or _rtx_default(flavour), named)
     own = (device.compute_capability,) if device else ()
     if other := [text for text in options.compute_capabilities if text not in (*own, CURRENT)]:
         raise EngineError(
             f'{flavour} builds for the GPU at hand ({device}) and not for compute capability '
             f'{", ".join(other)}; build on a machine that has it'
         )
-    return _Target(flavour, device, own)
+    return _Target(flavour, device, own, own)
 
 
 def _find_builder(name: str, has_device: bool) -> Flavour:
@@ -195,25 +198,41 @@ def _check_rtx(options: BuildOptions) -> None:
 def _rtx_capabilities(
     flavour: Flavour, options: BuildOptions, device: Device | None
 ) -> tuple[str, ...]:
-    """Return what an engine is built for; without a wish all but Turing, which is RTX's default.
+    """Return what RTX is told to build for; nothing for its default, where that will do.
 
-    The header of its plans tells the same: a set of bits, one a member of ComputeCapability in
-    their order, of which the default has all but the first (and one that no member stands for).
+    Raises:
+        EngineError: capabilities that it does not know, or without a wish the GPU's own.
     """
-    if options.compute_capabilities == (CURRENT,):
-        if device is None:
+    known, wanted = _rtx_targets(flavour), options.compute_capabilities
+    if wanted == (CURRENT,) and device is None:
+        raise EngineError(
+            'there is no GPU here whose compute capability could be taken; give it in '
+            'numbers, such as 8.6'
+        )
+    if device is not None and wanted in ((), (CURRENT,)):
+        own = device.compute_capability
+        by_default = runs_on(flavour.name, _rtx_default(flavour), own)
+        if not by_default and own not in known:
             raise EngineError(
-                'there is no GPU here whose compute capability could be taken; give it in '
-                'numbers, such as 8.6'
+                f'{flavour} does not run on {device}; install tensorrt for it, or name other '
+                'GPUs to build for with --compute-capability'
             )
-        return (device.compute_capability,)
-    known = _rtx_targets(flavour)
-    if unknown := [text for text in options.compute_capabilities if text not in known]:
+        return () if by_default and (not wanted or own not in known) else (own,)
+    if unknown := [text for text in wanted if text not in known]:
         raise EngineError(
             f'{flavour} cannot build for compute capability {", ".join(unknown)}; choose from: '
             f'{", ".join(known)}, or {CURRENT}'
         )
-    return options.compute_capabilities or tuple(text for text in known if text != '7.5')
+    return wanted
+
+
+def _rtx_default(flavour: Flavour) -> tuple[str, ...]:
+    """Return what RTX builds for where it is told nothing: all but Turing.
+
+    The header of its plans tells so: a set of bits, one a member of ComputeCapability in their
+    order, of which the default has all but the first (and one that no member stands for).
+    """
+    return tuple(text for text in _rtx_targets(flavour) if text != '7.5')
 
 
 def _rtx_targets(flavour: Flavour) -> dict[str, Any]:
@@ -228,8 +247,7 @@ def _sized(bundle: ModelBundle, options: BuildOptions) -> tuple[ModelBundle, ...
 
 def _engine_name(target: _Target, options: BuildOptions, sized: tuple[ModelBundle, ...]) -> str:
     parts = [target.flavour.name, options.precision, *(size_text(b.input_size) for b in sized)]
-    if options.compute_capabilities or target.flavour.name == 'tensorrt':
-        parts += [f'sm{text.replace(".", "")}' for text in target.capabilities]
+    parts += [f'sm{text.replace(".", "")}' for text in target.named]
     return '-'.join([*parts, *['compatible'] * options.version_compatible])
 
 
@@ -329,21 +347,17 @@ def _configure(
         # Around the network are pixels and geometry, which 10 bits of mantissa do not hold.
         config.clear_flag(trt.BuilderFlag.TF32)
     if target.flavour.name == 'tensorrt_rtx':
-        _configure_rtx(trt, config, target, options)
+        _configure_rtx(trt, config, target)
 
 
-def _configure_rtx(trt: Any, config: Any, target: _Target, options: BuildOptions) -> None:
+def _configure_rtx(trt: Any, config: Any, target: _Target) -> None:
     """Set what TensorRT-RTX alone has."""
     # Else memory may be taken while it runs, and such engines cannot be recorded in a CUDA graph.
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    if options.compute_capabilities == (CURRENT,):
-        wanted = [trt.ComputeCapability.CURRENT]
-    else:
-        known = _rtx_targets(target.flavour)
-        wanted = [known[text] for text in options.compute_capabilities]
-    config.num_compute_capabilities = len(wanted)
-    for index, capability in enumerate(wanted):
-        config.set_compute_capability(capability, index)
+    known = _rtx_targets(target.flavour)
+    config.num_compute_capabilities = len(target.named)
+    for index, text in enumerate(target.named):
+        config.set_compute_capability(known[text], index)
 
 
 def _profile(builder: Any, network: Any, sized: tuple[ModelBundle, ...]) -> Any:

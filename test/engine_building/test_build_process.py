@@ -42,7 +42,8 @@ def test_it_builds_at_low_priority_and_tells_how_far_it_is(tmp_path, monkeypatch
         told.append(percent)
         priorities.append(os.getpriority(os.PRIO_PROCESS, process._process.pid))
 
-    process = BuildProcess(bundle, {'precision': 'fp32', 'flavour': 'tensorrt_rtx'})
+    options = {'precision': 'fp32', 'flavour': 'tensorrt_rtx', 'compute_capabilities': ['8.6']}
+    process = BuildProcess(bundle, options)
     built = read_card(process.wait(take))
     assert belongs_to(built, bundle)
     assert (built.precision, built.flavour) == ('fp32', 'tensorrt_rtx')

@@ -556,6 +556,7 @@ def test_tensorrt_rtx_builds_fused_bundles(tmp_path, precision, hha):
     pytest.importorskip('tensorrt_rtx_bindings', reason='needs TensorRT-RTX')
     folder = write_bundle(tmp_path / 'tiny')
     command = ['build-engine', str(folder), '--flavour', 'tensorrt_rtx', '--precision', precision]
+    command += ['--compute-capability', '8.6']  # that of a GPU here may be none of RTX's
     fusing = ['--fuse-hha' if hha else '--fuse-postprocess', '--frame-size', '160x120']
     assert main([*command, *fusing]) == 0
     bundle = load_bundle(tmp_path / fused_name(load_bundle(folder), (160, 120), hha))
@@ -572,7 +573,7 @@ def test_the_command_fuses_an_open_network_at_the_size_that_is_wanted(tmp_path, 
     card = tiny_card() | {'dynamic': {'batch': False, 'size': True, 'multiple': 16}}
     folder = write_bundle(tmp_path / 'tiny', card, with_open_sizes(tiny_network()))
     command = ['build-engine', str(folder), '--flavour', 'tensorrt_rtx', '--fuse-postprocess']
-    command += ['--frame-size', '160x120']
+    command += ['--frame-size', '160x120', '--compute-capability', '8.6']
     assert main([*command, '--sizes', '32x32', '64x48', '96x96']) == 1
     assert 'give --input-size in place of --sizes' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['tiny']

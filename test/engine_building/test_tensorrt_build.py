@@ -55,12 +55,15 @@ def open_bundle(tmp_path: Path, monkeypatch) -> ModelBundle:
     return load_bundle(write_bundle(tmp_path / 'open', card, with_open_sizes(tiny_network())))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_gpu(monkeypatch) -> None:
+    """RTX builds on all machines alike, unless it finds a GPU that it does not run on."""
+
     def find_device() -> Device:
         raise EngineError('there is no usable CUDA device (none is installed)')
 
     monkeypatch.setattr(tensorrt_build, 'find_device', find_device)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')  # and in processes that a test starts
 
 
 @pytest.fixture
@@ -175,6 +178,41 @@ def test_compute_capabilities(bundle, wanted):
     assert header_of(plan_of(path))[1] == set(wanted)
     assert set(read_card(path).compute_capabilities) == set(wanted)
     assert all(f'sm{text.replace(".", "")}' in path.stem for text in wanted)
+
+
+@pytest.mark.parametrize(
+    ('own', 'wanted', 'built_for', 'suffix'),
+    [
+        ('8.6', (), {'8.0', '8.6', '8.9', '12.0', '12.1'}, ''),
+        ('12.9', (), {'8.0', '8.6', '8.9', '12.0', '12.1'}, ''),  # "and later"
+        ('7.5', (), {'7.5'}, '-sm75'),
+        ('8.6', ('current',), {'8.6'}, '-sm86'),
+        ('12.9', ('current',), {'8.0', '8.6', '8.9', '12.0', '12.1'}, ''),
+        ('9.0', ('8.6',), {'8.6'}, '-sm86'),
+    ],
+)
+def test_rtx_builds_what_the_gpu_at_hand_can_run(
+    bundle, monkeypatch, own, wanted, built_for, suffix
+):
+    gpu = Device(0, 'Some GPU', own)
+    monkeypatch.setattr(tensorrt_build, 'find_device', lambda: gpu)
+    path = build_engine(bundle, BuildOptions('tensorrt_rtx', compute_capabilities=wanted))
+    assert header_of(plan_of(path))[1] == set(read_card(path).compute_capabilities) == built_for
+    assert path.stem == f'tensorrt_rtx-fp16-64x48{suffix}'
+
+
+@pytest.mark.parametrize('own', ['8.7', '9.0'])
+@pytest.mark.parametrize('wanted', [(), ('current',)])
+def test_a_gpu_that_rtx_does_not_run_on_is_told_before_the_build(bundle, monkeypatch, own, wanted):
+    gpu = Device(0, 'Some GPU', own)
+    monkeypatch.setattr(tensorrt_build, 'find_device', lambda: gpu)
+    with pytest.raises(EngineError) as refused:
+        build_engine(bundle, BuildOptions('tensorrt_rtx', compute_capabilities=wanted))
+    assert str(refused.value) == (
+        f'tensorrt_rtx {trt.__version__} does not run on Some GPU, compute capability {own}; '
+        'install tensorrt for it, or name other GPUs to build for with --compute-capability'
+    )
+    assert not list_engines(bundle)
 
 
 def test_a_range_of_sizes(open_bundle):

@@ -16,6 +16,7 @@ from gpu_engines import build_for
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import open_engine
 from rgbd_fusion_seg.engine.cuda import Device, call
+from rgbd_fusion_seg.engine.engine_choice import runs_on
 from rgbd_fusion_seg.engine.engine_files import read_card, read_plan, write_engine
 from rgbd_fusion_seg.engine.flavours import import_flavour
 from rgbd_fusion_seg.engine_building.tensorrt_build import BuildOptions, build_engine
@@ -202,10 +203,14 @@ def test_what_rtx_says_of_a_gpu_that_it_does_not_list(
     except EngineError as error:
         pytest.skip(str(error))
     bundle = load_bundle(write_bundle(tmp_path / 'tiny'))
-    path = build_engine(bundle, BuildOptions('tensorrt_rtx', 'fp32'))
+    all_known = ('7.5', '8.0', '8.6', '8.9', '12.0')
+    if runs_on('tensorrt_rtx', all_known, gpu.compute_capability):
+        pytest.skip(f'TensorRT-RTX runs on {gpu}')
+    with pytest.raises(EngineError, match=f'does not run on {gpu}'):
+        build_engine(bundle, BuildOptions('tensorrt_rtx', 'fp32'))
+    options = BuildOptions('tensorrt_rtx', 'fp32', compute_capabilities=all_known)
+    path = build_engine(bundle, options)
     card = read_card(path)
-    if gpu.compute_capability in card.compute_capabilities:
-        pytest.skip(f'TensorRT-RTX lists {gpu}')
     with pytest.raises(EngineError, match=f'this GPU has {gpu.compute_capability}'):
         opened(bundle, 'tensorrt_rtx')
     claimed = dataclasses.replace(card, compute_capabilities=(gpu.compute_capability,))
