@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from rgbd_fusion_seg.training.augment import AugmentConfig
+from rgbd_fusion_seg.training.networks.base import MODALITIES
 from rgbd_fusion_seg.training.rules import require
 
 OPTIMISERS = ('adamw', 'adam', 'sgd')
@@ -75,6 +77,10 @@ class DataConfig:
         height: of the network's colour input, in pixels.
         workers: loader processes; a GPU keeps one busy with drawing views of resident frames,
             and several with reading others.
+        statistics: mean and standard deviation by modality that inputs are normalised with, each
+            one number or three, on the 0..255 scale, of depth in metres: {depth: [0, 1]}. Default:
+            those that the first weights were trained with, which of `init_backbone` tell colour's;
+            else those of the training frames.
         resident: keep all frames in the device's memory and augment them there: 'auto' on a
             GPU whose free memory is at least twice their size, 'always', 'never'.
     """
@@ -87,16 +93,29 @@ class DataConfig:
     width: int = 320
     height: int = 240
     workers: int = 1
+    statistics: dict[str, Any] = field(default_factory=dict)
     resident: str = 'auto'
 
     def __post_init__(self) -> None:
         rules = {
             '0 <= synthetic_share < 1': 0 <= self.synthetic_share < 1,
             f'resident one of {", ".join(RESIDENT)}': self.resident in RESIDENT,
+            f'statistics of {", ".join(MODALITIES)}': {*self.statistics} <= {*MODALITIES},
+            'a mean and a positive deviation, of one number or three each, in statistics': all(
+                map(_is_mean_and_deviation, self.statistics.values())
+            ),
         }
         for name in ('workers', 'synthetic_frames', 'synthetic_test_frames'):
             rules[f'{name} >= 0'] = getattr(self, name) >= 0
         require(self, rules)
+
+
+def _is_mean_and_deviation(pair: Any) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    listed = [x if isinstance(x, list | tuple) else [x] for x in pair]
+    numbers = all(isinstance(x, int | float) and math.isfinite(x) for part in listed for x in part)
+    return numbers and {*map(len, listed)} <= {1, 3} and all(x > 0 for x in listed[1])
 
 
 @dataclass

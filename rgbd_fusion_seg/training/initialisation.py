@@ -173,13 +173,14 @@ def _common_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Iterator[
             yield i, j
 
 
-def first_statistics(config: NetworkConfig) -> dict[str, list[list[float]]]:
+def first_statistics(config: NetworkConfig, network: nn.Module) -> dict[str, list[list[float]]]:
     """Return mean and standard deviation of the inputs that the first weights were trained with.
 
     Weights go with the statistics that their inputs were normalised with, so a run that starts
-    from them keeps these, whatever its own frames'. What no checkpoint tells is not in it.
+    from them keeps these, whatever its own frames'. What no checkpoint tells is not in it. A
+    backbone of others was trained on colour alone; its file does not tell, ``network`` does.
     """
-    statistics = {}
+    statistics = {'rgb': network.encoder.public_statistics} if config.init_backbone else {}
     for path in (config.init_rgb, config.init_hha, config.init_from):
         if path:
             statistics |= load_checkpoint(find_checkpoint(path)).info['statistics']

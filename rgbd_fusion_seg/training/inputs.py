@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,3 +115,11 @@ def channel_statistics(frames: CachedFrames) -> dict[str, tuple[list[float], lis
         std = np.broadcast_to(pixels.std(0, dtype=np.float64), 3)
         out[name] = ([round(float(v), 3) for v in mean], [round(float(v), 3) or 1.0 for v in std])
     return out
+
+
+def given_statistics(statistics: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+    """Return the statistics of `DataConfig` with three numbers for each mean and deviation."""
+    return {
+        name: [np.broadcast_to(numbers, 3).astype(float).tolist() for numbers in pair]
+        for name, pair in statistics.items()
+    }

@@ -18,7 +18,7 @@ from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.networks.adapnetpp import STAGES
 from rgbd_fusion_seg.training.networks.base import MODALITIES
 from rgbd_fusion_seg.training.networks.refinenet import POOLINGS, UNITS_AFTER, UNITS_BEFORE
-from rgbd_fusion_seg.training.networks.resnet import VARIANTS
+from rgbd_fusion_seg.training.networks.resnet import IMAGENET, VARIANTS
 
 # SSMA's blocks on the skips are alike in shape, so neither a file nor what is known of its layers
 # tells which is which. They are taken in the decoder's order, from deep to shallow, as the gates
@@ -163,8 +163,6 @@ def ssma() -> System:
     )
 
 
-IMAGENET = [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]]
-"""Mean and standard deviation of R, G and B, 0.485 and 0.229 … times 255."""
 PUBLIC_MODALITIES = {1: ('rgb',), 2: ('rgb', 'depth'), 3: MODALITIES}
 """What the branches of a CEN or AsymFusion file read; names tell their number alone."""
 

@@ -35,7 +35,7 @@ from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.datasets.prepare import depth_fault, prepare_frames
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
 from rgbd_fusion_seg.training.initialisation import first_statistics, make_network, origins
-from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics
+from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics, given_statistics
 from rgbd_fusion_seg.training.loop import TrainingLoop
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
 from rgbd_fusion_seg.training.monitor import Monitor
@@ -91,6 +91,7 @@ class Trainer(TrainingLoop):
         if self.hha_size and (fault := depth_fault(self.frames['train'])):
             raise InputError(fault)
         statistics = channel_statistics(self.frames['train']) | statistics
+        statistics |= given_statistics(config.data.statistics)
         statistics = {name: statistics[name] for name in self.modalities}
         sets = list(self.frames.values())
         self.described = described_run(config, self.classes.names, sets, self.origins, statistics)
@@ -130,7 +131,7 @@ class Trainer(TrainingLoop):
                     f'{origin["file"]} knows {origin["classes_taken"]} of the '
                     f'{len(self.classes)} classes by name; the layers of the others begin anew'
                 )
-        return network, first_statistics(starts)
+        return network, first_statistics(starts, network)
 
     def _set_up(self, network: nn.Module) -> None:
         """Bring a network and what trains it to the device, as the first state of a run."""

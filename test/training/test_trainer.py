@@ -36,6 +36,7 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     TrainConfig,
 )
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40, NyuDepthV2  # noqa: E402
+from rgbd_fusion_seg.training.inputs import channel_statistics  # noqa: E402
 from rgbd_fusion_seg.training.networks.branches import BranchLayers  # noqa: E402
 from rgbd_fusion_seg.training.networks.resnet import ResNet  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import learning_rate  # noqa: E402
@@ -65,6 +66,26 @@ def run_config(nyu_pack, cache, tmp_path):
         return TrainConfig(**{**options, **changes})
 
     return make
+
+
+def test_given_statistics_take_the_place_of_the_frames(run_config):
+    """The public CEN code reads depth in metres, as it is."""
+    options = {
+        'backbone': 'resnet14',
+        'head_options': {'width': 8},
+        'modalities': ['rgb', 'depth'],
+    }
+    config = run_config(network=NetworkConfig('cen', options))
+    config.data.statistics = {'depth': [0, 1]}
+    run = Trainer(config)
+    batch = next(iter(run.views().batches(0, 1)))
+    torch.testing.assert_close(run.normalise(batch)['depth'], batch['depth'].expand(-1, 3, -1, -1))
+    expected = {**channel_statistics(run.frames['train']), 'depth': [[0, 0, 0], [1, 1, 1]]}
+    assert run.info()['statistics'] == {name: expected[name] for name in ('rgb', 'depth')}
+    run.save()
+    config.data.statistics = {'depth': [0, 2]}
+    with pytest.raises(InputError, match=r'another data\.statistics\.depth'):
+        Trainer(config)
 
 
 def log_of(config: TrainConfig) -> list[dict]:
@@ -619,6 +640,14 @@ def test_damaged_lines_of_the_log_are_left_out(run_config, monkeypatch):
             {'workers': -1},
             '^the data settings must have workers >= 0, but workers is -1$',
         ),
+        (
+            DataConfig,
+            {'statistics': {'dept': [0, 1]}},
+            'statistics of rgb, hha, depth, but .*dept',
+        ),
+        (DataConfig, {'statistics': {'rgb': [0, 0]}}, 'a mean and a positive deviation'),
+        (DataConfig, {'statistics': {'rgb': [[0, 1], 1]}}, 'of one number or three'),
+        (DataConfig, {'statistics': {'rgb': 'imagenet'}}, 'of one number or three'),
         (LossConfig, {'class_weight': 1.0}, 'class_weight 0 or above 1'),
         (LossConfig, {'auxiliary': math.inf}, 'a finite auxiliary, but auxiliary is inf$'),
         (AugmentConfig, {'hue': math.inf}, 'must have a finite hue, but hue is inf$'),
@@ -851,6 +880,11 @@ def test_branches_start_from_a_resnet_of_others(run_config, tmp_path, suffix):
         torch.testing.assert_close(ours.weight, backbone['layer3.0.downsample.1.weight'])
     torch.testing.assert_close(encoder.layer4[0].conv2.weight, backbone['layer4.0.conv2.weight'])
     assert run.info()['started_from'] == [{'file': str(path), 'command': '', 'steps': 0}]
+    # torchvision's transform divides by 255 before it takes 0.485 off and divides by 0.229.
+    colour, frames = run.info()['statistics']['rgb'], channel_statistics(run.frames['train'])
+    assert colour[0] == pytest.approx([255 * x for x in (0.485, 0.456, 0.406)])
+    assert colour[1] == pytest.approx([255 * x for x in (0.229, 0.224, 0.225)])
+    assert run.info()['statistics']['hha'] == frames['hha']
 
     for given, words in (
         (NetworkConfig('cen', options, init_backbone=str(other)), 'resnet26.* has layer1'),

@@ -184,6 +184,8 @@ class Encoder(nn.Module):
 
     channels: tuple[int, ...]
     """Of the features, in order."""
+    public_statistics: list[list[float]]
+    """Mean and standard deviation of R, G and B, 0..255, that public weights were trained with."""
 
     @property
     def stages(self) -> list[nn.Module]:

@@ -42,6 +42,8 @@ EXPANSION = 4
 STRIDES = {32: ((1, 2, 2, 2), (1, 1, 1, 1)), 16: ((1, 2, 2, 1), (1, 1, 1, 2)),
            8: ((1, 2, 1, 1), (1, 1, 2, 4))}  # fmt: skip
 """Output stride -> stride and dilation of the 3x3 convolutions of each stage."""
+IMAGENET = [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]]
+"""Mean and standard deviation of R, G and B, 0.485 and 0.229 … times 255."""
 
 
 class Bottleneck(nn.Module):
@@ -140,6 +142,7 @@ class ResNet(Encoder):
 
     channels = tuple(EXPANSION * width for width in WIDTHS)
     """Of the four stages' maps."""
+    public_statistics = IMAGENET
 
     @property
     def stages(self) -> list[nn.Sequential]:
