@@ -160,6 +160,24 @@ def test_the_papers_recipe_has_the_rates_of_the_public_code(training, name):
             assert (group['weight_decay'], group['momentum']) == (1e-5, 0.9)
 
 
+def test_the_recipe_of_cens_text_has_its_rates_and_its_loss(training):
+    """NeurIPS §4.1: 5e-4 and 3e-3, "reduced to their halves every 100 epochs"; Eq. 4."""
+    config = ROOT / 'config' / 'training' / 'cen_refinenet101_nyu40_paper.yaml'
+    run = settings_of(training, config)
+    options = run['network']['options']
+    with torch.device('meta'):
+        network = build_network('cen', 40, **options)
+    assert (network.sparsity, network.threshold, run['batch_size']) == (5e-3, 2e-2, 6)
+    assert (run['loss']['auxiliary'], options['detach_branches']) == (0, False)
+    groups = [GroupConfig(**group) for group in run['optimiser'].pop('groups')]
+    config = OptimiserConfig(**run['optimiser'], groups=groups)
+    optimiser = build_optimiser(network, config)
+    for epoch, factor in ((99.9, 1), (100, 0.5), (199.9, 0.5), (200, 0.25), (299, 0.25)):
+        set_learning_rates(optimiser, epoch / run['epochs'], config)
+        rates = {group['lr'] for group in optimiser.param_groups}
+        assert sorted(rates) == pytest.approx([5e-4 * factor, 3e-3 * factor]), epoch
+
+
 def test_ctrl_c_is_no_traceback(training, nyu_pack, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
