@@ -178,6 +178,48 @@ def test_the_recipe_of_cens_text_has_its_rates_and_its_loss(training):
         assert sorted(rates) == pytest.approx([5e-4 * factor, 3e-3 * factor]), epoch
 
 
+@pytest.mark.parametrize('row', ['ResNet-152', 'PSPNet', 'SUN RGB-D'])
+def test_settings_told_for_other_figures_of_cen_make_their_networks(training, row):
+    """Parameters by the papers and the public code; stages of 150 and 20 epochs, NeurIPS §4.1."""
+    table = (ROOT / 'docs' / 'networks.md').read_text().partition('| figures for |')[2]
+    told = next(line for line in table.splitlines() if line.startswith(f'| {row}'))
+    changes = told.split('`')[1].split()
+    config = ROOT / 'config' / 'training' / 'cen_refinenet101_nyu40.yaml'
+    shown = training('train', '--config', config, *changes, '--print_config')
+    run = yaml.safe_load(shown.stdout)['run']
+    network, epochs = run['network'], run['epochs']
+    stage = {'ResNet-152': 150, 'PSPNet': 150, 'SUN RGB-D': 20}[row]
+    drops = [epochs * x for x in run['optimiser']['milestones']]
+    assert [*drops, epochs] == pytest.approx([stage, 2 * stage, 3 * stage], abs=1e-3)
+    with torch.device('meta'):
+        built = build_network(network['name'], 40, **network['options'])
+    if row == 'ResNet-152':
+        assert sum(p.numel() for p in built.parameters()) == 133_891_306
+    assert type(built.head).__name__ == ('PspNet' if row == 'PSPNet' else 'RefineNet')
+
+
+@pytest.mark.parametrize(
+    ('name', 'frames', 'iterations'),
+    [
+        ('erfnetenc_scannet', 19_466, 100_000),
+        ('rfbnet_erfnet_scannet', 19_466, 25_000),
+        ('erfnetenc_cityscapes', 2975, 100_000),
+        ('rfbnet_erfnet_cityscapes', 2975, 25_000),
+    ],
+)
+def test_recipes_of_the_rfbnet_paper_have_its_iterations(training, name, frames, iterations):
+    """§IV-A and -B."""
+    run = settings_of(training, ROOT / 'config' / 'training' / f'{name}.yaml')
+    assert run['batch_size'] == (12 if name.startswith('erfnetenc') else 9)
+    steps = run['epochs'] * (frames // run['batch_size'])
+    assert abs(steps - iterations) <= max(frames / run['batch_size'] / 2, 0.002 * iterations)
+    optimiser, loss = run['optimiser'], run['loss']
+    assert (optimiser['name'], optimiser['lr'], optimiser['weight_decay']) == ('adam', 5e-4, 1e-4)
+    added = ('warmup', 'clip_norm', 'ema', 'groups')  # what the paper does not have
+    assert not any(optimiser[key] for key in added)
+    assert (loss['class_weight'], loss['auxiliary'], optimiser['schedule']) == (0, 0, 'poly')
+
+
 def test_ctrl_c_is_no_traceback(training, nyu_pack, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
