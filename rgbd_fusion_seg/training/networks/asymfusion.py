@@ -234,11 +234,15 @@ class AsymmetricFusion(BlockFusion):
                 stride of 2, which is the last of its stage only in ResNet-14, they are larger;
                 then the pixels on which the convolution is centred are taken.
         """
+        # Of public splits no channel that is shifted was shuffled.
+        source = self.after_first(first) if self.group and self.split == 'paper' else first
+        return self.added_and_shuffled(maps, source)
+
+    def added_and_shuffled(self, maps: Maps, source: Maps) -> Maps:
+        """Add the others' shifted features of `source`, and shuffle; sizes of `after_second`."""
         if not self.group:
             return self.after_first(maps)
-        # Of public splits no channel that is shifted was shuffled.
-        source = first if self.split == 'public' else self.after_first(first)
-        shifted = self._shifted(source, halved=first[0].shape[2:] != maps[0].shape[2:])
+        shifted = self._shifted(source, halved=source[0].shape[2:] != maps[0].shape[2:])
         end = self.group * len(self.offsets)
         added = [
             x[:, :end] + mean([shifted[giver] for giver in givers]) if givers else x[:, :end]

@@ -6,9 +6,10 @@ the others are what the papers compare them with (CEN Table 4, AsymFusion Table 
 
 Open: AsymFusion's text says "at the 3rd, 5th, 7th layers of the encoder" (§4.2), and its Fig. 3
 shows residual blocks, in which a convolution stands between two shuffles. A layer here has one
-convolution, behind which the others' maps are added, moved by a pixel, and channels are shuffled
-once. Open too are the layers of CEN's baselines beyond "1st, 4th, 8th or all": here each stream
-goes on with what is made of its own map and the others', by weights of its own.
+convolution, behind which the others' maps are added as they come from it, moved by a pixel
+(Eq. 4), and channels are shuffled once. Open too are the layers of CEN's baselines beyond
+"1st, 4th, 8th or all": here each stream goes on with what is made of its own map and the others',
+by weights of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Asymmetric(AsymmetricFusion):
 
     def forward(self, maps: Maps, scales: Sequence[Tensor]) -> Maps:
         """M maps (N, C, h, w) -> the same shapes."""
-        return self.after_second(maps, maps)
+        return self.added_and_shuffled(maps, maps)
 
 
 class Symmetric(SymmetricFusion):

@@ -26,6 +26,7 @@ from rgbd_fusion_seg.training.translation.discriminator import (  # noqa: E402
     PatchDiscriminator,
     realness_loss,
 )
+from rgbd_fusion_seg.training.translation.fusions import make_fusion  # noqa: E402
 from rgbd_fusion_seg.training.translation.generator import (  # noqa: E402
     PerStream,
     Translator,
@@ -321,6 +322,25 @@ def test_asymfusion_adds_the_others_moved_and_shuffles():
         ]
         for ours, x in zip(after, channel_shuffle(added, end, [[1], [0]]), strict=True):
             torch.testing.assert_close(ours, x)
+
+
+@pytest.mark.parametrize(
+    ('split', 'channel', 'own', 'moved'),
+    [
+        ('public', 1, True, [(1, 1, 3, 2)]),
+        ('public', 18, False, []),
+        ('paper', 1, True, [(1, 1, 2, 3)]),
+        ('paper', 18, False, [(1, 18, 1, 2)]),
+    ],
+)
+def test_asymfusion_adds_an_impulse_to_the_other_stream_alone(split, channel, own, moved):
+    """By Eq. 4, behind which channels beyond T change places."""
+    fusion = make_fusion(GeneratorConfig(fusion='both', split=split), 2, 20)
+    maps = [torch.zeros(2, 20, 5, 5) for _ in range(2)]
+    maps[0][1, channel, 2, 2] = 1
+    places = [[tuple(p) for p in x.nonzero().tolist()] for x in fusion(maps, [])]
+    here = [(1, channel, 2, 2)]
+    assert places == ([here, moved] if own else [moved, here])
 
 
 @pytest.mark.parametrize(
