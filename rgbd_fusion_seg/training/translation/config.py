@@ -44,6 +44,8 @@ class GeneratorConfig:
             from 0 to 1.
         split: of AsymFusion, as in the 'public' code or the 'paper', see docs/networks.md.
         align_weight: of the alignment in the loss. Open.
+        detach_ensemble: the loss of an ensemble trains its weights alone, as in the public code;
+            False: the streams too, as in the texts (CEN Eq. 4, TPAMI Eq. 5 and 6).
         dropout: of the first three layers of the decoder.
     """
 
@@ -63,6 +65,7 @@ class GeneratorConfig:
     initial_scales: str = 'one'
     split: str = 'public'
     align_weight: float = 0.1
+    detach_ensemble: bool = True
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
@@ -150,6 +153,8 @@ class TranslationConfig:
         decay_from: share of the run from which the rate falls to 0 along a line; 1, as in the
             public code, keeps it.
         reconstruction: weight of the L1 distance to the target.
+        stream_factor: of that weight for each stream of an ensemble; 1 in the public code, and 0
+            in the texts, whose loss is the ensemble's.
         adversarial: weight of what the discriminators say; 0 trains without them.
         discriminator_width: channels of their first layer.
     """
@@ -171,6 +176,7 @@ class TranslationConfig:
     beta2: float = 0.999
     decay_from: float = 1.0
     reconstruction: float = 100.0
+    stream_factor: float = 1.0
     adversarial: float = 1.0
     discriminator_width: int = 64
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -184,9 +190,13 @@ class TranslationConfig:
             '0 <= beta2 < 1': 0 <= self.beta2 < 1,
             '0 <= decay_from <= 1': 0 <= self.decay_from <= 1,
             'reconstruction >= 0': self.reconstruction >= 0,
+            'stream_factor >= 0': self.stream_factor >= 0,
             'adversarial >= 0': self.adversarial >= 0,
             'discriminator_width >= 1': self.discriminator_width >= 1,
         }
+        rules['stream_factor > 0, or generator.detach_ensemble false'] = (
+            self.stream_factor != 0 or not self.generator.detach_ensemble
+        )
         multiple = 2**self.generator.depth
         rules[f'images.side {SMALLEST_SIDE} or more for discriminators'] = (
             not self.adversarial or self.images.side >= SMALLEST_SIDE

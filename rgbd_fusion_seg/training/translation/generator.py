@@ -160,7 +160,7 @@ class Translator(nn.Module):
         self._make_fusions(widths, fused, shared)
         self.ensembles = nn.ModuleDict(
             {
-                target: SoftmaxEnsemble(len(group))
+                target: SoftmaxEnsemble(len(group), config.detach_ensemble)
                 for target, group in self.by_target.items()
                 if len(group) > 1
             }

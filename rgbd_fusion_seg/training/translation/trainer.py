@@ -219,12 +219,15 @@ class TranslationTrainer(TrainingLoop):
         """Return what the generator is to make small, by name.
 
         Every stream is to be taken for real; streams and ensembles are to be near their target
-        (L1), the ensembles of several by their weights alone; and fusions add their penalty.
+        (L1), see `stream_factor` and `detach_ensemble`; and fusions add their penalty. Open:
+        whether the texts' loss has discriminators judge the ensemble.
         """
-        config, losses = self.config, {}
-        pairs = zip(self.translator.streams, made.streams, strict=True)
-        distances = [F.l1_loss(x, batch[stream.target]) for stream, x in pairs]
-        for target in self.translator.ensembles:
+        config, losses, ensembles = self.config, {}, self.translator.ensembles
+        distances = []
+        for stream, x in zip(self.translator.streams, made.streams, strict=True):
+            factor = config.stream_factor if stream.target in ensembles else 1.0
+            distances.append(factor * F.l1_loss(x, batch[stream.target]))
+        for target in ensembles:
             distances.append(F.l1_loss(made.ensembles[target], batch[target]))
         losses['distance'] = config.reconstruction * torch.stack(distances).sum()
         if config.adversarial:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 
 import pytest
 
@@ -198,6 +199,17 @@ def test_the_ensemble_weighs_the_streams_of_a_target():
     made.ensembles['c'].sum().backward()
     assert network.ensembles['c'].alpha.grad is not None
     assert all(p.grad is None for p in network.encoder.parameters())
+
+
+def test_streams_learn_from_an_ensemble_that_is_not_detached():
+    network = small(('a', 'b'), ('c',), fusion='none', detach_ensemble=False)
+    with torch.no_grad():
+        network.ensembles['c'].alpha.copy_(torch.tensor([0.0, 1.0]))
+    made = network(images())
+    found = torch.autograd.grad(made.ensembles['c'].sum(), made.streams)
+    weight = 1 / (1 + math.e)
+    for gradient, expected in zip(found, (weight, 1 - weight), strict=True):
+        torch.testing.assert_close(gradient, torch.full_like(gradient, expected))
 
 
 def exchanged(
@@ -509,6 +521,13 @@ def test_samples_of_one_feature_are_not_aligned():
     for refused in ((config(1, 32), 1), (config(2, 32), 2), (config(1, 32, 'late'), 1)):
         with pytest.raises(InputError, match='make batch_size 2 or more for each process'):
             check_alignment(*refused)
+
+
+def test_a_loss_that_no_stream_would_learn_from_is_refused():
+    TranslationConfig(stream_factor=0.0, generator=GeneratorConfig(detach_ensemble=False))
+    words = r'> 0, or .* but stream_factor is 0\.0, generator\.detach_ensemble is True$'
+    with pytest.raises(InputError, match=words):
+        TranslationConfig(stream_factor=0.0)
 
 
 def test_sides_without_a_patch_are_refused():

@@ -312,6 +312,20 @@ def test_weights_of_losses_and_settings_of_adam_are_those_that_are_given(run_con
     assert run.discriminators.module.judges['rgb'].convs[0].out_channels == 16
 
 
+def test_streams_of_an_ensemble_count_by_their_factor(run_config):
+    """A target with one stream has no ensemble in whose place it could stand."""
+    config = run_config(inputs=['rgb', 'depth'], targets=['normal', 'depth'], stream_factor=0.25)
+    run = TranslationTrainer(config)
+    batch = next(run.batches(0, 1))
+    made = run.generator(batch)
+    losses = run.generator_losses(batch, made)
+    ensemble = F.l1_loss(made.ensembles['normal'], batch['normal'])
+    normals = [F.l1_loss(x, batch['normal']) for x in made.streams[:2]]
+    depth = F.l1_loss(made.streams[2], batch['depth'])
+    expected = 100 * float((ensemble + 0.25 * sum(normals) + depth).detach())
+    assert float(losses['distance'].detach()) == pytest.approx(expected, rel=1e-4)
+
+
 def test_time_is_kept(run_config, monkeypatch):
     monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     run = TranslationTrainer(run_config(max_minutes=1.0))
