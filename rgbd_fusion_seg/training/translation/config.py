@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rgbd_fusion_seg.training.config import DatasetConfig, run_rules
 from rgbd_fusion_seg.training.rules import require
 
+FLOWS = ('all', 'one')
 FUSIONS = (
     'exchange', 'shuffle', 'shift', 'both', 'concat', 'average', 'attention', 'align', 'none',
 )  # fmt: skip
@@ -137,6 +138,8 @@ class TranslationConfig:
         output: folder for checkpoints, TensorBoard events and scores.
         inputs: image domains, see docs/translation.md; several are fused for each target.
         targets: image domains; one may be an input, too (`streams`).
+        flows: what a step trains: 'all' targets, or 'one', drawn anew each time, by its streams
+            alone (CEN-random, TPAMI Table 6).
         init_from: checkpoint of a translator with the same streams and generator whose weights the
             run starts from: a .safetensors file, or a run's folder.
         batch_size: views a step, over all processes.
@@ -162,6 +165,7 @@ class TranslationConfig:
     output: str = 'runs/translation'
     inputs: list[str] = field(default_factory=lambda: ['shade', 'texture'])
     targets: list[str] = field(default_factory=lambda: ['rgb'])
+    flows: str = 'all'
     init_from: str = ''
     batch_size: int = 1
     epochs: int = 300
@@ -194,6 +198,10 @@ class TranslationConfig:
             'adversarial >= 0': self.adversarial >= 0,
             'discriminator_width >= 1': self.discriminator_width >= 1,
         }
+        rules[f'flows one of {", ".join(FLOWS)}'] = self.flows in FLOWS
+        rules['flows all for generator.exchange_decoders'] = (
+            self.flows == 'all' or not self.generator.exchange_decoders
+        )
         rules['stream_factor > 0, or generator.detach_ensemble false'] = (
             self.stream_factor != 0 or not self.generator.detach_ensemble
         )

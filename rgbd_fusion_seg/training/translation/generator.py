@@ -35,7 +35,7 @@ from rgbd_fusion_seg.training.translation.fusions import (
     make_exchange,
     make_fusion,
 )
-from rgbd_fusion_seg.training.translation.streams import Stream, grouped, make_streams
+from rgbd_fusion_seg.training.translation.streams import Stream, grouped, leading_to, make_streams
 
 SLOPE = 0.2
 """Of LeakyReLU below 0."""
@@ -52,9 +52,9 @@ class Translation(NamedTuple):
     """What a generator makes of a batch."""
 
     streams: list[Tensor]
-    """Float (N, 3, H, W), -1 to 1, of each stream."""
+    """Float (N, 3, H, W), -1 to 1, of each stream that was asked for."""
     ensembles: dict[str, Tensor]
-    """The same of each target, by its name; of a target with one stream, that one's."""
+    """The same of each of their targets, by its name; of one with one stream, that one's."""
     penalty: Tensor
     """What the fusions add to the loss, without dimensions; alignment in training alone."""
 
@@ -75,9 +75,9 @@ class PerStream(nn.ModuleList):
         """Return a stream's layer."""
         return self[self.owners[stream]]
 
-    def forward(self, maps: Maps) -> list[Tensor]:
-        """Apply to each stream's map its layer."""
-        return [self.of(i)(x) for i, x in enumerate(maps)]
+    def forward(self, maps: Maps, streams: Sequence[int]) -> list[Tensor]:
+        """Apply to each map the layer of its stream; the numbers of the streams come in order."""
+        return [self.of(i)(x) for i, x in zip(streams, maps, strict=True)]
 
 
 class GroupFusions(nn.Module):
@@ -105,19 +105,22 @@ class GroupFusions(nn.Module):
         norms = self._norms[0]
         return [] if norms is None else [norms.of(i).weight for i in group]
 
-    def forward(self, maps: Maps) -> list[Tensor]:
-        """Fuse the maps (N, C, h, w) of all streams."""
-        fused = list(maps)
-        for group, fusion in zip(self.groups, self.fusions, strict=True):
-            made = fusion([maps[i] for i in group], self.scales(group))
-            for i, x in zip(group, made, strict=True):
-                fused[i] = x
-        return fused
-
-    def penalties(self, penalised: str) -> list[Tensor]:
-        """Return the l1 norms of the scales that exchanges look at, see `Exchange.penalty`."""
+    def within(self, streams: Sequence[int]) -> list[tuple[tuple[int, ...], nn.Module]]:
+        """Return the groups, with their fusions, of which all streams are among these."""
         pairs = zip(self.groups, self.fusions, strict=True)
-        return [f.penalty(self.scales(g), penalised) for g, f in pairs]
+        return [(group, fusion) for group, fusion in pairs if {*group} <= {*streams}]
+
+    def forward(self, maps: Maps, streams: Sequence[int]) -> list[Tensor]:
+        """Fuse the maps (N, C, h, w) of streams, whose numbers come in order."""
+        fused = dict(zip(streams, maps, strict=True))
+        for group, fusion in self.within(streams):
+            made = fusion([fused[i] for i in group], self.scales(group))
+            fused |= zip(group, made, strict=True)
+        return list(fused.values())
+
+    def penalties(self, penalised: str, streams: Sequence[int]) -> list[Tensor]:
+        """Return the l1 norms of the scales that exchanges look at, see `Exchange.penalty`."""
+        return [f.penalty(self.scales(g), penalised) for g, f in self.within(streams)]
 
 
 class Translator(nn.Module):
@@ -180,9 +183,7 @@ class Translator(nn.Module):
         for i, (below, width) in enumerate(zip([3, *widths], widths, strict=False)):
             self.encoder.append(PerStream(lambda a=below, b=width: _conv(a, b), owners))
             normed = 0 < i < len(widths) - 1
-            self.encoder_norms.append(
-                PerStream(lambda b=width: instance_norm(b), norms) if normed else nn.Identity()
-            )
+            self.encoder_norms.append(PerStream(lambda b=width, n=normed: _norm(b, n), norms))
 
     def _make_decoder(self, widths: Sequence[int]) -> None:
         owners = self._owners(self.config.decoders)
@@ -192,9 +193,7 @@ class Translator(nn.Module):
             seen = below if not len(self.decoder) else 2 * below  # the encoder's map besides
             self.decoder.append(PerStream(lambda a=seen, b=width: _deconv(a, b), owners))
             last = len(self.decoder) == len(widths)
-            self.decoder_norms.append(
-                nn.Identity() if last else PerStream(lambda b=width: instance_norm(b), norms)
-            )
+            self.decoder_norms.append(PerStream(lambda b=width, n=not last: _norm(b, n), norms))
 
     def _norm_owners(self, how: str, owners: list[int]) -> list[int]:
         """Return for each stream the number of its norms, given that of its convolutions."""
@@ -247,64 +246,75 @@ class Translator(nn.Module):
         }
         return {k: f for k, f in named.items() if isinstance(f.fusions[0], Exchange)}
 
-    def forward(self, images: Mapping[str, Tensor]) -> Translation:
+    def forward(self, images: Mapping[str, Tensor], target: str = '') -> Translation:
         """Translate.
 
         Args:
             images: float (N, 3, H, W), -1 to 1, of each input domain; H and W are multiples of
                 2**depth.
+            target: go to it alone, as if there were no other streams; '': go to all.
 
         Raises:
             ValueError: a domain is absent, or of another size.
         """
-        self._check(images)
-        maps, skips, terms = [images[stream.input] for stream in self.streams], [], []
+        streams = leading_to(self.streams, target)
+        self._check(images, streams)
+        maps, skips, terms = [images[self.streams[i].input] for i in streams], [], []
         for i, (conv, norm) in enumerate(zip(self.encoder, self.encoder_norms, strict=True)):
             if i:
                 maps = each(lambda x: F.leaky_relu(x, SLOPE), maps)
-            maps = norm(conv(maps))
-            maps = self._fused(self.encoder_fusions, i, maps)
-            terms += self._alignment(i, maps)
+            maps = norm(conv(maps, streams), streams)
+            maps = self._fused(self.encoder_fusions, i, maps, streams)
+            terms += self._alignment(i, maps, streams)
             skips.append(maps)
         maps = skips.pop()
         for i, (conv, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
             if i:
                 maps = [torch.cat(pair, 1) for pair in zip(maps, skips.pop(), strict=True)]
-            maps = self._fused(self.decoder_fusions, i, norm(conv(each(F.relu, maps))))
+            maps = norm(conv(each(F.relu, maps), streams), streams)
+            maps = self._fused(self.decoder_fusions, i, maps, streams)
             if i < DROPPED_LAYERS:
                 drops = self.training or self.keeps_dropout
                 maps = [F.dropout(x, self.config.dropout, drops) for x in maps]
-        made = each(torch.tanh, maps)
-        return Translation(made, self._ensembles(made), self._penalty(made[0], terms))
+        made = dict(zip(streams, each(torch.tanh, maps), strict=True))
+        return Translation(
+            list(made.values()), self._ensembles(made), self._penalty(maps[0], terms, streams)
+        )
 
     @staticmethod
-    def _fused(fusions: nn.ModuleDict, layer: int, maps: Maps) -> Maps:
-        return fusions[str(layer)](maps) if str(layer) in fusions else maps
+    def _fused(fusions: nn.ModuleDict, layer: int, maps: Maps, streams: Sequence[int]) -> Maps:
+        return fusions[str(layer)](maps, streams) if str(layer) in fusions else maps
 
-    def _alignment(self, layer: int, maps: Maps) -> list[Tensor]:
+    def _alignment(self, layer: int, maps: Maps, streams: Sequence[int]) -> list[Tensor]:
         if str(layer) not in self.alignments or not self.training:  # nothing to be learnt
             return []
         groups = [group for group in self.by_target.values() if len(group) > 1]
         pairs = zip(self.alignments[str(layer)], groups, strict=True)
-        return [self.config.align_weight * align([maps[i] for i in g]) for align, g in pairs]
+        found = dict(zip(streams, maps, strict=True))
+        return [
+            self.config.align_weight * align([found[i] for i in group])
+            for align, group in pairs
+            if {*group} <= {*found}
+        ]
 
-    def _ensembles(self, made: Maps) -> dict[str, Tensor]:
+    def _ensembles(self, made: Mapping[int, Tensor]) -> dict[str, Tensor]:
         found = {}
         for target, group in self.by_target.items():
-            maps = [made[i] for i in group]
-            found[target] = self.ensembles[target](maps) if len(maps) > 1 else maps[0]
+            maps = [made[i] for i in group if i in made]
+            if maps:
+                found[target] = self.ensembles[target](maps) if len(maps) > 1 else maps[0]
         return found
 
-    def _penalty(self, like: Tensor, terms: list[Tensor]) -> Tensor:
+    def _penalty(self, like: Tensor, terms: list[Tensor], streams: Sequence[int]) -> Tensor:
         if self.config.sparsity:
             layers, which = self.exchanges().values(), self.config.penalised
-            found = [p for fusions in layers for p in fusions.penalties(which)]
+            found = [p for fusions in layers for p in fusions.penalties(which, streams)]
             terms = [*terms, *(self.config.sparsity * p for p in found)]
         return torch.stack([x.float() for x in terms]).sum() if terms else like.new_zeros(())
 
-    def _check(self, images: Mapping[str, Tensor]) -> None:
+    def _check(self, images: Mapping[str, Tensor], streams: Sequence[int]) -> None:
         multiple = 2**self.config.depth
-        for name in {stream.input: None for stream in self.streams}:
+        for name in {self.streams[i].input: None for i in streams}:
             if name not in images:
                 raise ValueError(f'the generator reads {name}, which is not given')
             height, width = images[name].shape[2:]
@@ -352,6 +362,10 @@ def fused_layers(config: GeneratorConfig) -> list[int]:
         return [config.depth - i for i in ASYMMETRIC_LAYERS if config.depth > i]
     layers = {'early': [0], 'middle': [3], 'late': [last], 'all': list(range(config.depth))}
     return layers[config.fused_layers]
+
+
+def _norm(channels: int, normed: bool) -> nn.Module:
+    return instance_norm(channels) if normed else nn.Identity()
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Module:

@@ -63,3 +63,8 @@ def grouped(streams: Sequence[Stream], by: str) -> dict[str, list[int]]:
     for number, stream in enumerate(streams):
         groups.setdefault(getattr(stream, by), []).append(number)
     return groups
+
+
+def leading_to(streams: Sequence[Stream], target: str = '') -> list[int]:
+    """Return the numbers of the streams to a target; without one, of all."""
+    return [number for number, stream in enumerate(streams) if target in ('', stream.target)]

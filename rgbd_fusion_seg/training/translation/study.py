@@ -41,6 +41,8 @@ FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
 """Settings that the study may be continued with other values of when a row of it is done."""
 LEFT_OUT = FREE_IN_ROWS - {'output', 'precision'}
 """Settings that tell of the machine, not of the result."""
+ROWS_OWN = {'flows', 'stream_factor'}
+"""Settings of a run that rows may differ in, as they are what is compared."""
 Entry = dict[str, Any]
 
 
@@ -54,6 +56,7 @@ class RowConfig:
         inputs, targets: see `TranslationConfig`.
         generator: settings of the generator that differ from those all rows share.
         paper: what the paper has for it, by target.
+        run: settings of the run that differ, of `ROWS_OWN`.
     """
 
     name: str = ''
@@ -62,6 +65,7 @@ class RowConfig:
     targets: list[str] = field(default_factory=list)
     generator: dict[str, Any] = field(default_factory=dict)
     paper: dict[str, str] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self, {'a name that a folder can have': is_folder_name(self.name)})
@@ -167,6 +171,11 @@ def row_config(study: TranslationStudyConfig, row: RowConfig, seed: int) -> Tran
             f'the row {row.name} sets {", ".join(sorted(unknown))}, which a generator does not '
             f'have; it has {", ".join(shared)}'
         )
+    if alien := {*row.run} - ROWS_OWN:
+        raise InputError(
+            f'the row {row.name} sets {", ".join(sorted(alien))} of its run, which all rows '
+            f'share; its own may be {", ".join(sorted(ROWS_OWN))}'
+        )
     return dataclasses.replace(
         study.run,
         output=str(Path(study.output) / f'{row.name}-{seed}'),
@@ -174,6 +183,7 @@ def row_config(study: TranslationStudyConfig, row: RowConfig, seed: int) -> Tran
         targets=row.targets,
         seed=seed,
         generator=GeneratorConfig(**{**shared, **row.generator}),
+        **row.run,
     )
 
 

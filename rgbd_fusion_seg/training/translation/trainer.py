@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +43,7 @@ from rgbd_fusion_seg.training.translation.prepared import (
     prepared_images,
 )
 from rgbd_fusion_seg.training.translation.sources import open_images
+from rgbd_fusion_seg.training.translation.streams import Stream, leading_to
 from rgbd_fusion_seg.training.translation.views import TranslationViews
 
 PICTURES = 3
@@ -81,9 +83,12 @@ class Discriminators(nn.Module):
         self.streams = translator.streams
         self.judges = nn.ModuleDict({t: PatchDiscriminator(width) for t in translator.targets})
 
-    def forward(self, given: dict[str, Tensor], images: list[Tensor]) -> list[Tensor]:
-        """Judge an image of each stream, given all domains: logits (N, 1, h, w) of each."""
-        pairs = zip(self.streams, images, strict=True)
+    def forward(
+        self, given: dict[str, Tensor], images: list[Tensor], target: str = ''
+    ) -> list[Tensor]:
+        """Judge an image of each stream (to a target), given all domains: logits (N, 1, h, w)."""
+        streams = [self.streams[i] for i in leading_to(self.streams, target)]
+        pairs = zip(streams, images, strict=True)
         return [self.judges[s.target](given[s.input], image) for s, image in pairs]
 
 
@@ -186,26 +191,45 @@ class TranslationTrainer(TrainingLoop):
         torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
         self._set_rates()
         self.generator.train()
-        made = self.generator(batch)
+        target = self.drawn_target()
+        made = self.generator(batch, target)
         losses = {}
         if config.adversarial:
-            losses['discriminators'] = self._train_discriminators(batch, made)
-        losses |= self.generator_losses(batch, made)
+            losses['discriminators'] = self._train_discriminators(batch, made, target)
+        losses |= self.generator_losses(batch, made, target)
         self.fabric.backward(sum(losses[k] for k in losses if k != 'discriminators'))
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.state['step'] += 1
         return {name: value.detach() for name, value in losses.items()}
 
-    def _train_discriminators(self, batch: dict[str, Tensor], made: Translation) -> Tensor:
+    def drawn_target(self) -> str:
+        """Return the target that this step trains; '' for all.
+
+        It depends on the seed and the step alone, so all processes draw the same, and so does a
+        run that is continued.
+        """
+        if self.config.flows == 'all':
+            return ''
+        targets = self.translator.targets
+        rng = np.random.default_rng((self.config.seed, 2, self.state['step']))
+        return targets[rng.integers(len(targets))]
+
+    def _streams(self, target: str) -> list[Stream]:
+        streams = self.translator.streams
+        return [streams[i] for i in leading_to(streams, target)]
+
+    def _train_discriminators(
+        self, batch: dict[str, Tensor], made: Translation, target: str = ''
+    ) -> Tensor:
         """Take a step of the discriminators; each counts real and made images by halves.
 
         The ensemble is shown to none, as in the public code.
         """
-        real = [batch[stream.target] for stream in self.translator.streams]
+        real = [batch[stream.target] for stream in self._streams(target)]
         twice = {name: torch.cat([x, x]) for name, x in batch.items()}
         pairs = zip(real, made.streams, strict=True)
-        judged = self.discriminators(twice, [torch.cat([a, b.detach()]) for a, b in pairs])
+        judged = self.discriminators(twice, [torch.cat([a, b.detach()]) for a, b in pairs], target)
         loss = torch.stack([
             (realness_loss(a, real=True) + realness_loss(b, real=False)) / 2
             for a, b in (logits.chunk(2) for logits in judged)
@@ -215,8 +239,10 @@ class TranslationTrainer(TrainingLoop):
         self.judging.zero_grad()
         return loss
 
-    def generator_losses(self, batch: dict[str, Tensor], made: Translation) -> dict[str, Tensor]:
-        """Return what the generator is to make small, by name.
+    def generator_losses(
+        self, batch: dict[str, Tensor], made: Translation, target: str = ''
+    ) -> dict[str, Tensor]:
+        """Return what the generator is to make small, by name, of what it made (for a target).
 
         Every stream is to be taken for real; streams and ensembles are to be near their target
         (L1), see `stream_factor` and `detach_ensemble`; and fusions add their penalty. Open:
@@ -224,16 +250,17 @@ class TranslationTrainer(TrainingLoop):
         """
         config, losses, ensembles = self.config, {}, self.translator.ensembles
         distances = []
-        for stream, x in zip(self.translator.streams, made.streams, strict=True):
+        for stream, x in zip(self._streams(target), made.streams, strict=True):
             factor = config.stream_factor if stream.target in ensembles else 1.0
             distances.append(factor * F.l1_loss(x, batch[stream.target]))
-        for target in ensembles:
-            distances.append(F.l1_loss(made.ensembles[target], batch[target]))
+        for name in ensembles:
+            if target in ('', name):
+                distances.append(F.l1_loss(made.ensembles[name], batch[name]))
         losses['distance'] = config.reconstruction * torch.stack(distances).sum()
         if config.adversarial:
             judges = self.discriminators.module.requires_grad_(False)
             with self.fabric.autocast():
-                judged = judges(batch, made.streams)
+                judged = judges(batch, made.streams, target)
             judges.requires_grad_(True)
             taken = [realness_loss(logits, real=True) for logits in judged]
             losses['adversarial'] = config.adversarial * torch.stack(taken).sum()

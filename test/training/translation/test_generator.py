@@ -336,6 +336,30 @@ def test_asymfusion_adds_the_others_moved_and_shuffles():
             torch.testing.assert_close(ours, x)
 
 
+@pytest.mark.parametrize('fusion', ['exchange', 'both', 'concat', 'align', 'none'])
+def test_streams_to_one_target_run_as_if_they_were_all(fusion):
+    inputs = ('a', 'b', 'c')
+    network = small(inputs, inputs, fusion=fusion, threshold=0.4, dropout=0).train()
+    x = images(inputs)
+    whole = network(x)
+    made = network(x, 'b')  # its streams are the third and fourth
+    for ours, theirs in zip(made.streams, whole.streams[2:4], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert list(made.ensembles) == ['b']
+    torch.testing.assert_close(made.ensembles['b'], whole.ensembles['b'])
+    penalties = torch.stack([network(x, name).penalty for name in inputs])
+    if fusion == 'exchange':  # alignments draw
+        torch.testing.assert_close(penalties.sum(), whole.penalty)
+    (
+        sum(s.square().sum() for s in made.streams) + made.ensembles['b'].sum() + made.penalty
+    ).backward()
+    trained = {n for n, p in network.named_parameters() if p.grad is not None}
+    assert {n for n in trained if 'ensembles' in n} == {'ensembles.b.alpha'}
+    for norms in ('encoder_norms.2', 'decoder_norms.2'):
+        owners = {n.removeprefix(norms)[1] for n in trained if n.startswith(norms)}
+        assert owners == {'2', '3'}
+
+
 @pytest.mark.parametrize(
     ('split', 'channel', 'own', 'moved'),
     [
@@ -528,6 +552,14 @@ def test_a_loss_that_no_stream_would_learn_from_is_refused():
     words = r'> 0, or .* but stream_factor is 0\.0, generator\.detach_ensemble is True$'
     with pytest.raises(InputError, match=words):
         TranslationConfig(stream_factor=0.0)
+
+
+def test_flows_one_at_a_time_cannot_exchange_between_decoders():
+    generator = GeneratorConfig(exchange_decoders=True)
+    with pytest.raises(InputError, match=r"flows all for generator.* but flows is 'one'"):
+        TranslationConfig(flows='one', generator=generator)
+    with pytest.raises(InputError, match="flows one of all, one, but flows is 'two'"):
+        TranslationConfig(flows='two')
 
 
 def test_sides_without_a_patch_are_refused():

@@ -109,6 +109,17 @@ def test_the_record_keeps_rows_whose_folders_are_gone(study, tmp_path):
     assert [(run['row'], run['epochs']) for run in runs] == [('apart', 1), ('tasks', 1)]
 
 
+def test_a_row_has_settings_of_its_run(study):
+    study.rows = study.rows[:1]
+    study.rows[0].targets, study.rows[0].run = ['rgb', 'depth'], {'flows': 'one'}
+    study_translation(study)
+    settings = json.loads(Path(study.record).read_text())['runs'][0]['settings']
+    assert settings['flows'] == 'one'
+    study.rows[0].run.clear()
+    with pytest.raises(InputError, match='was trained with another flows than'):
+        study_translation(study)
+
+
 def test_several_seeds_are_their_mean_and_half_their_range(study):
     study.rows, study.seeds = study.rows[:1], [0, 1]
     study_translation(study)
@@ -194,6 +205,8 @@ def test_a_run_of_another_budget_is_not_taken_for_one_of_the_study(study):
         ),
         (lambda s: s.rows[1].generator.update(colour=1), 'the row tasks sets colour, which a gen'),
         (lambda s: s.rows[1].generator.update(fusion='sum'), 'fusion one of'),
+        (lambda s: s.rows[1].run.update(flows='one'), 'flows all for generator.exchange_decoders'),
+        (lambda s: s.rows[1].run.update(lr=1.0), 'the row tasks sets lr of its run, which all'),
         (lambda s: s.rows[0].generator.update(exchange_decoders=True), 'no input has two targets'),
         (lambda s: s.rows[0].inputs.clear(), 'inputs must be one or more'),
         (lambda s: Path(s.document).write_text('no markers'), 'has no section for the study'),

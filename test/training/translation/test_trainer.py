@@ -120,8 +120,9 @@ def test_a_translator_learns_images_by_heart(run_config):
     assert np.mean(distances[-6:]) < 0.4 * np.mean(distances[:6])
 
 
-def test_a_run_that_was_stopped_goes_on_identically(run_config, monkeypatch):
-    whole, parts = run_config('whole', epochs=4), run_config('parts', epochs=4)
+@pytest.mark.parametrize('changes', [{}, {'targets': ['rgb', 'normal'], 'flows': 'one'}])
+def test_a_run_that_was_stopped_goes_on_identically(run_config, monkeypatch, changes):
+    whole, parts = (run_config(name, epochs=4, **changes) for name in ('whole', 'parts'))
     monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     trainer.train_translation(whole)
     step = TranslationTrainer.step
@@ -312,6 +313,40 @@ def test_weights_of_losses_and_settings_of_adam_are_those_that_are_given(run_con
     assert run.discriminators.module.judges['rgb'].convs[0].out_channels == 16
 
 
+def test_a_step_of_one_flow_moves_nothing_of_the_others(run_config):
+    """Nor does what Adam remembers of earlier steps."""
+    domains = ['rgb', 'depth', 'normal']
+    generator = GeneratorConfig(width=8, depth=5, dropout=0, sparsity=0.01)
+    run = TranslationTrainer(
+        run_config(inputs=domains, targets=domains, flows='one', generator=generator)
+    )
+    batch = next(run.batches(0, 1))
+    modules = {'': run.translator, 'judge': run.discriminators.module}
+
+    def weights() -> dict[str, torch.Tensor]:
+        return {
+            f'{owner}{name}': value.clone()
+            for owner, module in modules.items()
+            for name, value in module.state_dict().items()
+        }
+
+    drawn = []
+    for _ in range(12):
+        target, before = run.drawn_target(), weights()
+        run.step(batch)
+        moved = {name for name, value in weights().items() if not torch.equal(value, before[name])}
+        numbers = {str(i) for i, s in enumerate(run.translator.streams) if s.target == target}
+        assert {n.split('.')[2] for n in moved if n.startswith('encoder_norms.2')} == numbers
+        assert {n.split('.')[2] for n in moved if n.startswith('decoder_norms.2')} == numbers
+        assert {n.split('.')[1] for n in moved if n.startswith('judge')} == {target}
+        assert {n.split('.')[1] for n in moved if n.startswith('ensembles')} == {target}
+        assert {n.split('.')[2] for n in moved if n.startswith('encoder.')} == {'0'}
+        drawn.append(target)
+    assert set(drawn) == set(domains)
+    run.state['step'] = 0
+    assert run.drawn_target() == drawn[0]
+
+
 def test_streams_of_an_ensemble_count_by_their_factor(run_config):
     """A target with one stream has no ensemble in whose place it could stand."""
     config = run_config(inputs=['rgb', 'depth'], targets=['normal', 'depth'], stream_factor=0.25)
@@ -367,7 +402,8 @@ def test_a_checkpoint_is_not_taken_for_one_of_the_other_kind(run_config, tmp_pat
         load_translator(other)
 
 
-def test_two_processes_train_as_one_does(run_config, tmp_path):
+@pytest.mark.parametrize('more', [[], ['--run.targets', '[rgb, normal]', '--run.flows', 'one']])
+def test_two_processes_train_as_one_does(run_config, tmp_path, more):
     """Instance norms know single images, so nothing tells the runs apart but the order of sums."""
     script = tmp_path / 'train.py'
     script.write_text(
@@ -391,6 +427,7 @@ def test_two_processes_train_as_one_does(run_config, tmp_path):
             '--run.images.dataset.folder', config.images.dataset.folder,
             '--run.images.cache', config.images.cache,
             '--run.images.side', '32', '--run.images.load_side', '36', '--run.images.workers', '0',
+            *more,
         ]  # fmt: skip
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
         done = subprocess.run(
