@@ -304,7 +304,7 @@ def _validated(card: Card, folder: Path) -> ModelBundle:
         )
     names, colors = _classes(card)
     inputs = _inputs(card)
-    stride, dynamic = _stride_and_dynamic(card, next(iter(inputs.values())))
+    stride, dynamic = _stride_and_dynamic(card, *next(iter(inputs.items())))
     weights, sha256 = _weights(card, folder)
     return ModelBundle(
         path=folder,
@@ -365,10 +365,14 @@ def _tensor(card: Card, key: str) -> TensorInput:
     return TensorInput(height, width, mean, std)
 
 
-def _stride_and_dynamic(card: Card, leading: TensorInput) -> tuple[int, DynamicAxes]:
+def _stride_and_dynamic(card: Card, name: str, leading: TensorInput) -> tuple[int, DynamicAxes]:
     stride = card.get('output.stride', int)
-    if stride <= 0 or leading.height % stride or leading.width % stride:
+    if stride <= 0:
         raise card.wrong('output.stride', stride)
+    for side in ('width', 'height'):
+        if (pixels := getattr(leading, side)) % stride:
+            why = f', no multiple of output.stride, {stride}'
+            raise card.wrong(f'inputs.{name}.{side}', pixels, why)
     if 'dynamic' not in card.card:
         return stride, DynamicAxes()
     axes = DynamicAxes(

@@ -68,11 +68,11 @@ class Card:
             raise self.wrong(key, value)
         return value
 
-    def wrong(self, key: str, value: Any) -> BundleError:
-        """Return the error that an entry cannot be used."""
+    def wrong(self, key: str, value: Any, why: str = '') -> BundleError:
+        """Return the error that an entry cannot be used, for a reason that begins with a comma."""
         return BundleError(
-            f'the card {self.path} has an unusable entry {key!r}: {value!r:.80}; export the '
-            'bundle again'
+            f'the card {self.path} has an unusable entry {key!r}: {value!r:.80}{why}; export '
+            'the bundle again'
         )
 
     def name(self, key: str) -> str:

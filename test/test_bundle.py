@@ -287,7 +287,8 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('dynamic', {'batch': True, 'size': True, 'multiple': 32}, 'dynamic.multiple'),
         ('dynamic', {'batch': True, 'size': True, 'multiple': 4}, 'dynamic.multiple'),
         ('dynamic', {'batch': True, 'size': 1, 'multiple': 16}, 'dynamic.size'),
-        ('output.stride', 7, 'output.stride'),
+        ('output.stride', 7, 'inputs.rgb.width'),
+        ('inputs.rgb.height', 50, 'inputs.rgb.height'),
         ('output.stride', -8, 'output.stride'),
         *(('confidence', {'temperature': x}, 'confidence.temperature') for x in NO_TEMPERATURES),
         ('depth.range_m', [1.0], 'depth.range_m'),
@@ -320,6 +321,12 @@ def test_an_unusable_entry_is_named(tmp_path: Path, entry, value, named):
         load_bundle(folder)
     assert 'unusable entry' in sentence(caught)
     assert f"'{named}'" in sentence(caught)
+
+
+def test_a_size_that_is_no_multiple_names_the_stride(tmp_path: Path):
+    folder = write_bundle(tmp_path / 'bad', card_with('inputs.rgb.width', 65))
+    with pytest.raises(BundleError, match=r"'inputs\.rgb\.width': 65, no multiple of output"):
+        load_bundle(folder)
 
 
 def test_a_future_format_says_both_numbers(tmp_path: Path):
