@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from rgbd_fusion_seg.cli import main
+from rgbd_fusion_seg.cli.arguments import LARGEST_SEED
 from rgbd_fusion_seg.replay.bags import BagFrames
 from rgbd_fusion_seg.replay.folders import FolderFrames
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -421,6 +423,38 @@ def test_failures_are_one_sentence(folder, tiny_bundle, tmp_path, capsys, argume
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith('rgbd-fusion-seg: ')
     assert sentence in error
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['segment', 'x', '--gravity', '0,1'], '0,1 is no direction; give it as X,Y,Z, such as'),
+        (['segment', 'x', '--gravity', 'abc'], 'abc is no direction; give it as X,Y,Z, such as'),
+        (['segment', 'x', '--camera-height', 'abc'], 'abc is not a positive number'),
+        (['segment', 'x', '--camera-height', 'nan'], 'nan is not a positive number'),
+        (['segment', 'x', '--max-frames', '2.5'], '2.5 is not a whole number above 0'),
+        (['segment', 'x', '--max-frames', '0'], '0 is not a whole number above 0'),
+        (['benchmark', '--load', 'x'], 'x is not a whole number above 0'),
+        (
+            ['demo', '--seed', '-1'],
+            '-1 is no seed of a room; give a whole number, 0 to 2147483648',
+        ),
+        (['demo', '--seed', '2147483649'], 'no seed of a room'),
+    ],
+)
+def test_wrong_values_are_told_in_the_words_of_the_option(capsys, arguments, words):
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in last
+    assert f'argument {arguments[-2]}: ' in last
+
+
+def test_the_largest_seed_is_that_of_the_synthetic_camera():
+    parameters = pytest.importorskip('rgbd_fusion_seg.ros.parameters', reason='needs ROS 2')
+    (seed,) = (f for f in fields(parameters.SyntheticCameraConfig) if f.name == 'seed')
+    assert (seed.metadata['minimum'], seed.metadata['maximum']) == (0, LARGEST_SEED)
 
 
 def test_damaged_image_in_the_middle(folder, tiny_bundle, tmp_path, capsys):

@@ -12,6 +12,9 @@ from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
 
 Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
+LARGEST_SEED = 2**31
+"""Of the synthetic camera, see its parameter ``seed``."""
+
 
 def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
@@ -65,7 +68,10 @@ def add_camera(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> float:
     """Parse a positive number."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float('inf'):
         raise argparse.ArgumentTypeError(f'{text} is not a positive number')
     return value
@@ -73,9 +79,14 @@ def positive(text: str) -> float:
 
 def direction(text: str) -> tuple[float, float, float]:
     """Parse ``X,Y,Z``, not all 0."""
-    x, y, z = (float(number) for number in text.split(','))
+    try:
+        x, y, z = (float(number) for number in text.split(','))
+    except ValueError:
+        x = y = z = 0.0
     if not 0 < abs(x) + abs(y) + abs(z) < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} is no direction')
+        raise argparse.ArgumentTypeError(
+            f'{text} is no direction; give it as X,Y,Z, such as 0,1,0'
+        )
     return x, y, z
 
 
@@ -89,10 +100,18 @@ def size(text: str) -> tuple[int, int]:
 
 def count(text: str) -> int:
     """Parse a positive integer."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a whole number above 0')
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Parse the seed of a synthetic room."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f'{text} is no seed of a room; give a whole number, 0 to {LARGEST_SEED}'
+        )
+    return int(text)
 
 
 def tell(sentence: str) -> None:

@@ -16,6 +16,7 @@ from rgbd_fusion_seg.cli.arguments import (
     direction,
     positive,
     print_files,
+    seed,
     tell,
 )
 
@@ -198,6 +199,6 @@ def _add_demo(commands: Commands) -> None:
     parser.add_argument(
         '--seconds', type=positive, default=20.0, help='of recording (default: %(default)g)'
     )
-    parser.add_argument('--seed', type=int, help='which room (default: one kept from training)')
+    parser.add_argument('--seed', type=seed, help='which room (default: one kept from training)')
     add_bundle(parser)
     add_backend(parser)
