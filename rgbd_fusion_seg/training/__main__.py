@@ -7,6 +7,7 @@ Each command is the function that does the work; its arguments are the command's
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -30,6 +31,8 @@ COMMANDS = {
     'study-translation': 'translation.study',
 }
 """Modules of this package with the function of each command."""
+SECTIONS = {'run': ('train', 'train-translation'), 'study': ('study', 'study-translation')}
+"""Sections of the files for --config, and the commands that have them."""
 PROGRAM = 'python -m rgbd_fusion_seg.training'
 
 
@@ -39,8 +42,19 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and where help is, and exit with 2."""
         # Parsers of sections know neither the program nor the command.
-        command = [PROGRAM, *(name for name in sys.argv[1:2] if name in COMMANDS)]
-        self.exit(2, f'error: {" ".join(message.split())} (see {" ".join(command)} --help)\n')
+        command = [name for name in sys.argv[1:2] if name in COMMANDS]
+        message = ' '.join(message.split())
+        for name in command:
+            message = re.sub(rf'(?<=[ ,]){name}\.(?=\w)', '--', message)
+            message += _other_command(name, message)
+        self.exit(2, f'error: {message} (see {" ".join([PROGRAM, *command])} --help)\n')
+
+
+def _other_command(name: str, message: str) -> str:
+    """Return which commands take what this one refused, where all of a file is for others."""
+    found = re.search(r"does not accept option '(\w+)", message)
+    takers = SECTIONS.get(found[1], ()) if found else ()
+    return f'; it is of a file for {" or ".join(takers)}' if takers and name not in takers else ''
 
 
 def functions() -> dict[str, Callable[..., None]]:

@@ -32,6 +32,7 @@ from rgbd_fusion_seg.training.translation.sources import IMAGE_READERS  # noqa: 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSLATION_CONFIGS = sorted((ROOT / 'config' / 'training').glob('*transl*.yaml'))
 CONFIGS = sorted({*(ROOT / 'config' / 'training').glob('*.yaml')} - {*TRANSLATION_CONFIGS})
+STUDY = ROOT / 'config' / 'training' / 'study_cen_nyudv2.yaml'
 CONFIG = ROOT / 'config' / 'training' / 'rfbnet_erfnet_nyu40_320x240.yaml'
 
 
@@ -241,6 +242,24 @@ def test_unknown_keys_are_refused(training, tmp_path):
     wrong = training('train', '--config', file)
     assert wrong.returncode == 2
     assert 'learning_rate' in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ('command', 'words'),
+    [
+        (['evaluate'], 'the following arguments are required: --model (see '),
+        (['export'], 'the following arguments are required: --checkpoint, --bundle (see '),
+        (['study', '--config', CONFIG], '; it is of a file for train or train-translation (see '),
+        (['train', '--config', STUDY], '; it is of a file for study or study-translation (see '),
+        (['train', '--run.epoqs', '1'], 'epoqs'),
+    ],
+)
+def test_wrong_usage_names_options_and_commands(training, command, words):
+    wrong = training(*command)
+    assert wrong.returncode == 2
+    (line,) = wrong.stderr.splitlines()
+    assert words in line
+    assert ('file for' in line) == ('file for' in words)
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,15 @@ class OwnFolder:
                 f'{labels} has the label {values[classes == _UNKNOWN][0]}, which {self.file} '
                 'does not know; add it to classes, label_map or void'
             )
+        image = image_files.read_rgb(rgb)
+        (height, width), camera = image.shape[:2], self.intrinsics
+        if (width, height) != (camera.width, camera.height):
+            raise self._error(
+                f'camera is {camera.width}x{camera.height} but {rgb} is {width}x{height}; '
+                'give the intrinsics of images of that size'
+            )
         return files.labelled_frame(
-            image_files.read_rgb(rgb),
+            image,
             files.read_depth(depth, self.metres_per_unit),
             classes.astype(np.uint8),
             self.intrinsics,
@@ -313,6 +320,11 @@ def _require_texts(file: Path, content: Any) -> None:
 
 
 def _read_config(file: Path) -> FolderConfig:
+    if file.is_dir():
+        raise InputError(
+            f'{file} is a folder; the data set "folder" wants the YAML file that describes your '
+            'images, by --data.dataset.folder, see config/datasets/example_folder.yaml'
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FolderConfig, 'data')
     try:

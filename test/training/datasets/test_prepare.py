@@ -159,6 +159,21 @@ def test_intrinsics_in_another_unit_are_told_once_a_split(copy):
         assert 'pixels' in fault
 
 
+def test_a_camera_of_another_size_is_named_with_the_image(copy):
+    description = yaml.safe_load((copy / 'data.yaml').read_text())
+    description['camera'] |= {'width': 32, 'height': 24}
+    (copy / 'data.yaml').write_text(yaml.safe_dump(description))
+    first, *_ = faults(copy)
+    assert f'{copy}/data.yaml: camera is 32x24 but {copy}/rgb/0.jpg is 64x48' in first
+
+
+def test_the_description_is_asked_for_where_a_folder_is_given(copy):
+    dataset = DatasetConfig(name='folder', folder=str(copy))
+    (fault,) = check_data(DataConfig(dataset=dataset)).faults
+    assert f'{copy} is a folder' in fault
+    assert '--data.dataset.folder' in fault
+
+
 def test_both_splits_are_checked_where_one_cannot_be_opened(copy):
     (copy / 'train.txt').write_text('\n')
     cut(copy / 'rgb/9.jpg', 0.7)
