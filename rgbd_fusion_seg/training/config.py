@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -43,6 +44,11 @@ class NetworkConfig:
     init_backbone: str = ''
 
 
+def default_folder() -> str:
+    """Return where NYUDv2 is looked for: in ``$RGBD_FUSION_SEG_DATA`` if that is set."""
+    return os.path.join(os.environ.get('RGBD_FUSION_SEG_DATA') or '../shared/data', 'nyudv2')
+
+
 @dataclass
 class DatasetConfig:
     """A data set on disk.
@@ -50,14 +56,15 @@ class DatasetConfig:
     Args:
         name: nyudv2, sunrgbd, scannet, cityscapes, synthetic, folder or, for translation,
             taskonomy.
-        folder: where it is; for 'folder', the YAML file that describes it.
+        folder: where it is; for 'folder', the YAML file that describes it. Default: nyudv2 in
+            $RGBD_FUSION_SEG_DATA, else ../shared/data/nyudv2.
         options: the reader's own options.
         train_split: name of the split to train on; default: the data set's own.
         test_split: name of the split to score on; default: the data set's own.
     """
 
     name: str = 'nyudv2'
-    folder: str = '../shared/data/nyudv2'
+    folder: str = field(default_factory=default_folder)
     options: dict[str, Any] = field(default_factory=dict)
     train_split: str = ''
     test_split: str = ''

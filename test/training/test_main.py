@@ -16,7 +16,7 @@ from jsonargparse import CLI, capture_parser  # noqa: E402
 
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
 from rgbd_fusion_seg.training.__main__ import Parser, functions, main  # noqa: E402
-from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig  # noqa: E402
+from rgbd_fusion_seg.training.config import DatasetConfig, GroupConfig, OptimiserConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets import DATASETS, cache  # noqa: E402
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
@@ -285,6 +285,17 @@ def test_sizes_are_given_as_the_runtimes_command_line_takes_them(training, optio
     wrong = f'error: {option} {size!r} is no size; give width and height as 640x480\n'
     assert (told.stderr == wrong) != form
     assert ('there is no checkpoint absent' in told.stderr) == form  # which is looked at next
+
+
+def test_data_are_looked_for_where_the_environment_says(training, nyu_pack, tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'nyudv2').symlink_to(nyu_pack)
+    monkeypatch.setenv('RGBD_FUSION_SEG_DATA', str(tmp_path / 'data'))
+    checked = training('prepare', '--check', 'true')
+    assert checked.returncode == 0, checked.stderr
+    assert 'nyudv2-train:' in checked.stdout
+    monkeypatch.delenv('RGBD_FUSION_SEG_DATA')
+    assert DatasetConfig().folder == '../shared/data/nyudv2'
 
 
 def test_data_that_is_not_there_is_one_sentence(tmp_path):
