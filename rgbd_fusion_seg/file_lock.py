@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,19 +14,15 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold a lock; yield whether it is ours, which it always is after waiting.
 
     Args:
-        path: of a file that stands for what is locked, made if absent; it stays.
+        path: of a file that stands for what is locked, made if absent; it stays, unless its
+            holder removes it.
         wait: until another process lets it go.
 
     Raises:
         OSError: the file cannot be opened, or is on a disk without locks.
     """
-    file = open_lock(path)
+    file, mine = _locked(path, wait)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine = True
-        except BlockingIOError:
-            mine = False
         yield mine
     finally:
         os.close(file)
@@ -42,3 +38,21 @@ def open_lock(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:  # of another user; on most disks reading is enough to lock it
         return os.open(path, os.O_RDONLY)
+
+
+def _locked(path: Path, wait: bool) -> tuple[int, bool]:
+    """Return the descriptor of the open lock, and whether it is ours."""
+    while True:
+        file = open_lock(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return file, False
+        except OSError:
+            os.close(file)
+            raise
+        # Its holder may have removed what was opened; the lock is that of a new file then.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file)):
+                return file, True
+        os.close(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rgbd_fusion_seg.errors import InputError
@@ -21,7 +21,8 @@ def lock_of(folder: Path) -> Path:
 def only_trainer(folder: Path) -> Iterator[None]:
     """Keep other processes from training into a folder.
 
-    Of the processes of a `torchrun`, the first claims it for all.
+    Of the processes of a `torchrun`, the first claims it for all. A run that ends before it has
+    made its folder, as one that is refused for its data, leaves no lock either.
 
     Raises:
         InputError: another one is training there, or the folder cannot be made or locked.
@@ -45,4 +46,9 @@ def only_trainer(folder: Path) -> Iterator[None]:
                 f'another process is training into {folder}; wait until it is done, or choose '
                 'another output folder'
             )
-        yield
+        try:
+            yield
+        finally:
+            if not folder.exists():
+                with suppress(OSError):  # of another user
+                    lock_of(folder).unlink()

@@ -10,7 +10,7 @@ pytest.importorskip('torch')
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.file_lock import file_lock
-from rgbd_fusion_seg.training.config import TrainConfig
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig, TrainConfig
 from rgbd_fusion_seg.training.run_lock import lock_of, only_trainer
 from rgbd_fusion_seg.training.trainer import train
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
@@ -34,6 +34,33 @@ def test_a_folder_is_given_back(tmp_path):
             assert not mine
     with only_trainer(folder), only_trainer(folder.with_name('other')):
         pass
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    folder = tmp_path / 'run'
+    with pytest.raises(InputError, match='is no NYUDv2'):
+        train(
+            TrainConfig(output=str(folder), data=DataConfig(DatasetConfig(folder=str(tmp_path))))
+        )
+    assert list(tmp_path.iterdir()) == []
+    with only_trainer(folder):
+        folder.mkdir()
+    assert lock_of(folder).exists()
+
+
+@pytest.mark.parametrize('wait', [False, True])
+def test_a_lock_that_its_holder_removes_is_one_of_nobody(tmp_path, monkeypatch, wait):
+    """Who opened it before, and locks it after, must not hold it beside who comes next."""
+    path, flock = tmp_path / 'lock', fcntl.flock
+
+    def flock_after_the_removal(file, operation):
+        monkeypatch.setattr(fcntl, 'flock', flock)
+        path.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, 'flock', flock_after_the_removal)
+    with file_lock(path, wait) as late, file_lock(path) as next_one:
+        assert (late, next_one) == (True, False)
 
 
 def test_processes_of_one_run_do_not_lock_each_other_out(tmp_path, monkeypatch):
