@@ -170,6 +170,8 @@ def open_session(
 ) -> Any:
     """Load a bundle's network, with fixed sizes: a graph with open ones is loaded twice.
 
+    For another provider it is first looked at on the CPU, which tells open sizes and damage.
+
     Args:
         bundle: the network and its card.
         options: of the session.
@@ -179,10 +181,11 @@ def open_session(
         BundleError: a file that is no ONNX network, for the CPU neither.
         EngineError: another provider than the CPU's cannot load a network that the CPU's can.
     """
-    session = _session(bundle, options, providers)
-    if sizes := _open_sizes(session.get_inputs(), bundle):
-        for name, size in sizes.items():
-            options.add_free_dimension_override_by_name(name, size)
+    session = _session(bundle, options if providers == CPU else cpu_options(1), CPU)
+    sizes = _open_sizes(session.get_inputs(), bundle)
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
+    if sizes or providers != CPU:
         session = _session(bundle, options, providers)
     release_freed_memory()
     return session
@@ -195,7 +198,6 @@ def _session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) -> Any
     except Exception as error:  # its errors have no base class of their own
         here, reason = f'ONNX Runtime {runtime.__version__}', str(error).partition('\n')[0][:200]
         if providers != CPU:
-            _session(bundle, cpu_options(1), CPU)  # which tells whether it is the file
             raise EngineError(
                 f'{here} cannot load {bundle.weights_path} with {providers[0][0]}: {reason}'
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 from bundles import tiny_card, tiny_network, with_open_sizes, write_bundle
@@ -13,7 +14,11 @@ from rgbd_fusion_seg.engine import available_backends, onnxruntime_gpu, open_eng
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.onnxruntime_gpu import PROVIDERS, open_gpu_session
 from rgbd_fusion_seg.errors import BundleError, EngineError
+from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.segmenter import Segmenter
+
+MODELS = Path(__file__).resolve().parents[2] / 'models'
+SHIPPED = sorted(card.parent for card in MODELS.rglob(CARD_NAME))
 
 INSTALLED = [p for p in PROVIDERS.values() if p in onnxruntime.get_available_providers()]
 cpu_build = pytest.mark.skipif(bool(INSTALLED), reason='this ONNX Runtime is one for GPUs')
@@ -33,16 +38,57 @@ def test_an_onnx_runtime_for_cpus_is_told_and_auto_steps_down(tiny_bundle: Path)
 
 @cpu_build
 @pytest.mark.filterwarnings('ignore:Specified provider')
-@pytest.mark.parametrize('provider', PROVIDERS.values())
-def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny_bundle: Path, provider):
+@pytest.mark.parametrize(
+    ('provider', 'libraries'),
+    [(PROVIDERS['cuda'], 'cuDNN that'), (PROVIDERS['tensorrt'], 'libnvinfer.so.10')],
+)
+def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny_bundle: Path, provider, libraries):
     """ONNX Runtime opens the session all the same, on the CPU."""
     bundle = load_bundle(tiny_bundle)
     session = onnxruntime.InferenceSession(
         str(bundle.weights_path), providers=[provider, 'CPUExecutionProvider']
     )
     assert session.get_providers() == ['CPUExecutionProvider']
-    with pytest.raises(EngineError, match=f'{provider} and fell back to CPUExecutionProvider'):
-        open_gpu_session(bundle, provider, {})
+    with pytest.raises(EngineError, match=f'{provider} and fell back to CPU.*{libraries}'):
+        open_gpu_session(bundle, [(provider, {})])
+
+
+def test_a_part_that_a_provider_leaves_to_the_cpu_is_an_error(tiny_bundle: Path):
+    """Azure's runs a single operator, and so leaves all others to the CPU; it comes with Linux."""
+    provider = 'AzureExecutionProvider'
+    if provider not in onnxruntime.get_available_providers():
+        pytest.skip(f'this ONNX Runtime has no {provider}')
+    bundle = load_bundle(tiny_bundle)
+    session = onnxruntime.InferenceSession(str(bundle.weights_path), providers=[provider])
+    assert session.get_providers()[0] == provider
+    with pytest.raises(EngineError, match=r'on the CPU \((AveragePool, Concat, Conv|it does not)'):
+        open_gpu_session(bundle, [(provider, {})])
+
+
+def test_shapes_of_an_open_batch_may_be_computed_on_the_cpu(tmp_path: Path):
+    provider = 'AzureExecutionProvider'
+    if provider not in onnxruntime.get_available_providers():
+        pytest.skip(f'this ONNX Runtime has no {provider}')
+    card = tiny_card() | {'dynamic': {'batch': True, 'size': True, 'multiple': 16}}
+    bundle = load_bundle(write_bundle(tmp_path / 'open', card, with_open_sizes(tiny_network())))
+    assert open_gpu_session(bundle, [(provider, {})]).get_providers()[0] == provider
+
+
+def _nodes(network: Path, tmp_path: Path) -> set[str]:
+    """Return the operators that are left when ONNX Runtime gives them to its providers."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / 'optimised.onnx')
+    onnxruntime.InferenceSession(str(network), options, providers=['CPUExecutionProvider'])
+    return {node.op_type for node in onnx.load(tmp_path / 'optimised.onnx').graph.node}
+
+
+@pytest.mark.parametrize('folder', SHIPPED, ids=lambda folder: folder.name)
+def test_no_shapes_are_computed_where_sizes_are_fixed(tmp_path: Path, folder):
+    """Else ONNX Runtime would leave that to the CPU on purpose, and be refused for it."""
+    operators = _nodes(load_bundle(folder).weights_path, tmp_path)
+    assert not operators & {'Shape', 'Size', 'Gather', 'ConstantOfShape'}
+    assert 'Conv' in operators
 
 
 @pytest.fixture
@@ -108,7 +154,9 @@ def test_tensorrt_s_engines_are_kept_for_one_network_and_size(
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     folders = []
 
-    def note(bundle, provider, settings):
+    def note(bundle, providers):
+        (_, settings), (behind, _) = providers
+        assert behind == PROVIDERS['cuda']
         if settings.get('trt_engine_cache_enable'):
             folders.append(Path(settings['trt_engine_cache_path']))
         return onnxruntime.InferenceSession(
