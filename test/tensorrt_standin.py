@@ -155,7 +155,7 @@ class CudaEngine:
         return [tuple(shape) for shape in self.profile[name]]
 
     def create_runtime_config(self) -> Any:
-        return RuntimeConfig()
+        return RuntimeConfig(self.runtime.logger)
 
     def create_execution_context(self, config: Any = None) -> ExecutionContext | None:
         trt = self.runtime.trt
@@ -173,8 +173,11 @@ class RuntimeConfig:
     dynamic_shapes_kernel_specialization_strategy = None
     cache = None
 
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
     def create_runtime_cache(self) -> RuntimeCache:
-        return RuntimeCache()
+        return RuntimeCache(self._logger)
 
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:
         self.cache = cache
@@ -184,12 +187,14 @@ class RuntimeConfig:
 class RuntimeCache:
     content = b'kernels compiled'
 
-    def __init__(self) -> None:
-        self.loaded = b''
+    def __init__(self, logger: Any) -> None:
+        self.loaded, self._logger = b'', logger
 
     def deserialize(self, blob: bytes) -> bool:
         if blob == self.content:
             self.loaded = blob
+        else:
+            self._logger.log(ILogger.ERROR, 'the cache is of another version')
         return blob == self.content
 
     def serialize(self) -> bytes:
@@ -234,7 +239,8 @@ class ExecutionContext:
         return True
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return self.engine.runtime.trt.capturable
+        known = all(side >= 0 for shape in self.shapes.values() for side in shape)
+        return known and self.engine.runtime.trt.capturable
 
     def execute_async_v3(self, stream: int) -> bool:
         if self.cuda.capturing(stream) and not self.settled:

@@ -115,7 +115,7 @@ class TensorRtEngine(LogitsEngine):
             engine = _deserialise(flavour, plan, card)
             tensors = _checked_tensors(engine, flavour, card)
             self._outputs = _checked_outputs(tensors, bundle, card)
-            context = _create_context(flavour, engine, kernels, stream, card, cuda_graph)
+            context = _create_context(flavour, engine, kernels, stream, card, bundle, cuda_graph)
             made.callback(context.close)
             self.execution = Execution(
                 context, tensors, stream, cuda_graph, card.engine_file, logger_of(flavour)
@@ -217,12 +217,14 @@ def _create_context(
     kernels: KernelFile,
     stream: Stream,
     card: EngineCard,
+    bundle: ModelBundle,
     cuda_graph: bool,
 ) -> Context:
     logger = logger_of(flavour)
     try:
         if flavour.name == 'tensorrt_rtx':
-            made = create_rtx_context(flavour, engine, kernels, int(stream), cuda_graph)
+            shapes = {name: form.shape for name, form in bundle.graph_inputs.items()}
+            made = create_rtx_context(flavour, engine, kernels, int(stream), cuda_graph, shapes)
         else:
             made = Context(engine.create_execution_context())
     except (RuntimeError, TypeError) as error:

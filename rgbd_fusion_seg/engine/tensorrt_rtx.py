@@ -7,11 +7,13 @@ in a file, so that the next start is fast.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.engine.flavours import Flavour
+from rgbd_fusion_seg.engine.tensorrt_bindings import logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context
 from rgbd_fusion_seg.errors import EngineError
 
@@ -78,7 +80,12 @@ class KernelFile(NamedTuple):
 
 
 def create_rtx_context(
-    flavour: Flavour, engine: Any, kernels: KernelFile, stream: int, cuda_graph: bool
+    flavour: Flavour,
+    engine: Any,
+    kernels: KernelFile,
+    stream: int,
+    cuda_graph: bool,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Context:
     """Create an execution context, with the kernels that an earlier start compiled.
 
@@ -87,30 +94,41 @@ def create_rtx_context(
         kernels: the file of compiled kernels.
         stream: handle of the stream it will run on.
         cuda_graph: whether inferences are to be started as a CUDA graph.
+        shapes: of the inputs that it will begin with, by name.
     """
-    trt = flavour.trt
-    made = _create(flavour, engine, kernels, trt.CudaGraphStrategy.DISABLED)
-    if made.context is None or not cuda_graph or made.context.is_stream_capturable(stream):
+    cache = _load_kernels(flavour, engine, kernels)
+    made = _create(flavour, engine, cache, flavour.trt.CudaGraphStrategy.DISABLED)
+    if made.context is None or not cuda_graph:
         return made
-    # RTX then captures what it can on its own, which leaves the copies outside.
+    for name, shape in shapes.items():  # whether it can be captured may depend on them
+        made.context.set_input_shape(name, shape)
+    if made.context.is_stream_capturable(stream):
+        return made
+    _log.info('%s captures the engine by itself, without the copies around it', flavour)
     made.close()
-    made = _create(flavour, engine, kernels, trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE)
+    made = _create(flavour, engine, cache, flavour.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE)
     made.capturable = False
     return made
 
 
-def _create(flavour: Flavour, engine: Any, kernels: KernelFile, graph_strategy: Any) -> Context:
-    trt = flavour.trt
+def _load_kernels(flavour: Flavour, engine: Any, kernels: KernelFile) -> Any:
+    """Return a runtime cache, which any number of contexts may share and fill."""
     config = engine.create_runtime_config()
     cache = config.create_runtime_cache()
     stored = kernels.read()
     if stored and not cache.deserialize(stored):  # of another driver or version
+        logger_of(flavour).pop_error()  # it is told here, and not of what fails later
         _log.info('the compiled kernels in %s do not fit; compiling them again', kernels.path)
+    return cache
+
+
+def _create(flavour: Flavour, engine: Any, cache: Any, graph_strategy: Any) -> Context:
+    config = engine.create_runtime_config()
     config.set_runtime_cache(cache)
     config.cuda_graph_strategy = graph_strategy
     # A graph that is recorded around the context would keep the slow kernels that stand in
     # until those for the shapes at hand are compiled.
     config.dynamic_shapes_kernel_specialization_strategy = (
-        trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        flavour.trt.DynamicShapesKernelSpecializationStrategy.EAGER
     )
     return Context(engine.create_execution_context(config), config, cache)

@@ -252,7 +252,7 @@ def test_a_network_of_one_modality_gets_its_input_alone(
     engine.close()
 
 
-def open_batch(tmp_path: Path, monkeypatch, most: int = 4) -> ModelBundle:
+def open_batch(tmp_path: Path, monkeypatch, most: int = 4, **entries) -> ModelBundle:
     """Return a bundle with any batch and size, and its engine for batches up to `most`."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     card = tiny_card() | {'dynamic': {'batch': True, 'size': True, 'multiple': 16}}
@@ -267,7 +267,8 @@ def open_batch(tmp_path: Path, monkeypatch, most: int = 4) -> ModelBundle:
         )
         for tensor in FIXED
     )
-    write(bundle, plan=plan_of(onnx.load(bundle.weights_path), profile), tensors=tensors)
+    plan = plan_of(onnx.load(bundle.weights_path), profile)
+    write(bundle, plan=plan, tensors=tensors, **entries)
     return bundle
 
 
@@ -555,6 +556,7 @@ def test_rtx_captures_graphs_itself_where_none_can_be_recorded_around_it(
     engine = open_engine(bundle, 'tensorrt')
     strategies = [config.cuda_graph_strategy.name for config in trt.configs]
     assert strategies == ['DISABLED', 'WHOLE_GRAPH_CAPTURE']
+    assert trt.configs[0].cache is trt.configs[1].cache  # what the first one compiled is not lost
     assert not engine.uses_cuda_graph
     assert 'cudaStreamBeginCapture' not in cuda.calls
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
@@ -562,6 +564,29 @@ def test_rtx_captures_graphs_itself_where_none_can_be_recorded_around_it(
         engine.infer(**random_inputs()), expected(bundle, random_inputs()), atol=1e-5
     )
     engine.close()
+
+
+def test_rtx_is_asked_about_graphs_with_shapes_that_an_open_engine_has(
+    tmp_path, cuda, monkeypatch
+):
+    trt = install(monkeypatch, cuda, 'tensorrt_rtx', version='1.7.1')
+    bundle = open_batch(tmp_path, monkeypatch, **RTX)
+    engine = open_engine(bundle, 'tensorrt')
+    assert engine.uses_cuda_graph
+    assert len(trt.configs) == 1
+    engine.close()
+
+
+def test_kernels_that_do_not_fit_are_not_the_reason_of_a_later_failure(bundle, cuda, monkeypatch):
+    trt = install(monkeypatch, cuda, 'tensorrt_rtx', version='1.7.1')
+    path = write(bundle, **RTX)
+    open_engine(bundle, 'tensorrt').close()
+    (kept,) = path.parent.glob('*.kernels')
+    kept.write_bytes(kept.read_bytes() + b' of another driver')
+    trt.context_bytes = cuda.memory_bytes + 1
+    with pytest.raises(EngineError, match='out of memory') as caught:
+        open_engine(bundle, 'tensorrt')
+    assert 'another version' not in str(caught.value)
 
 
 def test_rtx_captures_nothing_where_no_graph_is_wanted(bundle, cuda, monkeypatch):
