@@ -184,6 +184,40 @@ def test_a_fused_bundle_returns_what_onnx_runtime_returns(tmp_path: Path, flavou
     engine.close()
 
 
+def test_fused_hha_takes_what_cameras_write_where_they_see_nothing(tmp_path: Path, flavour, gpu):
+    """NaN, infinities and zeros are all the same: no reading."""
+    fused_graph = pytest.importorskip(
+        'rgbd_fusion_seg.engine_building.fused_graph', reason='needs onnx_ir and onnxscript'
+    )
+    base = load_bundle(write_bundle(tmp_path / 'tiny'))
+    bundle = fused_graph.fuse(base, tmp_path / 'fused', (128, 96), hha=True)
+    build_for(bundle, flavour, gpu)
+    rng = np.random.default_rng(0)
+    wall = np.full((96, 128), 3.0, np.float32)
+    wall[30:50, 40:70] = 0
+    holes = rng.random(wall.shape) < 0.02
+    feeds = {
+        'rgb': rng.integers(0, 256, (1, 6, 8, 3), np.uint8).repeat(16, 1).repeat(16, 2),
+        'intrinsics': np.float32([110, 110, 64, 48]),
+        'gravity': np.float32([0, 1, 0]),
+        'camera_height': np.float32([1]),  # so the wall is low below and high above
+    }
+    engine, reference = opened(bundle, flavour), open_engine(bundle, 'onnxruntime')
+    results = []
+    for nothing in (0, np.nan, np.inf, -np.inf):
+        feeds['depth'] = np.where(holes, np.float32(nothing), wall)[None]
+        results.append(engine.run(feeds))
+        expected = reference.run(feeds)
+        assert (results[-1]['labels'] == expected['labels']).mean() > 0.995
+        difference = np.abs(results[-1]['confidence'].astype(int) - expected['confidence'])
+        assert np.percentile(difference, 99) <= 2
+        assert len(np.unique(expected['labels'])) == 4
+    for other in results[1:]:
+        assert np.array_equal(other['labels'], results[0]['labels'])
+        assert np.array_equal(other['confidence'], results[0]['confidence'])
+    engine.close()
+
+
 def test_a_plan_that_is_cut_short_is_refused(tmp_path: Path, built, flavour):
     (path,) = (p for p in (built.path / 'engines').glob('*fp32*.json'))
     card = read_card(path)
