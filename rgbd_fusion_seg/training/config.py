@@ -32,8 +32,9 @@ class NetworkConfig:
             network starts from, as the RFBNet paper does (§IV-B).
         init_hha: the same of the network of HHA.
         init_backbone: a ResNet that torchvision or others trained, by torchvision's names (.pth
-            or .safetensors): the encoder of every branch starts from it. For networks of branches
-            on a ResNet; their option `freeze_norms` then keeps its statistics, as CEN's code does.
+            or .safetensors), or DeepLab's Xception, a TensorFlow checkpoint by the name that its
+            .index and .data files share: the encoder of every branch starts from it. For networks
+            of branches; their option `freeze_norms` then keeps its statistics, as CEN's code does.
     """
 
     name: str = 'rfbnet_erfnet'

@@ -59,12 +59,12 @@ def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:
 
 
 def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:
-    """Give the encoder of every branch the weights of a ResNet that others trained."""
+    """Give the encoder of every branch the weights of one that others trained."""
     encoder = getattr(network, 'encoder', None)
     if not hasattr(encoder, 'initialise'):
         raise InputError(
-            f'{config.name} with the options {config.options} has no ResNet that could start from '
-            f'{config.init_backbone}; use init_from, or a network of branches on a ResNet'
+            f'{config.name} with the options {config.options} has no ResNet or Xception that '
+            f'could start from {config.init_backbone}; use init_from, or a network of branches'
         )
     content = read_tensors(Path(config.init_backbone))
     try:

@@ -889,13 +889,13 @@ def test_branches_start_from_a_resnet_of_others(run_config, tmp_path, suffix):
     for given, words in (
         (NetworkConfig('cen', options, init_backbone=str(other)), 'resnet26.* has layer1'),
         (NetworkConfig('cen', options, init_backbone=str(tmp_path / 'no.pth')), 'not exist'),
-        (NetworkConfig(init_backbone=str(path)), 'rfbnet_erfnet .* has no ResNet'),
+        (NetworkConfig(init_backbone=str(path)), 'rfbnet_erfnet .* has no ResNet or Xception'),
         (
             NetworkConfig(
                 'multimodal', {'backbone': 'xception23_quarter', 'head': 'deeplabv3plus'},
                 init_backbone=str(path),
             ),
-            'xception23_quarter.* has no ResNet',
+            'lacks entry_flow/conv1_1/weights; give a TensorFlow checkpoint',
         ),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):

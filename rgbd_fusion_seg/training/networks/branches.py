@@ -8,11 +8,13 @@ the ordinary network; layers of one each are module lists, ``bn1.0``, ``bn1.1``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rgbd_fusion_seg.errors import InputError
 
 Maps = Sequence[Tensor]
 """One feature map (N, C, h, w) a branch."""
@@ -186,6 +188,8 @@ class Encoder(nn.Module):
     """Of the features, in order."""
     public_statistics: list[list[float]]
     """Mean and standard deviation of R, G and B, 0..255, that public weights were trained with."""
+    public_file: str
+    """What holds them, for messages."""
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -214,3 +218,49 @@ class Encoder(nn.Module):
             maps = after_stage(number, stage(maps))
             features.append(maps)
         return features
+
+    def public_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the encoder's tensors of a public file, by its names, laid out as PyTorch's."""
+        raise NotImplementedError
+
+    def public_name(self, layer: str, part: str) -> str:
+        """Return the public name of a part of a layer of ours, of one branch."""
+        return f'{layer}.{part}'
+
+    @torch.no_grad()
+    def initialise(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over an encoder that others trained on colour, in every branch.
+
+        Args:
+            weights: the tensors of its file, by the file's names; those of no encoder, such as a
+                classifier, are left out.
+
+        Raises:
+            InputError: a tensor is missing, unknown or of another shape; nothing was changed.
+        """
+        public, copies, used = self.public_tensors(weights), [], set()
+        for name, target in self.state_dict().items():
+            if '.fusion.' in name:
+                continue
+            # A layer of each branch's own has the branch's number before the last part.
+            module, _, part = name.rpartition('.')
+            layer = module.rpartition('.')[0]
+            own = isinstance(self.get_submodule(layer), OneEach)
+            theirs = self.public_name(layer if own else module, part)
+            used.add(theirs)
+            if part == 'num_batches_tracked':
+                continue
+            if theirs not in public or public[theirs].shape != target.shape:
+                what = 'lacks' if theirs not in public else 'has another shape of'
+                raise InputError(
+                    f'the backbone checkpoint {what} {theirs}; give {self.public_file} that the '
+                    'network is built with'
+                )
+            copies.append((target, public[theirs]))
+        if unknown := [name for name in public if name not in used]:
+            raise InputError(
+                f'the backbone checkpoint has {unknown[0]}, which this {type(self).__name__} '
+                f'lacks; give {self.public_file} that the network is built with'
+            )
+        for target, value in copies:
+            target.copy_(value)

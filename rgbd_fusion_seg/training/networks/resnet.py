@@ -13,18 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     BranchLayers,
     Encoder,
     FusionOfBlock,
     Maps,
-    OneEach,
     each,
     no_fusion,
 )
@@ -143,6 +140,11 @@ class ResNet(Encoder):
     channels = tuple(EXPANSION * width for width in WIDTHS)
     """Of the four stages' maps."""
     public_statistics = IMAGENET
+    public_file = 'a torchvision checkpoint of the ResNet'
+
+    def public_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return all but the classifier; names are torchvision's here."""
+        return {name: value for name, value in weights.items() if not name.startswith('fc.')}
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -168,42 +170,3 @@ class ResNet(Encoder):
             maps = each(F.relu, self.bn2(self.conv2(maps)))
             maps = each(F.relu, self.bn3(self.conv3(maps)))
         return each(lambda x: F.max_pool2d(x, 3, 2, 1), maps)
-
-    @torch.no_grad()
-    def initialise(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over a ResNet that torchvision or others trained, in every branch.
-
-        Args:
-            weights: its state dict by torchvision's names; the classifier ``fc`` is left out.
-
-        Raises:
-            InputError: a tensor is missing, unknown or of another shape; nothing was changed.
-        """
-        copies, used = [], set()
-        for name, target in self.state_dict().items():
-            if '.fusion.' in name:
-                continue
-            # A layer of each branch's own has the branch's number before the last part.
-            module, _, part = name.rpartition('.')
-            layer = module.rpartition('.')[0]
-            own = isinstance(self.get_submodule(layer), OneEach)
-            public = f'{layer}.{part}' if own else name
-            if public.endswith('num_batches_tracked'):
-                used.add(public)
-                continue
-            if public not in weights or weights[public].shape != target.shape:
-                what = 'lacks' if public not in weights else 'has another shape of'
-                raise InputError(
-                    f'the backbone checkpoint {what} {public}; give a torchvision checkpoint of '
-                    'the ResNet that the network is built with'
-                )
-            used.add(public)
-            copies.append((target, weights[public]))
-        unknown = [n for n in weights if n not in used and not n.startswith('fc.')]
-        if unknown:
-            raise InputError(
-                f'the backbone checkpoint has {unknown[0]}, which this ResNet lacks; give one of '
-                'the ResNet that the network is built with'
-            )
-        for target, value in copies:
-            target.copy_(value)

@@ -12,12 +12,16 @@ of Xception-71 with 19 classes, exactly (43,477,323); Xception-65 has 41,054,899
 trained is open: both are here. No code of it is public, so where fusion stands inside a block is
 our choice, the place it has in a bottleneck: around the second of the block's convolutions.
 
-The public weights expect images in [-1, 1], `x * 2 / 255 - 1`.
+The public weights expect images in [-1, 1], `x * 2 / 255 - 1`: mean and deviation 127.5. They are
+TensorFlow checkpoints, trained on ImageNet or as a whole DeepLabv3+, of which `initialise` takes
+the backbone. Names and layouts are those that the public code (research/deeplab) gives to its
+variables; no such file was at hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -57,6 +61,16 @@ VARIANTS = {
 EXIT = ((728, 1024, 1024), (1536, 1536, 2048))
 """Channels of the exit flow's convolutions."""
 STEM = (32, 64)
+PUBLIC_STATISTICS = [[127.5] * 3, [127.5] * 3]
+"""Mean and standard deviation that bring 0..255 to [-1, 1]."""
+PUBLIC_FLOW = re.compile(r'^xception_\d+/(?=(entry|middle|exit)_flow/)')
+PUBLIC_PARTS = {
+    'weight': 'gamma',
+    'bias': 'beta',
+    'running_mean': 'moving_mean',
+    'running_var': 'moving_variance',
+}
+"""Of a norm, in PyTorch and in TensorFlow."""
 
 
 class SeparableConv(nn.Module):
@@ -218,6 +232,44 @@ class Xception(Encoder):
         low = _scaled(entry[self.tapped][0], width)
         trunk = _scaled(entry[-1][0], width)
         self.channels = (low, trunk, trunk, channels)
+
+    public_statistics = PUBLIC_STATISTICS
+    public_file = 'a TensorFlow checkpoint of the Xception'
+
+    def public_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what is of the three flows; TensorFlow's kernels have their channels last.
+
+        Those are (height, width, input, output), of depthwise ones (height, width, channels, 1).
+        """
+        found = {}
+        for name, value in weights.items():
+            if not PUBLIC_FLOW.search(name):
+                continue
+            if value.ndim == 4:
+                deep = name.endswith('/depthwise_weights')
+                value = value.permute(2, 3, 0, 1) if deep else value.permute(3, 2, 0, 1)
+            found[PUBLIC_FLOW.sub('', name)] = value
+        return found
+
+    def public_name(self, layer: str, part: str) -> str:
+        """Return the name without the scope of the whole, such as 'xception_65/'."""
+        flow, *rest = layer.split('.')
+        if not rest:  # of the stem: conv1, bn1, conv2, bn2
+            scope = f'entry_flow/conv1_{flow[-1]}'
+            norm = flow.startswith('bn')
+        else:
+            block, module, *inner = rest
+            number = int(block) + 1
+            unit = f'block1/unit_{number}' if flow == 'middle' else f'block{number}/unit_1'
+            scope = f'{flow}_flow/{unit}/xception_module/'
+            if module == 'shortcut':
+                scope, norm = f'{scope}shortcut', inner == ['1']
+            else:
+                half = 'depthwise' if inner[0].startswith('depthwise') else 'pointwise'
+                scope, norm = f'{scope}separable_conv{module[-1]}_{half}', 'norm' in inner[0]
+        if norm:
+            return f'{scope}/BatchNorm/{PUBLIC_PARTS.get(part, part)}'
+        return f'{scope}/{"depthwise_" if scope.endswith("_depthwise") else ""}weights'
 
     @property
     def stages(self) -> list[nn.Module]:

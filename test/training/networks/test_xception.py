@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
 
 from plain_layers import image, normed, padded_conv, randomised, separable  # noqa: E402
+from tf_checkpoints import write_tf_checkpoint  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from rgbd_fusion_seg.errors import InputError  # noqa: E402
+from rgbd_fusion_seg.training.config import NetworkConfig  # noqa: E402
+from rgbd_fusion_seg.training.initialisation import first_statistics, make_network  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network, parameter_count  # noqa: E402
 from rgbd_fusion_seg.training.networks import xception as xception_module  # noqa: E402
 from rgbd_fusion_seg.training.networks.branches import BlockFusion, BranchLayers  # noqa: E402
@@ -207,3 +212,131 @@ def test_asymfusion_stands_in_the_last_block_of_each_flow():
         if isinstance(module, BlockFusion) and type(module) is not BlockFusion
     ]
     assert fused == ['entry.2.fusion', 'middle.15.fusion', 'exit.1.fusion']
+
+
+def public_variables(entry_blocks: int, middle_units: int, channels: dict, seed=0) -> dict:
+    """Random variables by the names and layouts that research/deeplab/core/xception.py makes.
+
+    Slim's layers: 'weights' (h, w, in, out), separable ones without pointwise part
+    'depthwise_weights' (h, w, in, 1), and 'BatchNorm/gamma' … below the scope of their own.
+    """
+    rng, variables = np.random.default_rng(seed), {}
+
+    def layer(scope, name, *shape):
+        variables[f'{scope}/{name}'] = rng.normal(size=shape).astype(np.float32)
+        out = shape[2] if name == 'depthwise_weights' else shape[3]
+        for part in ('gamma', 'beta', 'moving_mean', 'moving_variance'):
+            values = rng.uniform(0.5, 1.5, out).astype(np.float32)
+            variables[f'{scope}/BatchNorm/{part}'] = values
+
+    stem = channels['stem']
+    layer('xception_65/entry_flow/conv1_1', 'weights', 3, 3, 3, stem[0])
+    layer('xception_65/entry_flow/conv1_2', 'weights', 3, 3, *stem)
+    units = [(f'entry_flow/block{i + 1}/unit_1', w) for i, w in enumerate(channels['entry'])]
+    units += [
+        (f'middle_flow/block1/unit_{i + 1}', channels['middle']) for i in range(middle_units)
+    ]
+    units += [(f'exit_flow/block{i + 1}/unit_1', w) for i, w in enumerate(channels['exit'])]
+    before = stem[1]
+    for unit, widths in units:
+        scope, into = f'xception_65/{unit}/xception_module', before
+        for i, width in enumerate(widths, 1):
+            layer(f'{scope}/separable_conv{i}_depthwise', 'depthwise_weights', 3, 3, into, 1)
+            layer(f'{scope}/separable_conv{i}_pointwise', 'weights', 1, 1, into, width)
+            into = width
+        if unit.startswith('entry') or unit == 'exit_flow/block1/unit_1':
+            layer(f'{scope}/shortcut', 'weights', 1, 1, before, widths[-1])
+        before = widths[-1]
+    # What stands beside the backbone: optimiser, counter, classifier, DeepLab's own layers.
+    name = 'xception_65/entry_flow/conv1_1/weights'
+    variables[f'{name}/Momentum'] = np.zeros_like(variables[name])
+    variables['global_step'] = np.int64(7)
+    variables['xception_65/logits/weights'] = np.zeros((1, 1, before, 9), np.float32)
+    variables['aspp0/BatchNorm/gamma'] = np.zeros(4, np.float32)
+    return variables
+
+
+WIDTHS = {
+    'stem': (8, 8), 'entry': [(8,) * 3, (16,) * 3, (48,) * 3], 'middle': (48,) * 3,
+    'exit': [(48, 64, 64), (96, 96, 128)],
+}  # fmt: skip
+
+
+def written_out(variables, x, path):
+    """A public layer on (N, C, H, W), by TensorFlow's own layouts: numpy's einsum over taps."""
+    scope = f'xception_65/{path}'
+    deep = f'{scope}/depthwise_weights' in variables
+    kernel = variables[f'{scope}/{"depthwise_" if deep else ""}weights']
+    side, pad = kernel.shape[0], kernel.shape[0] // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    height, width = x.shape[2:]
+    out = 0.0
+    for i in range(side):
+        for j in range(side):
+            seen = padded[:, :, i : i + height, j : j + width]
+            if deep:
+                out = out + seen * kernel[i, j, :, 0][:, None, None]
+            else:
+                out = out + np.einsum('nchw,cd->ndhw', seen, kernel[i, j])
+    gamma, beta, mean, variance = (
+        variables[f'{scope}/BatchNorm/{part}'][:, None, None]
+        for part in ('gamma', 'beta', 'moving_mean', 'moving_variance')
+    )
+    return (out - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+
+
+def test_branches_start_from_deeplabs_checkpoint(monkeypatch, tmp_path):
+    def tiny(entry=xception_module.ENTRY_65, middle=2):
+        variant = Variant(entry, middle, 1 / 16)
+        monkeypatch.setitem(xception_module.VARIANTS, 'xception23_quarter', variant)
+
+    tiny()
+    variables = public_variables(3, 2, WIDTHS)
+    path = write_tf_checkpoint(tmp_path / 'model.ckpt', variables)
+    options = {
+        'backbone': 'xception23_quarter',
+        'head': 'deeplabv3plus',
+        'head_options': {'width': 16},
+    }
+    config = NetworkConfig('asymfusion', options, init_backbone=str(path))
+    network = make_network(config, ['a', 'b']).eval()
+    assert first_statistics(config, network) == {'rgb': [[127.5] * 3, [127.5] * 3]}
+    x = np.random.default_rng(1).normal(size=(1, 8, 7, 9)).astype(np.float32)
+    encoder, maps = network.encoder, [torch.from_numpy(x)] * 2
+    y = written_out(variables, x, 'entry_flow/conv1_2')
+    for ours in encoder.bn2(encoder.conv2(maps)):
+        torch.testing.assert_close(
+            ours.detach().numpy(), y.astype(np.float32), atol=1e-4, rtol=1e-4
+        )
+    x = np.random.default_rng(2).normal(size=(1, 48, 7, 9)).astype(np.float32)
+    y = x
+    for i in (1, 2, 3):  # the second unit of the middle flow
+        scope = f'middle_flow/block1/unit_2/xception_module/separable_conv{i}'
+        y = written_out(variables, np.maximum(y, 0), f'{scope}_depthwise')
+        y = written_out(variables, y, f'{scope}_pointwise')
+    block = encoder.middle[1]
+    block.fusion = BlockFusion()
+    for ours in block([torch.from_numpy(x)] * 2):
+        ours = ours.detach().numpy()
+        assert np.abs(ours - (x + y)).max() <= 1e-4 * np.abs(y).max()
+    shortcut = 'xception_65/exit_flow/block1/unit_1/xception_module/shortcut'
+    for branch in (0, 1):
+        ours = encoder.exit[0].shortcut[1][branch].running_var.numpy()
+        np.testing.assert_array_equal(ours, variables[f'{shortcut}/BatchNorm/moving_variance'])
+    kernel = variables['xception_65/entry_flow/block3/unit_1/xception_module/'
+                       'separable_conv2_pointwise/weights']  # fmt: skip
+    ours = encoder.entry[2].separable2.pointwise.weight.detach().numpy()
+    np.testing.assert_array_equal(ours[:, :, 0, 0], kernel[0, 0].T)
+
+    given = NetworkConfig('cen', options, init_backbone=str(path))
+    for shape, words in (
+        (
+            (xception_module.ENTRY_71,),
+            'another shape of entry_flow/block3|lacks entry_flow/block4',
+        ),
+        ((xception_module.ENTRY_65, 3), 'lacks middle_flow/block1/unit_3'),
+        ((xception_module.ENTRY_65, 1), r'has middle_flow/block1/unit_2.* this Xception lacks'),
+    ):
+        tiny(*shape)
+        with pytest.raises(InputError, match=words):
+            make_network(given, ['a', 'b'])
