@@ -169,6 +169,7 @@ class OptimiserConfig:
         momentum: of 'sgd'.
         schedule: 'poly' (1 - progress) ** power, 'step' by gamma at milestones, 'constant'.
         power: exponent of 'poly'.
+        end_lr: learning rate at which 'poly' ends.
         milestones: shares of the run, 0..1, at which 'step' multiplies the rate.
         gamma: factor that 'step' multiplies it by: one number, or one for each milestone.
         warmup: share of the run with linearly rising learning rate.
@@ -184,6 +185,7 @@ class OptimiserConfig:
     momentum: float = 0.9
     schedule: str = 'poly'
     power: float = 0.9
+    end_lr: float = 0.0
     milestones: list[float] = field(default_factory=lambda: [0.6, 0.85])
     gamma: float | list[float] = 0.1
     warmup: float = 0.03
@@ -202,6 +204,7 @@ class OptimiserConfig:
             'weight_decay >= 0': self.weight_decay >= 0,
             '0 <= momentum < 1': 0 <= self.momentum < 1,
             'power >= 0': self.power >= 0,
+            '0 <= end_lr <= lr': 0 <= self.end_lr <= self.lr,
             'milestones that rise from 0 to 1': all(
                 before < after < 1 for before, after in pairwise([0, *self.milestones])
             ),

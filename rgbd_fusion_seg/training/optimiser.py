@@ -20,15 +20,16 @@ def learning_rate(
 ) -> float:
     """Return the learning rate when a share ``progress`` (0..1) of the run is done.
 
-    After the linear warm-up, 'poly' decays over the whole rest of the run, which is how ERFNet,
-    AdapNet++ and RFBNet train (power 0.9); 'step', how CEN and AsymFusion do, and 'constant' count
-    from the run's start. ``gamma`` replaces the configuration's.
+    After the linear warm-up, 'poly' decays over the whole rest of the run, by the power 0.9 to 0
+    in ERFNet's public code, to 1e-4 (`end_lr`, TensorFlow's default) in AdapNet++'s; RFBNet's
+    text tells neither. 'step', how CEN and AsymFusion train, and 'constant' count from the run's
+    start. ``gamma`` replaces the configuration's.
     """
     if progress < config.warmup:
         return config.lr * max(progress / config.warmup, 1e-3)
     if config.schedule == 'poly':
         left = (1 - progress) / (1 - config.warmup)
-        return config.lr * max(0.0, left) ** config.power
+        return config.end_lr + (config.lr - config.end_lr) * max(0.0, left) ** config.power
     if config.schedule == 'step':
         passed = bisect.bisect_right(config.milestones, progress)
         gamma = config.gamma if gamma is None else gamma

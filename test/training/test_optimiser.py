@@ -30,6 +30,13 @@ def test_poly_warms_up_and_decays():
     assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
+def test_poly_may_end_above_nothing():
+    """AdapNet++'s public code: tf.train.polynomial_decay from 1e-3 to 1e-4 by the power 0.9."""
+    config = OptimiserConfig(lr=1e-3, end_lr=1e-4, warmup=0, power=0.9)
+    rates = [learning_rate(p, config) for p in (0, 0.5, 1)]
+    assert rates == pytest.approx([1e-3, 0.9e-3 * 0.5**0.9 + 1e-4, 1e-4])
+
+
 def test_steps_equal_those_of_torch():
     config = OptimiserConfig(lr=0.2, schedule='step', milestones=[0.3, 0.8], gamma=0.5, warmup=0)
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)

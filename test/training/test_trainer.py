@@ -614,6 +614,7 @@ def test_damaged_lines_of_the_log_are_left_out(run_config, monkeypatch):
         (OptimiserConfig, {'lr': math.nan}, 'lr > 0'),
         (OptimiserConfig, {'warmup': 1.0}, 'warmup < 1'),
         (OptimiserConfig, {'power': -1.0}, 'power >= 0'),
+        (OptimiserConfig, {'lr': 1e-4, 'end_lr': 1e-3}, 'end_lr <= lr, but .*end_lr is 0.001'),
         (OptimiserConfig, {'weight_decay': -1.0}, 'weight_decay >= 0'),
         (OptimiserConfig, {'momentum': 3.0}, 'momentum < 1'),
         (OptimiserConfig, {'milestones': [2.0, -1.0]}, 'milestones that rise'),

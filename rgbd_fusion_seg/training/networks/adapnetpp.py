@@ -18,7 +18,8 @@ Built as the authors' public TensorFlow code runs, so that its checkpoints give 
   read R, G, B, so an importer reverses the input channels of that norm and of conv1.
 
 Not reproduced: the public code lists L2 terms but never adds them to the loss, counts void
-pixels in its mean, and treats class 0 as void. Those are the trainer's business.
+pixels in its mean, treats class 0 as void, and ends its poly schedule at 1e-4 (`optimiser.end_lr`
+does that, whose default is 0). Those are the trainer's business.
 """
 
 from __future__ import annotations
