@@ -87,6 +87,9 @@ class ChannelExchange(BlockFusion):
             once anywhere, neither looks at scales; 'discard' puts zeros in place of what
             'threshold' would replace; 'sum' gives every branch the sum of all maps, 'gated_sum'
             its own map and the others' times a learnt gate, one a channel; 'none' does nothing.
+            Open: "directly summing activations (discarding the 1st term in Equation 6)" is read as
+            the sum of all maps; without the first case of Eq. 6 each branch would have the mean of
+            the others' alone, which is no sum. Open too is the form of the "learnt soft gate".
         threshold: θ.
         form: 'public' or 'paper', see the module.
         whole: let the paper's form exchange all channels, not those of the branch's part alone.
@@ -228,8 +231,8 @@ class ChannelExchangingNetwork(MultimodalNetwork):
                 f'portion must be 0 to 1/{len(modalities)}, the part of the channels that is a '
                 f"branch's own, got {portion}"
             )
-        # "We remove this constraint and allow all channels to be exchanged by Equation 6": the
-        # journal version's §4.1, its row "all channels" of Table 1.
+        # "We remove this constraint and allow all channels to be exchanged by Equation 6" (NeurIPS
+        # §4.1, point 3; "by Eq. 4" in the journal version): "All-channel" of Table 1.
         whole = penalised == 'all'
         compares = exchange in ('threshold', 'discard')
         by_part = exchange == 'fixed' or (form == 'paper' and compares and not whole)

@@ -49,9 +49,9 @@ class SsmaAdapNetPp(FusionNetwork):
     """SSMA: two AdapNet++ experts without decoders, merged at 1/16, 1/8 and 1/4, one decoder.
 
     For 12 classes 56,285,688 numbers with the norms' statistics, variable by variable those of
-    the public checkpoint. The paper says 56.44 M; the 0.15 M (0.3 %) it has more are in no
-    variable of the released code. The 3x3 projection with batch norm of the paper's SSMA block
-    does not explain them: the deepest block's alone would add 1.05 M to the 1x1 of the code.
+    the public checkpoint. AsymFusion's Table 2 says 56.44 M; the 0.15 M (0.3 %) it has more are
+    in no variable of the released code. The 3x3 projection with batch norm of the SSMA paper's
+    block does not explain them: the deepest block's alone would add 1.05 M to the 1x1 of the code.
 
     The decoder is AdapNet++'s, with skips weighted by channel gates (with ``multi_level``).
 

@@ -122,7 +122,7 @@ def multi_kernel_mmd(x: Tensor, y: Tensor, num_kernels: int = KERNELS) -> Tensor
 
 
 class Alignment(nn.Module):
-    """Loss that brings the branches' features together where they mean the same (CEN Eq. 2).
+    """Loss that brings the branches' features together where they mean the same (CEN Eq. 3).
 
     The feature transformation network of Wang et al. (ECCV 2016), read from its abstract and from
     CEN's 10 C² parameters: each modality's features become common and specific ones (2 C²), and
