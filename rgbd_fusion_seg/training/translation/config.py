@@ -27,6 +27,8 @@ class GeneratorConfig:
         depth: layers of the encoder, and of the decoder; images of 2**depth pixels end in one.
         encoders: their convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
         decoders: their convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
+        encoder_groups: with encoders 'shared', the targets whose streams share one, such as
+            [[labels, depth], [normal]] (task grouping, TPAMI Table 8); none: all do.
         encoder_norms: 'per_stream', or 'shared' by the streams of an encoder (TPAMI Table 11).
         decoder_norms: 'per_stream', as in the public code and the TPAMI version, or 'shared' by
             the streams of a decoder, as the texts of CEN (§4.2) and AsymFusion (§4.2) say.
@@ -54,6 +56,7 @@ class GeneratorConfig:
     depth: int = 8
     encoders: str = 'shared'
     decoders: str = 'shared'
+    encoder_groups: list[list[str]] = field(default_factory=list)
     encoder_norms: str = 'per_stream'
     decoder_norms: str = 'per_stream'
     fusion: str = 'exchange'
@@ -93,6 +96,9 @@ class GeneratorConfig:
             rules[f'{name} one of {", ".join(known)}'] = getattr(self, name) in known
         rules['encoder_norms per_stream for fusion exchange'] = (
             self.fusion != 'exchange' or self.encoder_norms == 'per_stream'
+        )
+        rules['encoder_groups for encoders shared alone'] = (
+            not self.encoder_groups or self.encoders == 'shared'
         )
         # A channel of the SSMA block's bottleneck for 16 of a stream's.
         rules['width >= 16 for fusion attention'] = self.fusion != 'attention' or self.width >= 16

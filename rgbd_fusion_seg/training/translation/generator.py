@@ -133,7 +133,7 @@ class Translator(nn.Module):
     Raises:
         InputError: domains that make no streams.
         ValueError: a fusion of streams where no two have a target (in decoders: an input) in
-            common, or channels that the fusion cannot divide.
+            common, channels that the fusion cannot divide, or groups that are no partition.
     """
 
     def __init__(
@@ -176,8 +176,28 @@ class Translator(nn.Module):
             return [self.targets.index(stream.target) for stream in self.streams]
         return [0 if how == 'shared' else number for number in range(len(self.streams))]
 
+    def _encoder_owners(self) -> list[int]:
+        """Return for each stream the number of its encoder.
+
+        Open: how tasks are grouped in TPAMI's Table 8, and whether their decoders exchange within
+        groups; here it is among all targets of an input.
+
+        Raises:
+            ValueError: groups that are no partition of the targets.
+        """
+        groups = self.config.encoder_groups
+        if not groups:
+            return self._owners(self.config.encoders)
+        if sorted(itertools.chain(*groups)) != sorted(self.targets) or not all(groups):
+            raise ValueError(
+                f'encoder_groups must name each target once, {", ".join(self.targets)}, '
+                f'not {groups}'
+            )
+        numbers = {target: number for number, group in enumerate(groups) for target in group}
+        return [numbers[stream.target] for stream in self.streams]
+
     def _make_encoder(self, widths: Sequence[int]) -> None:
-        owners = self._owners(self.config.encoders)
+        owners = self._encoder_owners()
         norms = self._norm_owners(self.config.encoder_norms, owners)
         self.encoder, self.encoder_norms = nn.ModuleList(), nn.ModuleList()
         for i, (below, width) in enumerate(zip([3, *widths], widths, strict=False)):

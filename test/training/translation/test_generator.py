@@ -55,7 +55,21 @@ def parameters(network: nn.Module) -> int:
         (CYCLE, CYCLE, {}, 54.5),
         (['rgb'], ['a', 'b'], {'decoders': 'per_target', 'fusion': 'none'}, 89.3),
         (['rgb', 'x'], ['a', 'b'], {'decoders': 'per_target', 'exchange_decoders': True}, 89.3),
-        # It has 143.7 of two encoders and three decoders; of one it prints 124.3, which is 124.19.
+        # Of two encoders and three decoders it has 143.7; of one it prints 124.3, which is 124.19.
+        *(
+            (
+                ['rgb'],
+                ['a', 'b', 'c'],
+                {
+                    'decoders': 'per_target',
+                    'fusion': 'none',
+                    'encoder_groups': [['a', 'c'], ['b']],
+                    'encoder_norms': norms,
+                },
+                143.7,
+            )
+            for norms in ('shared', 'per_stream')
+        ),
         (['rgb'], ['a', 'b', 'c'], {'decoders': 'per_target', 'fusion': 'none'}, 124.2),
     ],
 )
@@ -184,6 +198,33 @@ def test_each_stream_is_a_u_net(sharing, norms):
         expected = plain_unet(network, i, x[stream.input])
         torch.testing.assert_close(made.streams[i], expected, rtol=1e-4, atol=1e-5)
     assert made.penalty == 0
+
+
+@pytest.mark.parametrize('norms', ['per_stream', 'shared'])
+def test_targets_of_a_group_have_an_encoder_in_common(norms):
+    network = small(
+        ('a',), ('b', 'c', 'd'), fusion='none', encoder_groups=[['b', 'd'], ['c']],
+        encoder_norms=norms, decoders='per_target',
+    )  # fmt: skip
+    x = images(('a',))
+    made = network(x)
+    for i in range(3):
+        expected = plain_unet(network, i, x['a'])
+        torch.testing.assert_close(made.streams[i], expected, rtol=1e-4, atol=1e-5)
+    made.streams[2].sum().backward()  # a to d
+    convs = network.encoder[1]
+    assert [convs.of(i).weight.grad is not None for i in range(3)] == [True, False, True]
+    scales = [network.encoder_norms[1].of(i).weight.grad is not None for i in range(3)]
+    assert scales == [norms == 'shared', False, True]
+
+
+@pytest.mark.parametrize('groups', [[['b']], [['b', 'c'], ['c']], [['b', 'c'], []], [['b', 'x']]])
+def test_groups_that_are_no_partition_are_refused(groups):
+    config = GeneratorConfig(width=8, depth=4, fusion='none', encoder_groups=groups)
+    with pytest.raises(ValueError, match='encoder_groups must name each target once, b, c, not'):
+        Translator(['a'], ['b', 'c'], config)
+    with pytest.raises(InputError, match='encoder_groups for encoders shared alone'):
+        GeneratorConfig(encoders='per_target', encoder_groups=groups)
 
 
 def test_the_ensemble_weighs_the_streams_of_a_target():
