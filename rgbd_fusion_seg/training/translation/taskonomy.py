@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -68,8 +68,8 @@ class Taskonomy:
             name; default: the only one there is.
         domains: which domains to offer; default: all of `OFFICIAL` that have a folder.
         views: 'all' refuses data of which a view lacks a domain, 'complete' leaves it out.
-        max_views: at most so many, evenly spaced over the split; 0 = all. CEN trains on 1000
-            and scores on 500.
+        max_views: at most so many, evenly spaced over the split; 0 = all. A mapping gives each
+            split its own number: CEN's are {train: 1000, val: 500}, AsymFusion's 8000 and 1000.
 
     Raises:
         InputError: an unknown split, domain or other option, lists, folders or files that are
@@ -91,10 +91,11 @@ class Taskonomy:
         partition: str = '',
         domains: Sequence[str] = (),
         views: str = 'all',
-        max_views: int = 0,
+        max_views: int | Mapping[str, int] = 0,
     ) -> None:
+        limits = max_views if isinstance(max_views, Mapping) else {split: max_views}
         for option, value, known in (
-            ('split', split, self.SPLITS),
+            *(('split', name, self.SPLITS) for name in (split, *limits)),
             ('views', views, ('all', 'complete')),
             *(('domain', name, tuple(OFFICIAL)) for name in domains),
         ):
@@ -102,7 +103,7 @@ class Taskonomy:
                 raise InputError(
                     f'Taskonomy has no {option} {value!r}; give one of {", ".join(known)}'
                 )
-        if max_views < 0:
+        if min(limits.values(), default=0) < 0:
             raise InputError(f'max_views of Taskonomy must be 0 or more, not {max_views}')
         self.folder = Path(folder)
         self.name = f'taskonomy-{partition}-{split}' if partition else f'taskonomy-{split}'
@@ -119,7 +120,7 @@ class Taskonomy:
                 f'{self.folder} has no view with all of {", ".join(self.domains)} in the split '
                 f'{split}; name fewer domains by the option domains, or {_FETCH}'
             )
-        self.views = _spread(found, max_views)
+        self.views = _spread(found, limits.get(split, 0))
 
     def __len__(self) -> int:
         return len(self.views)

@@ -14,6 +14,8 @@ pytest.importorskip('torch')
 pytest.importorskip('h5py', reason='needs the extra [train]')
 
 from rgbd_fusion_seg.palette import NYU40_COLORS
+from rgbd_fusion_seg.training.config import DatasetConfig
+from rgbd_fusion_seg.training.translation.sources import open_images
 from rgbd_fusion_seg.training.translation.taskonomy import (
     ARRANGEMENTS,
     OFFICIAL,
@@ -222,6 +224,8 @@ def test_a_strange_list_is_refused(broken, text, message):
         ({'domains': ['hha']}, "no domain 'hha'; give one of rgb, depth"),
         ({'views': 'some'}, "no views 'some'; give one of all, complete"),
         ({'max_views': -1}, 'max_views of Taskonomy must be 0 or more'),
+        ({'max_views': {'val': -1}}, 'max_views of Taskonomy must be 0 or more'),
+        ({'max_views': {'dev': 1}}, "no split 'dev'; give one of train, val, test"),
     ],
 )
 def test_unknown_options_are_named(tree, options, message):
@@ -267,6 +271,15 @@ def test_fewer_views_are_spread_over_all(tree):
         ('a', 3, 0),
         ('a', 6, 0),
     ]
+
+
+def test_each_split_has_its_own_number_of_views(tree):
+    options = {'max_views': {'train': 2, 'val': 1}}
+    config = DatasetConfig('taskonomy', str(tree), options)
+    assert [len(open_images(config, split)) for split in ('train', 'test')] == [2, 1]
+    views = Taskonomy(tree, 'train', max_views=options['max_views']).views
+    assert views == Taskonomy(tree, 'train', max_views=2).views
+    assert len(Taskonomy(tree, 'train', max_views={'val': 1})) == 3
 
 
 def test_the_identity_tells_views_and_domains_apart(tree):
