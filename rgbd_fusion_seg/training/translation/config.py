@@ -30,8 +30,9 @@ class GeneratorConfig:
         encoder_groups: with encoders 'shared', the targets whose streams share one, such as
             [[labels, depth], [normal]] (task grouping, TPAMI Table 8); none: all do.
         encoder_norms: 'per_stream', or 'shared' by the streams of an encoder (TPAMI Table 11).
-        decoder_norms: 'per_stream', as in the public code and the TPAMI version, or 'shared' by
-            the streams of a decoder, as the texts of CEN (§4.2) and AsymFusion (§4.2) say.
+        decoder_norms: 'per_stream', as in the public code, or 'shared' by the streams of a
+            decoder, as all three texts say (CEN §4.2, TPAMI §4, AsymFusion §4.2). The 54.5 M of
+            TPAMI's Table 6 fit both with the code's unused norms (54.48 and 54.45).
         fusion: between the encoders of the streams of a target: 'exchange' (CEN); 'shuffle',
             'shift' or 'both' (AsymFusion); 'concat', 'average', 'attention', 'align', which CEN is
             compared with; or 'none'.
@@ -138,7 +139,9 @@ class ImagesConfig:
 
 @dataclass
 class TranslationConfig:
-    """One training run of a translator, by default as the papers train theirs.
+    """One training run of a translator, by default as CEN's public code trains its own.
+
+    Rate, batch and epochs are that code's: no text tells them for translations.
 
     Args:
         output: folder for checkpoints, TensorBoard events and scores.

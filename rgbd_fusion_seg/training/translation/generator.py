@@ -10,7 +10,9 @@ What the public code does, where the texts say otherwise, is the default: channe
 behind the six norms of the encoder (the appendix counts eight layers), and the decoder's norms are
 each stream's own. The TPAMI version has no code. Its Eq. 7 has one encoding for all tasks and its
 Eq. 8 a weighted mean of encodings for each task; its Tables 7 to 9 count norms for every stream,
-and "individual INs that correspond to the different input-output combinations" are what is here.
+and individual INs for "the four different input-output combinations" (§4.4) are what is here.
+Open: behind which layers channels are exchanged "on the decoders" (§3.4). Here it is behind all of
+their norms, seven of a depth of eight, before the dropout.
 
 The public code owns norms that it never uses, 1,158 parameters a stream, which are not here.
 """

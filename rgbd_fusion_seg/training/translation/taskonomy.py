@@ -34,7 +34,8 @@ OFFICIAL = {
     'curvature': 'principal_curvature',
     'labels': 'segment_semantic',
 }
-"""Our domains and Taskonomy's names of them; folders have the latter."""
+"""Our domains and Taskonomy's names of them; folders have the latter. Open: depth is "euclidean/
+zbuffer" in the papers' list (CEN §4.2, TPAMI §4), and which edges theirs are, they do not tell."""
 ARRANGEMENTS = (
     '{domain}/taskonomy/{building}',  # omnidata-tools, which fetches Taskonomy today
     '{domain}/{building}',
