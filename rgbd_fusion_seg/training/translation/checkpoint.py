@@ -78,6 +78,26 @@ def load_translator(model: Path) -> tuple[Translator, dict[str, Any]]:
     return translator.eval(), info
 
 
+def consistency_translators(config: TranslationConfig) -> list[Translator]:
+    """Return the translators of `consistency_from`, in evaluation mode and without gradients.
+
+    Raises:
+        InputError: one is no translator from a target of the run to another at its side.
+    """
+    found = []
+    for path in config.consistency_from:
+        translator, info = load_translator(Path(path))
+        side, ways = info['translator']['side'], translator.streams
+        if side != config.images.side or len(ways) > 1 or not {*ways[0]} <= {*config.targets}:
+            raise InputError(
+                f'{path} of consistency_from translates {", ".join(map(str, ways))} at {side} '
+                f'pixels; give a translator from one to another of {", ".join(config.targets)} '
+                f'that was trained with images.side {config.images.side}'
+            )
+        found.append(translator.requires_grad_(False))
+    return found
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights, info = read_checkpoint(path)
     if 'translator' not in info:

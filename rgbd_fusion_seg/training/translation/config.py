@@ -167,6 +167,10 @@ class TranslationConfig:
         reconstruction: weight of the L1 distance to the target.
         stream_factor: of that weight for each stream of an ensemble; 1 in the public code, and 0
             in the texts, whose loss is the ensemble's.
+        consistency_from: translators from one target to another, .safetensors files or runs'
+            folders, which stay as they are: what is predicted of the one is to make the other
+            (X-TC under the triangle loss, TPAMI Table 7; one each way).
+        consistency: weight of the L1 distance of what they make to its target. Open.
         adversarial: weight of what the discriminators say; 0 trains without them.
         discriminator_width: channels of their first layer.
     """
@@ -190,6 +194,8 @@ class TranslationConfig:
     decay_from: float = 1.0
     reconstruction: float = 100.0
     stream_factor: float = 1.0
+    consistency_from: list[str] = field(default_factory=list)
+    consistency: float = 100.0
     adversarial: float = 1.0
     discriminator_width: int = 64
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -204,6 +210,7 @@ class TranslationConfig:
             '0 <= decay_from <= 1': 0 <= self.decay_from <= 1,
             'reconstruction >= 0': self.reconstruction >= 0,
             'stream_factor >= 0': self.stream_factor >= 0,
+            'consistency >= 0': self.consistency >= 0,
             'adversarial >= 0': self.adversarial >= 0,
             'discriminator_width >= 1': self.discriminator_width >= 1,
         }
@@ -211,6 +218,7 @@ class TranslationConfig:
         rules['flows all for generator.exchange_decoders'] = (
             self.flows == 'all' or not self.generator.exchange_decoders
         )
+        rules['flows all for consistency_from'] = self.flows == 'all' or not self.consistency_from
         rules['stream_factor > 0, or generator.detach_ensemble false'] = (
             self.stream_factor != 0 or not self.generator.detach_ensemble
         )

@@ -32,7 +32,11 @@ from rgbd_fusion_seg.training.loop import TrainingLoop
 from rgbd_fusion_seg.training.monitor import Monitor
 from rgbd_fusion_seg.training.processes import make_fabric
 from rgbd_fusion_seg.training.run_lock import only_trainer
-from rgbd_fusion_seg.training.translation.checkpoint import described, make_translator
+from rgbd_fusion_seg.training.translation.checkpoint import (
+    consistency_translators,
+    described,
+    make_translator,
+)
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
 from rgbd_fusion_seg.training.translation.discriminator import PatchDiscriminator, realness_loss
 from rgbd_fusion_seg.training.translation.evaluation import picture_row, score_translator
@@ -102,6 +106,7 @@ class TranslationTrainer(TrainingLoop):
         self.config, self.folder = config, Path(config.output)
         self.fabric = make_fabric(config)
         check_alignment(config, self.fabric.world_size)
+        self.consistency = [self.fabric.to_device(t) for t in consistency_translators(config)]
         before = saved_run(self.folder, config, self.fabric, FREE_TO_CHANGE, self.START)
         torch.manual_seed(config.seed)
         fresh = config if before is None else dataclasses.replace(config, init_from='')
@@ -245,8 +250,9 @@ class TranslationTrainer(TrainingLoop):
         """Return what the generator is to make small, by name, of what it made (for a target).
 
         Every stream is to be taken for real; streams and ensembles are to be near their target
-        (L1), see `stream_factor` and `detach_ensemble`; and fusions add their penalty. Open:
-        whether the texts' loss has discriminators judge the ensemble.
+        (L1), see `stream_factor` and `detach_ensemble`; so is what other translators make of them,
+        see `consistency_from`; and fusions add their penalty. Open: whether the texts' loss has
+        discriminators judge the ensemble.
         """
         config, losses, ensembles = self.config, {}, self.translator.ensembles
         distances = []
@@ -264,8 +270,22 @@ class TranslationTrainer(TrainingLoop):
             judges.requires_grad_(True)
             taken = [realness_loss(logits, real=True) for logits in judged]
             losses['adversarial'] = config.adversarial * torch.stack(taken).sum()
+        if self.consistency:
+            losses['consistency'] = config.consistency * self._inconsistency(batch, made)
         losses['penalty'] = made.penalty
         return losses
+
+    def _inconsistency(self, batch: dict[str, Tensor], made: Translation) -> Tensor:
+        """Return how far what is made of predictions is from the other target."""
+        distances = []
+        for translator in self.consistency:
+            (way,) = translator.streams
+            for stream, image in zip(self.translator.streams, made.streams, strict=True):
+                if stream.target == way.input:
+                    with self.fabric.autocast():
+                        (other,) = translator({way.input: image}).streams
+                    distances.append(F.l1_loss(other.float(), batch[way.target]))
+        return torch.stack(distances).sum()
 
     def _set_rates(self) -> None:
         """Lower the rate along a line in the last part of the run, if that is wanted."""

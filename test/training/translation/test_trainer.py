@@ -361,6 +361,55 @@ def test_streams_of_an_ensemble_count_by_their_factor(run_config):
     assert float(losses['distance'].detach()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.fixture
+def between_tasks(run_config) -> list[str]:
+    """Translators from depth to normals and back, as train-translation leaves them."""
+    generator = GeneratorConfig(width=8, depth=4, fusion='none')
+    folders = []
+    for given, target in (('depth', 'normal'), ('normal', 'depth')):
+        config = run_config(given, epochs=1, inputs=[given], targets=[target], generator=generator)
+        trainer.train_translation(config)
+        folders.append(config.output)
+    return folders
+
+
+def test_predictions_are_to_make_the_other_target(run_config, between_tasks):
+    generator = GeneratorConfig(width=8, depth=5, fusion='none', dropout=0)
+    config = run_config(
+        inputs=['rgb'], targets=['depth', 'normal'], generator=generator, reconstruction=0.0,
+        adversarial=0.0, consistency_from=between_tasks, consistency=7.0,
+    )  # fmt: skip
+    run = TranslationTrainer(config)
+    batch = next(run.batches(0, 1))
+    depth, normal = run.generator.train()(batch).streams
+    to_normal, to_depth = (load_translator(Path(folder))[0] for folder in between_tasks)
+    expected = (to_normal({'depth': depth}).streams[0] - batch['normal']).abs().mean()
+    expected = expected + (to_depth({'normal': normal}).streams[0] - batch['depth']).abs().mean()
+    before = {k: v.clone() for k, v in run.translator.state_dict().items()}
+    losses = run.step(batch)
+    torch.testing.assert_close(losses['consistency'], 7 * expected.detach(), rtol=1e-4, atol=1e-5)
+    after = run.translator.state_dict()  # of no other loss
+    assert any(not torch.equal(after[k], v) for k, v in before.items() if 'decoder.' in k)
+    for ours, theirs in zip(run.consistency, (to_normal, to_depth), strict=True):
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value, rtol=0, atol=0)
+    run.save()
+    assert load_translator(Path(config.output))[0].state_dict().keys() == before.keys()
+
+
+def test_translators_that_are_not_between_targets_are_refused(run_config, between_tasks):
+    generator = GeneratorConfig(width=8, depth=4, fusion='none')
+    options = {'inputs': ['rgb'], 'generator': generator, 'consistency_from': between_tasks}
+    words = r'translates depth to normal at 32 pixels; give .* of normal, shade that was trained'
+    with pytest.raises(InputError, match=words):
+        TranslationTrainer(run_config(targets=['normal', 'shade'], **options))
+    images = dataclasses.replace(run_config().images, side=64, load_side=64)
+    with pytest.raises(InputError, match=r'at 32 pixels; .* with images\.side 64$'):
+        TranslationTrainer(run_config(targets=['depth', 'normal'], images=images, **options))
+    with pytest.raises(InputError, match='flows all for consistency_from'):
+        run_config(targets=['depth', 'normal'], flows='one', **options)
+
+
 def test_time_is_kept(run_config, monkeypatch):
     monkeypatch.setattr(loop, 'LOG_EVERY', 1)
     run = TranslationTrainer(run_config(max_minutes=1.0))
