@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from rgbd_fusion_seg.bundle import load_bundle
+
 ROOT = Path(__file__).resolve().parent.parent
 README, ENGINES = (ROOT / name for name in ('README.md', 'docs/engines.md'))
 
@@ -58,6 +60,32 @@ def readme_figures() -> list[str]:
         f'{node["one_by_one"]["without_transport_over_inference"]:.2f} times inference',
         f'a {node["stream"]["camera_hz"]:.0f} Hz camera outruns it | {ages["p50"]:.1f} times',
     ]
+
+
+def test_the_readme_tells_what_the_height_of_the_camera_is_worth():
+    found = result('low_camera')['bundles']['rfbnet_erfnet_nyu40']
+    low = [
+        ' and '.join(f'{found[height][kind]["floor_found"]:.0f}' for height in ('0.3 m', '0.6 m'))
+        for kind in ('guessed', 'given')
+    ]
+    told = ' '.join(README.read_text(encoding='utf-8').split())
+    assert f'finds {low[0]} % without the height and {low[1]} % with it' in told
+    for height in ('0.9 m', '1.2 m'):
+        (a, b) = (found[height][kind]['floor_found'] for kind in ('guessed', 'given'))
+        assert abs(a - b) < 0.5
+
+
+def test_the_readme_tells_how_right_the_confidence_is():
+    default, small = (
+        load_bundle(ROOT / 'models' / name).card['confidence']
+        for name in ('rfbnet_erfnet_nyu40', 'rfbnet_erfnet_nyu40_320x240')
+    )
+    told = ' '.join(README.read_text(encoding='utf-8').split())
+    after, before = (100 * default[f'error_{when}'] for when in ('after', 'before'))
+    assert (
+        f'{after:.1f} points apart (expected calibration error; {before:.1f} without), '
+        f'{100 * small["error_after"]:.1f} with the 320x240 bundle' in told
+    )
 
 
 def test_the_readme_tells_what_was_measured():
