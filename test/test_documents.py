@@ -1,18 +1,30 @@
-"""Figures of speed in the documents are those of the result files beside the benchmarks."""
+"""Figures of speed in the documents are those of the result files beside the benchmarks.
+
+What docs/interfaces.md lists is what the code has: topics, keys of /diagnostics, files, variables.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from rgbd_fusion_seg.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 README, ENGINES = (ROOT / name for name in ('README.md', 'docs/engines.md'))
+INTERFACES = ROOT / 'docs/interfaces.md'
+NAMES = re.compile(r'\b(SENSOR|BACKEND|TOPIC|REASON|STAGE|N)\b')
+"""What stands for names in the keys of /diagnostics."""
+OF_OTHERS = {'RANK', 'LOCAL_WORLD_SIZE', 'WORLD_SIZE'}
+"""Environment variables that torchrun sets and nobody else needs to know."""
 
 
 def result(name: str) -> dict[str, Any]:
@@ -127,3 +139,173 @@ def test_the_comparison_of_engines_is_the_measured_one(row, label):
     assert cells[4] == f'{loaded["p90"]:.0f} ({loaded_over_alone(entry):.1f}x)'
     assert cells[6] == f'{entry["load_s"]:.2f} s'
     assert cells[7].startswith(f'{entry["rss_mib"]:.0f} MiB')
+
+
+def table(section: str) -> list[list[str]]:
+    """Return the cells of a table of docs/interfaces.md, without its head."""
+    text = INTERFACES.read_text(encoding='utf-8').partition(f'\n## {section}\n')[2]
+    rows = re.findall(r'^\|(.*)\|$', text.partition('\n## ')[0], re.MULTILINE)[2:]
+    return [[cell.strip() for cell in row.split('|')] for row in rows]
+
+
+def coded(cell: str) -> list[str]:
+    return re.findall(r'`([^`]+)`', cell)
+
+
+class FakeNode:
+    """Notes what is made on it, as topic -> (type, QoS)."""
+
+    def __init__(self):
+        self.made = {}
+
+    def resolve_topic_name(self, topic):
+        return f'/{topic}'
+
+    def create_lifecycle_publisher(self, msg_type, topic, qos, **_):
+        self.made[topic] = msg_type, qos
+        return SimpleNamespace(topic_name=topic)
+
+    def create_subscription(self, msg_type, topic, _, qos, **__):
+        self.made[topic] = msg_type, qos
+
+
+def ros_name(msg_type: type) -> str:
+    return f'{msg_type.__module__.partition(".")[0]}/{msg_type.__name__}'
+
+
+def test_the_listed_topics_are_those_of_the_node(tiny_bundle, monkeypatch):
+    pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+    from rclpy.qos import QoSDurabilityPolicy, QoSReliabilityPolicy
+
+    from rgbd_fusion_seg.bundle import load_bundle
+    from rgbd_fusion_seg.ros import publishers, stream
+    from rgbd_fusion_seg.ros.parameters import OutputConfig
+
+    label_info = type('LabelInfo', (), {'__module__': 'vision_msgs.msg'})
+    messages = SimpleNamespace(LabelInfo=label_info)
+    monkeypatch.setattr(publishers, '_load_vision_msgs', lambda: messages)
+    outputs, inputs = FakeNode(), FakeNode()
+    bundle = load_bundle(tiny_bundle)
+    publishers.SegmentationPublishers(outputs, bundle, OutputConfig(), print)
+    inputs.complain_about_qos = print
+    subscriber = SimpleNamespace(_node=inputs, _subscriptions=[])
+    for topic, kind in (
+        (stream.COLOR_TOPIC, stream.Image),
+        (stream.DEPTH_TOPIC, stream.Image),
+        (stream.INFO_TOPIC, stream.CameraInfo),
+    ):
+        stream.Stream._subscribe(subscriber, kind, topic, print)
+    for section, node in (('Topics in', inputs), ('Topics out', outputs)):
+        listed = {coded(row[0])[0]: row for row in table(section)}
+        assert listed.keys() == node.made.keys()
+        for topic, (msg_type, qos) in node.made.items():
+            assert listed[topic][1] == ros_name(msg_type)
+            latched = listed[topic][2].startswith('latched')
+            assert qos.depth == (1 if latched else 5)
+            assert (qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL) == latched
+            best_effort = qos.reliability == QoSReliabilityPolicy.BEST_EFFORT
+            assert best_effort == (section == 'Topics in')
+    example = re.search(r'```json\n(.*?)```', INTERFACES.read_text('utf-8'), re.DOTALL)[1]
+    told, meant = json.loads(publishers.label_info_json(bundle)), example.replace(', …', '')
+    assert told.keys() == json.loads(meant).keys()
+    assert told['classes'][0].keys() == json.loads(meant)['classes'][0].keys()
+
+
+def keys_of_diagnostics(bundle: Any) -> set[str]:
+    """Return every key that a status of the node can have, from the code that makes them."""
+    from builtin_interfaces.msg import Time
+
+    from rgbd_fusion_seg.engine import StepDown
+    from rgbd_fusion_seg.ros import diagnostics, synchroniser
+    from rgbd_fusion_seg.ros.node import SegmentationNode
+    from rgbd_fusion_seg.ros.stream import Stream
+
+    class DepthIsLost(synchroniser.Synchroniser):
+        left, goes_on_alone = 0, True
+
+    sync = DepthIsLost(
+        print, print, topics=('/color', '/depth'), slop_s=0.02, queue_size=5, matcher='builtin'
+    )
+    stamp = SimpleNamespace(sec=1, nanosec=0)
+    for add in (sync.add_color, sync.add_depth):
+        add(SimpleNamespace(header=SimpleNamespace(stamp=stamp)))
+    health = diagnostics.Health(lambda level, sentence: None)
+    health.saw_depth(np.ones((8, 8), np.float32), None)
+    for sensors in (('rgb',), ('depth',)):
+        timings = dict.fromkeys(('hha', 'preprocess', 'inference', 'postprocess'), 1.0)
+        health.published(1.0, 1.0, timings, sensors)
+    health.dropped('a newer pair came')
+    health.complain('kind', 'a problem')
+    stream = SimpleNamespace(sync=sync, _health=health, _info_count=0)
+    stream.counters, stream.complain_about_silence = partial(Stream.counters, stream), lambda: None
+    statuses = []
+    node = SimpleNamespace(
+        health=health,
+        config=SimpleNamespace(output=SimpleNamespace(lazy=False)),
+        get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(to_msg=Time)),
+        get_fully_qualified_name=lambda: '/segmentation_node',
+        _complain_about_rivals=lambda: None,
+        _topics_of_misfits=(),
+        _unknown_parameters={'sync.slop': 'sync.slop_s'},
+        _rates=diagnostics.Rates(),
+        _builder=SimpleNamespace(progress='10 %'),
+        _stream=stream,
+        _segmenter=SimpleNamespace(
+            engine_name='cpu',
+            bundle=bundle,
+            engine_names_alone={'rgb': 'cpu', 'depth': 'cpu'},
+            step_downs=[StepDown('tensorrt', 'no GPU', False)],
+        ),
+        _diagnostics=SimpleNamespace(publish=lambda message: statuses.extend(message.status)),
+    )
+    node._publish_status = partial(SegmentationNode._publish_status, node)
+    SegmentationNode._report(node)
+    (status,) = statuses
+    return {value.key for value in status.values}
+
+
+def test_the_listed_keys_of_diagnostics_are_those_of_the_node(tiny_bundle):
+    pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
+    from rgbd_fusion_seg.bundle import load_bundle
+
+    keys = keys_of_diagnostics(load_bundle(tiny_bundle))
+    listed = [key for row in table('/diagnostics') for key in coded(row[0])]
+    patterns = {key: re.compile(NAMES.sub('.+', key)) for key in listed}
+    assert [k for k in keys if not any(p.fullmatch(k) for p in patterns.values())] == []
+    assert [k for k, p in patterns.items() if not any(map(p.fullmatch, keys))] == []
+
+
+def test_the_listed_reasons_of_drops_are_those_of_the_node():
+    pipeline = pytest.importorskip('rgbd_fusion_seg.ros.pipeline', reason='needs ROS 2')
+    sources = [ROOT / f'rgbd_fusion_seg/ros/{name}.py' for name in ('pipeline', 'stream')]
+    text = '\n'.join(path.read_text(encoding='utf-8') for path in sources)
+    used = {*re.findall(r"(?:dropped\(|reason = )'([^']+)'", text), pipeline.CLOCK_JUMPED}
+    (row,) = (row for row in table('/diagnostics') if row[0] == '`dropped: REASON`')
+    assert {*coded(row[2])} == used
+
+
+def test_the_listed_files_variables_and_limits_are_those_of_the_code():
+    from rgbd_fusion_seg import plausibility
+    from rgbd_fusion_seg.replay import folders
+
+    text = ' '.join(INTERFACES.read_text(encoding='utf-8').split())
+    for names, ending in ((folders._CALIBRATION_NAMES, ''), (folders._COLOR_FOLDERS, '/')):
+        assert ', '.join(f'`{name}{ending}`' for name in names) in text
+    (near, far), (narrow, wide) = (
+        plausibility.PLAUSIBLE_MEDIAN_M, plausibility.PLAUSIBLE_FIELD_OF_VIEW_DEG
+    )  # fmt: skip
+    assert f'outside {near:g} to {far:g} m' in text
+    assert f'outside {narrow:g} to {wide:g} degrees' in text
+    assert f'more than {plausibility.HIGHEST_CAMERA_M:g} m above the floor' in text
+    used = set()
+    for path in (ROOT / 'rgbd_fusion_seg').rglob('*.py'):
+        found = r'environ(?:\.get\(|\.setdefault\(|\[)[\'"](\w+)'
+        used |= {*re.findall(found, path.read_text(encoding='utf-8'))}
+    listed = {name for row in table('Environment variables') for name in coded(row[0])}
+    assert used - OF_OTHERS <= listed
+
+
+def test_the_range_of_depth_is_that_of_the_shipped_cards():
+    for path in (ROOT / 'models').glob('*/model.yaml'):
+        near, far = yaml.safe_load(path.read_text(encoding='utf-8'))['depth']['range_m']
+        assert f'{near:g} to {far:g} m for the shipped' in INTERFACES.read_text(encoding='utf-8')
