@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -350,11 +351,36 @@ def test_a_comparison_that_fails_leaves_the_result_before_as_it_was(
 
 
 def test_the_programs_beside_import_no_more_than_they_need():
-    import subprocess
-
     code = (
         'import sys, rgbd_fusion_seg.benchmark.busy; '
         'print([m for m in ("numpy", "cv2", "numba") if m in sys.modules])'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_folders_of_images_need_no_rosbags(folder, tiny_bundle, tmp_path):
+    """Nor does the check of a new engine; a bag does, and says so."""
+    bag = tmp_path / 'recording.bag'
+    bag.touch()
+    code = """if True:
+        import sys
+        sys.modules['rosbags'] = None
+        import rgbd_fusion_seg.benchmark.engine_check
+        from rgbd_fusion_seg.cli import main
+        command = ['benchmark', sys.argv[1], '--backends', 'onnxruntime', '--repeats', '1']
+        sys.exit(main([*command, '--frames', sys.argv[2]]))
+    """
+
+    def run(frames: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, '-c', code, str(tiny_bundle), str(frames)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    assert 'onnxruntime' in done.stdout
+    refused = run(bag)
+    assert refused.returncode == 1
+    assert 'bags need rosbags, which is not here' in refused.stderr
+    assert refused.stderr.strip().endswith('install it with: pip install rosbags')
+    assert 'Traceback' not in refused.stderr

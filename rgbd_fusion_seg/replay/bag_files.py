@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
-from rosbags.typesys import Stores, get_typestore
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rgbd_fusion_seg.errors import InputError
+
+if TYPE_CHECKING:
+    from rosbags.highlevel import AnyReader
+    from rosbags.interfaces import Connection
 
 BAG_SUFFIXES = ('.bag', '.mcap', '.db3')
 METADATA = 'metadata.yaml'
@@ -37,6 +39,20 @@ def is_bag(path: Path) -> bool:
     return bool(files) and not any(entry.suffix in IMAGE_SUFFIXES for entry in path.rglob('*'))
 
 
+def rosbags(part: str) -> ModuleType:
+    """Return a module of rosbags, which only bags need: folders of images do without it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return import_module(f'rosbags.{part}')
+    except ImportError as error:
+        raise InputError(
+            f'bags need rosbags, which is not here ({error}); install it with: pip install rosbags'
+        ) from error
+
+
 @contextmanager
 def open_bag(storage: Path) -> Iterator[AnyReader]:
     """Yield a reader of a bag.
@@ -44,9 +60,11 @@ def open_bag(storage: Path) -> Iterator[AnyReader]:
     Raises:
         InputError: it is no bag, or damaged.
     """
+    highlevel, typesys = rosbags('highlevel'), rosbags('typesys')
     try:
         # Bags of ROS 2 before Iron do not hold the definitions of their messages.
-        reader = AnyReader([storage], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        typestore = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
+        reader = highlevel.AnyReader([storage], default_typestore=typestore)
         reader.open()
     except Exception as error:  # each storage raises errors of its own on damaged files
         raise InputError(

@@ -8,13 +8,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
 
 from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.errors import FrameError, InputError
@@ -27,6 +23,7 @@ from rgbd_fusion_seg.replay.bag_files import (
     messages_of,
     open_bag,
     readable,
+    rosbags,
 )
 from rgbd_fusion_seg.replay.calibration import Calibration
 from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M, FolderFrames
@@ -40,6 +37,11 @@ from rgbd_fusion_seg.replay.messages import (
 )
 from rgbd_fusion_seg.replay.single_sensor import intrinsics_of, read_images
 from rgbd_fusion_seg.replay.topics import BagTopics, find_topics, other_cameras
+
+if TYPE_CHECKING:
+    from rosbags.highlevel import AnyReader
+    from rosbags.interfaces import Connection
+    from rosbags.rosbag2 import Writer
 
 _log = logging.getLogger(__name__)
 
@@ -281,8 +283,9 @@ def folder_to_bag(
         )
     if bag_path.exists():
         raise InputError(f'{bag_path} exists already; remove it or choose another name')
+    rosbag2 = rosbags('rosbag2')
     # Version 8 is the newest that ROS 2 Humble and later all read.
-    writer = Writer(bag_path, version=8, storage_plugin=StoragePlugin.MCAP)
+    writer = rosbag2.Writer(bag_path, version=8, storage_plugin=rosbag2.StoragePlugin.MCAP)
     try:
         with writer:
             write = _FrameWriter(writer)
@@ -302,7 +305,8 @@ class _FrameWriter:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._store = get_typestore(Stores.ROS2_HUMBLE)
+        typesys = rosbags('typesys')
+        self._store = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
         self._connections = {
             topic: writer.add_connection(topic, kind, typestore=self._store)
             for topic, kind in (
