@@ -166,6 +166,29 @@ def encode_hha(
     return hha
 
 
+def lowest_below_camera(
+    depth: np.ndarray, intrinsics: Intrinsics, gravity: np.ndarray | None = None
+) -> float:
+    """Return how many metres the lowest reading lies below the camera, 0 without one below it.
+
+    Where that is less than 0.9, :func:`encode_hha` takes the reading for furniture and the floor
+    for lower, unless it is given the height of the camera.
+
+    Args:
+        depth: (H, W) metres; 0, negative and non-finite pixels are no reading.
+        intrinsics: of this image.
+        gravity: as of :func:`encode_hha`.
+
+    Raises:
+        FrameError: sizes that do not match, or a gravity that is no direction.
+    """
+    cleaned = _clean(depth, intrinsics, None)
+    down = _vote_for_gravity(cleaned, intrinsics) if gravity is None else unit_direction(gravity)
+    camera = np.array(_camera(intrinsics), dtype=np.float32)
+    lowest_cm = hha_kernels.lowest_height(cleaned.z, *camera, down.astype(np.float32))
+    return max(0.0, -float(lowest_cm) / 100)
+
+
 def constants() -> dict[str, float | list[float]]:
     """Return the constants HHA depends on, as a bundle's card records them.
 

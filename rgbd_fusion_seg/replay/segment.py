@@ -20,6 +20,7 @@ from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame, Segmentation
 from rgbd_fusion_seg.plausibility import (
+    FloorGuess,
     camera_fault,
     depth_statistics,
     height_fault,
@@ -195,7 +196,7 @@ def segment_recording(
     writer = _Writer(output, segmenter, video, truth, stamped=source.topics is not None)
     total = _most_frames(source, max_frames)
     moments = set(evenly(total, _MOMENTS))
-    doubts = _Doubts(source, segmenter.bundle, only, camera_height)
+    doubts = _Doubts(source, segmenter.bundle, only, gravity, camera_height)
     began_s = time.monotonic()
     with (
         writer,
@@ -210,21 +211,28 @@ def segment_recording(
 
 
 class _Doubts:
-    """Says what looks like another unit, each kind once a run: labels would be wrong in silence.
+    """Says what looks wrong of depth and camera, each kind once a run; labels would be wrong.
 
     Args:
         source: of the frames.
         bundle: what will label them.
         only: the sensor that it is asked to label from, see `sole_sensor`; colour alone needs
             neither depth nor calibration.
-        camera_height: that was given, if any.
+        gravity, camera_height: that were given, if any.
     """
 
     def __init__(
-        self, source: FrameSource, bundle: ModelBundle, only: str, camera_height: float | None
+        self,
+        source: FrameSource,
+        bundle: ModelBundle,
+        only: str,
+        gravity: np.ndarray | None,
+        camera_height: float | None,
     ) -> None:
         self._range_m, self._told = bundle.depth_range_m, set[str]()
         self._sees_depth = sole_sensor(bundle, only) != 'rgb'
+        self._gravity, guesses = gravity, bundle.hha is not None and camera_height is None
+        self._floor_guess = FloorGuess() if guesses else None
         self._units = (
             'one unit of the depth images is another, give --depth-scale (0.001 for millimetres)'
             if source.topics is None
@@ -241,6 +249,9 @@ class _Doubts:
             self._tell('unit', f'{name}: {fault}; {self._units}')
         elif fault := training_range_fault(median_m, self._range_m):
             self._tell('range', f'{name}: {fault}')
+        guess = self._floor_guess
+        if guess and (fault := guess.fault(frame.depth, frame.intrinsics, self._gravity)):
+            self._tell('floor', f'{name}: {fault}; if it is the floor, give --camera-height')
         if fault := camera_fault(frame.intrinsics):
             self._tell(
                 'camera',

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
 
+import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from rgbd_fusion_seg.errors import EngineError, FrameError, RgbdFusionSegError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info, stamp_to_ns
-from rgbd_fusion_seg.plausibility import camera_fault, height_fault
+from rgbd_fusion_seg.plausibility import FloorGuess, camera_fault, height_fault
 from rgbd_fusion_seg.ros.camera_pose import CameraPose, FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
 from rgbd_fusion_seg.ros.images import (
@@ -115,6 +116,7 @@ class PairProcessor:
         self._health, self._config, self._topics = health, config, topics
         self._floor, self._now_ns, self._epoch = floor, now_ns, epoch
         self._color_frame_id = ''
+        self._floor_guess = FloorGuess()
 
     def process(self, pair: Pair) -> None:
         """Segment a pair and publish the result; drop it, with a reason, where that is due.
@@ -145,6 +147,7 @@ class PairProcessor:
             trained_m = bundle.depth_range_m if bundle.sees_depth else None
             self._health.saw_depth(frame.depth, trained_m)
         gravity, height_m = self._pose(frame)
+        self._check_floor(pair, frame, gravity, height_m)
         result = self._segmenter.segment(frame, gravity, pair.only, height_m)
         if pair.epoch != self._epoch():
             return self._health.dropped(CLOCK_JUMPED)
@@ -227,6 +230,24 @@ class PairProcessor:
             sentence = f'{error}; until then gravity and height are estimated from the depth'
             self._health.complain('floor frame', sentence)
             return CameraPose()
+
+    def _check_floor(
+        self,
+        pair: Pair,
+        frame: RgbdFrame,
+        gravity: np.ndarray | None,
+        height_m: float | None,
+    ) -> None:
+        """Complain of a floor that HHA guesses wherever the camera looks."""
+        if pair.depth is None or height_m is not None or self._segmenter.bundle.hha is None:
+            return
+        if fault := self._floor_guess.fault(frame.depth, frame.intrinsics, gravity):
+            self._health.complain(
+                'floor guess',
+                f'{fault}; if it is the floor, set camera.height_m or camera.floor_frame, or the '
+                'floor is labelled as furniture',
+                log_period_s=inf,
+            )
 
     def _age_s(self, pair: Pair) -> float | None:
         """Return the age of a pair's stamp; None while simulated time has not begun."""

@@ -276,6 +276,17 @@ def test_a_height_that_no_camera_has_is_told_once(tiny_bundle, height_m, told):
     assert bench.log == [sentence] * told
 
 
+@pytest.mark.parametrize(('given', 'told'), [(0.0, True), (0.2, False)])
+def test_a_floor_that_is_guessed_all_the_time_is_told_once(tiny_bundle, given, told):
+    bench = Bench(tiny_bundle, SegmentationConfig(camera=CameraConfig(height_m=given)))
+    for _ in range(25):  # a wall 2 m ahead, seen 0.87 m downwards
+        bench.processor.process(bench.pair())
+    assert len(bench.log) == told
+    if told:
+        assert 'm below the camera, so HHA takes the lowest surface for furniture' in bench.log[0]
+        assert 'set camera.height_m or camera.floor_frame' in bench.log[0]
+
+
 @pytest.mark.parametrize(
     ('error', 'reason', 'words'),
     [

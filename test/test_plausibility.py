@@ -1,0 +1,58 @@
+"""Floors that are guessed, on views of rooms whose camera height is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg import hha
+from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.plausibility import FloorGuess
+
+CAMERA = Intrinsics(262.5, 262.5, 159.5, 119.5, 320, 240)
+
+
+def floor_seen(height_m: float, pitch_deg: float) -> tuple[np.ndarray, np.ndarray]:
+    """Depth of a floor and of a wall 3 m ahead, from a height above the floor, and gravity."""
+    angle = np.radians(pitch_deg)
+    down = np.array([0.0, np.cos(angle), np.sin(angle)])
+    ahead = np.array([0.0, -np.sin(angle), np.cos(angle)])
+    v, u = np.mgrid[0 : CAMERA.height, 0 : CAMERA.width]
+    x, y = (u - CAMERA.cx) / CAMERA.fx, (v - CAMERA.cy) / CAMERA.fy
+    rays = np.stack([x, y, np.ones_like(x)], -1)
+    with np.errstate(divide='ignore'):
+        to_floor, to_wall = height_m / (rays @ down), 3.0 / (rays @ ahead)
+    return np.where(to_floor > 0, np.minimum(to_floor, to_wall), to_wall).astype(np.float32), down
+
+
+@pytest.mark.parametrize('pitch_deg', [0.0, 25.0])
+@pytest.mark.parametrize('height_m', [0.4, 1.3])
+def test_the_lowest_reading_lies_on_the_floor(height_m, pitch_deg):
+    depth, down = floor_seen(height_m, pitch_deg)
+    for gravity in (down, None):
+        below = hha.lowest_below_camera(depth, CAMERA, gravity)
+        # Up to what a ray that leans by a pixel makes at the wall (hha.FIRST_PIXEL).
+        assert below == pytest.approx(height_m, abs=0.02)
+
+
+def test_depth_without_readings_lies_nowhere():
+    assert hha.lowest_below_camera(np.zeros((240, 320), np.float32), CAMERA) == 0
+
+
+def test_a_low_camera_is_told_once_it_is_one_for_long():
+    depth, down = floor_seen(0.43, 10.0)
+    guess = FloorGuess()
+    faults = [guess.fault(depth, CAMERA, down) for _ in range(20)]
+    assert faults[:17] == [''] * 17
+    assert '0.43 m below the camera' in faults[-1]
+    assert 'the floor for 1.3 m below' in faults[-1]
+    # Frames of the same camera without any depth do not speak of the floor.
+    empty = np.zeros_like(depth)
+    assert [guess.fault(empty, CAMERA, down) for _ in range(3)][-1] == ''
+
+
+def test_a_camera_that_sees_a_table_for_a_while_is_not_told():
+    table, room = floor_seen(0.6, 20.0)[0], floor_seen(1.4, 20.0)[0]
+    guess = FloorGuess()
+    assert not any(guess.fault(depth, CAMERA) for depth in [table] * 15 + [room] * 20)
+    assert not any(guess.fault(depth, CAMERA) for depth in ([table] * 5 + [room]) * 8)
