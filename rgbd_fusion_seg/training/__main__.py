@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from jsonargparse import CLI, ArgumentParser
 
-from rgbd_fusion_seg.errors import RgbdFusionSegError
+from rgbd_fusion_seg.errors import InputError, RgbdFusionSegError
 
 COMMANDS = {
     'prepare': 'datasets.prepare',
@@ -58,10 +58,22 @@ def _other_command(name: str, message: str) -> str:
 
 
 def functions() -> dict[str, Callable[..., None]]:
-    """Load the command that is asked for, or all to tell of them: their libraries take seconds."""
+    """Load the command that is asked for, or all to tell of them: their libraries take seconds.
+
+    Raises:
+        InputError: a library is not installed.
+    """
     found = {}
     for name in [name for name in COMMANDS if name in sys.argv[1:2]] or COMMANDS:
-        module = import_module(f'rgbd_fusion_seg.training.{COMMANDS[name]}')
+        try:
+            module = import_module(f'rgbd_fusion_seg.training.{COMMANDS[name]}')
+        except ModuleNotFoundError as error:
+            if str(error.name).partition('.')[0] == 'rgbd_fusion_seg':
+                raise
+            raise InputError(
+                f"{name} needs a library that is not installed ({error}); install the package's "
+                "extra of training: pip install '.[train]'"
+            ) from error
         found[name] = getattr(module, name.replace('-', '_'))
     return found
 

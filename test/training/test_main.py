@@ -298,6 +298,24 @@ def test_data_are_looked_for_where_the_environment_says(training, nyu_pack, tmp_
     assert DatasetConfig().folder == '../shared/data/nyudv2'
 
 
+@pytest.mark.parametrize('missing', ['onnxscript', 'rgbd_fusion_seg.training.export'])
+def test_a_library_that_is_not_installed_is_one_sentence(training, monkeypatch, missing):
+    def import_module(name):
+        raise ModuleNotFoundError(f'No module named {missing!r}', name=missing)
+
+    monkeypatch.setattr('rgbd_fusion_seg.training.__main__.import_module', import_module)
+    if missing.startswith('rgbd_fusion_seg'):  # a fault of ours, not of the installation
+        with pytest.raises(ModuleNotFoundError):
+            training('export')
+        return
+    ended = training('export')
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        'error: export needs a library that is not installed (No module'
+    )
+    assert ended.stderr.endswith("pip install '.[train]'\n")
+
+
 def test_data_that_is_not_there_is_one_sentence(tmp_path):
     """As a user runs it, and without what only other commands need."""
     nowhere = tmp_path / 'nowhere'
