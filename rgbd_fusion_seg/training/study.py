@@ -55,7 +55,8 @@ def study(
     Args:
         study: what is compared, and how it is trained.
         report_only: write the results of what is done so far, train nothing.
-        only: names of the rows to train, with those that they start from; default: all.
+        only: names of the rows to train, with those that they start from; default: all but the
+            optional ones.
 
     Raises:
         InputError: rows that name unknown rows or options, that cannot be trained at this size,
@@ -117,7 +118,8 @@ def _check(study: StudyConfig) -> None:
 def _wanted(study: StudyConfig, only: Sequence[str] | None) -> set[str]:
     """Return the names of the rows to train: those asked for and what they start from."""
     known = [row.name for row in study.rows]
-    wanted = set(known if only is None else only)
+    usual = [row.name for row in study.rows if not row.optional]
+    wanted = set(usual if only is None else only)
     if unknown := wanted - set(known):
         raise InputError(
             f'the study has no row {", ".join(sorted(unknown))}; only takes {", ".join(known)}'

@@ -20,6 +20,7 @@ class RowConfig:
         encoders: modality -> name of the unimodal row whose encoder it starts from.
         continues: name of a row whose weights it goes on with.
         shown: whether the table has it; rows that others only start from need not be.
+        optional: it is trained where ``only`` names it alone, and the table has it once it was.
         paper_parameters, paper_miou: the paper's figures, as text.
     """
 
@@ -30,6 +31,7 @@ class RowConfig:
     encoders: dict[str, str] = field(default_factory=dict)
     continues: str = ''
     shown: bool = True
+    optional: bool = False
     paper_parameters: str = ''
     paper_miou: str = ''
 

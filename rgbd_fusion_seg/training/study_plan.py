@@ -101,15 +101,16 @@ def _factor(study: StudyConfig, output: Path) -> float:
     if not study.minutes:
         return 1.0
     start = time.monotonic()
-    costs = [measured_seconds(study, row, output) for row in study.rows]
-    runs = [len(row_seeds(study, row)) for row in study.rows]
+    rows = [row for row in study.rows if not row.optional]
+    costs = [measured_seconds(study, row, output) for row in rows]
+    runs = [len(row_seeds(study, row)) for row in rows]
     fixed = time.monotonic() - start
     fixed += sum(n * once for n, (once, _) in zip(runs, costs, strict=True))
     whole = sum(
-        n * row.epochs * epoch for n, row, (_, epoch) in zip(runs, study.rows, costs, strict=True)
+        n * row.epochs * epoch for n, row, (_, epoch) in zip(runs, rows, costs, strict=True)
     )
     factor = (60 * study.minutes - fixed) / whole
-    least = 1 / min(row.epochs for row in study.rows)
+    least = 1 / min(row.epochs for row in rows)
     if factor < least:
         needed = math.ceil((fixed + least * whole) / 6) / 10
         raise InputError(

@@ -64,6 +64,8 @@ def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] =
             continue
         failed = [str(f['seed']) for f in failures if f['row'] == row.name]
         if not runs:
+            if row.optional and not failed:
+                continue
             state = 'failed' if failed else 'not trained yet'
             title, paper = escaped(row.title), escaped(row.paper_miou)
             lines.append(f'| {title} | | | | {state} | | | {paper} |')

@@ -447,6 +447,30 @@ def test_the_table_names_what_it_has(tiny_study):
     assert '| not trained yet |' in lines[3]
 
 
+def test_optional_rows_are_trained_where_they_are_named(tiny_study, monkeypatch):
+    tiny_study.rows[2].optional = True  # rgb, which goes on with rgb_first
+    trained = []
+    monkeypatch.setattr(
+        study_module, '_train_rows', lambda study, plan, output, wanted: trained.append(wanted)
+    )
+    study(tiny_study)
+    study(tiny_study, only=['rgb'])
+    assert trained == [{'rgb_first', 'hha_first', 'fused'}, {'rgb_first', 'rgb'}]
+    title = f'| {tiny_study.rows[2].title} |'
+    assert title not in study_report.report(tiny_study, [entry('fused', 0, 0.3)])
+    assert title in study_report.report(tiny_study, [entry('rgb', 0, 0.3)])
+    failed = [{'row': 'rgb', 'seed': 0, 'reason': 'the loss is nan'}]
+    assert f'{title} | | | failed |' in study_report.report(tiny_study, [], failed)
+    tiny_study.minutes, measured = 1e6, []
+    monkeypatch.setattr(
+        study_plan,
+        'measured_seconds',
+        lambda study, row, output: measured.append(row.name) or (1.0, 1.0),
+    )
+    study_plan._factor(tiny_study, Path())
+    assert measured == ['rgb_first', 'hha_first', 'fused']
+
+
 def test_epochs_of_rows_that_are_nowhere_are_not_known(tiny_study):
     tiny_study.rows.append(RowConfig('longer', 'RGB, longer', continues='rgb'))
     for there, expected in (
