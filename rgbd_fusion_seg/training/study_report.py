@@ -47,7 +47,8 @@ def write_report(
             print(f'written to {document}')
     for path in pictures if entries else ():
         path.parent.mkdir(exist_ok=True)
-        picture(study, entries).savefig(path, dpi=110)
+        # Tight, for long titles leave a label wider than the bars, which would be cut off.
+        picture(study, entries).savefig(path, dpi=110, bbox_inches='tight')
 
 
 def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] = ()) -> str:
@@ -146,7 +147,7 @@ def picture(study: StudyConfig, entries: list[Entry]) -> Figure:
         axes.plot(numbers, [y] * len(numbers), 'k.')
         axes.text(max(numbers), y, f'  {mean(numbers):.1f}', va='center', fontsize=9)
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel('mIoU on the test split, percent (blue: fusion networks)')
     axes.spines[['top', 'right']].set_visible(False)
     return figure
