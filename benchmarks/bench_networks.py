@@ -30,8 +30,8 @@ from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 NUM_CLASSES = 40
 
 
-def main() -> None:
-    """Measure the networks and write the result file of the device."""
+def main() -> int:
+    """Measure the networks and write the result file of the device; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--size', type=parse_size, default=(640, 480), metavar='WxH')
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
@@ -43,23 +43,27 @@ def main() -> None:
     device = torch.device(options.device)
     if device.index is not None:
         torch.cuda.set_device(device)  # on which graphs are recorded
-    rows = {}
-    for name in tqdm(options.networks, unit='network'):
-        rows[name] = row = measured(name, options.size, device, options.compile, options.repeats)
-        title = f'{name}: {row["parameters"] / 1e6:.2f} M parameters, {row["gflops"]} GFLOP'
-        tqdm.write(f'{title}\n{measure.table(row["timing"])}\n')
     out = options.out or measure.OUTPUT / f'networks_{device.type}.json'
-    measure.write(
-        out,
-        {
-            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU',
-            'torch': torch.__version__,
-            'threads': torch.get_num_threads(),
-            'size': list(options.size),
-            'networks': rows,
-        },
-    )
+    setting = {
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU',
+        'torch': torch.__version__,
+        'threads': torch.get_num_threads(),
+        'size': list(options.size),
+    }
+
+    def row(name: str) -> dict[str, Any]:
+        found = measured(name, options.size, device, options.compile, options.repeats)
+        title = f'{name}: {found["parameters"] / 1e6:.2f} M parameters, {found["gflops"]} GFLOP'
+        tqdm.write(f'{title}\n{measure.table(found["timing"])}\n')
+        return found
+
+    def keep(rows: dict[str, Any], failed: dict[str, str]) -> None:
+        told = {'failed': failed} if failed else {}
+        measure.write(out, {**setting, 'networks': rows, **told})
+
+    code = measure.one_by_one(tqdm(options.networks, unit='network'), row, keep)
     print(f'wrote {out}')
+    return code
 
 
 def measured(
@@ -96,7 +100,7 @@ def forms(
     low = {name: image.to(half) for name, image in images.items()}
     other = in_precision(network, half)
     found = {
-        f'eager {full_name}': waiting(network, images, device),
+        f'eager {full_name}': waiting(in_precision(network, torch.float32), images, device),
         f'eager {half_name}': waiting(other, low, device),
     }
     if device.type == 'cuda':

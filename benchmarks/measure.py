@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rgbd_fusion_seg.hardware import hardware
 from rgbd_fusion_seg.timing import in_turn, interleaved
 
-__all__ = ['OUTPUT', 'hardware', 'in_turn', 'interleaved', 'table', 'write']
+__all__ = ['OUTPUT', 'hardware', 'in_turn', 'interleaved', 'one_by_one', 'table', 'write']
 
 OUTPUT = Path('bench_output')
 """For results by default; `results/` beside this file has those that the documents tell."""
@@ -31,6 +31,34 @@ def write(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> None:
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else ''
     result = {'hardware': hardware(), 'script': script, **payload}
     path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+
+
+def one_by_one(
+    names: Iterable[str],
+    measured: Callable[[str], Any],
+    keep: Callable[[dict[str, Any], dict[str, str]], None],
+) -> int:
+    """Measure one after another, and go on after one that fails, as for want of memory.
+
+    Args:
+        names: of what is to be measured.
+        measured: returns the result of one of them.
+        keep: writes what there is so far, results and reasons of failures, both by name; called
+            after each of them.
+
+    Returns:
+        The exit code of the program: 1 where one failed.
+    """
+    results: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            results[name] = measured(name)
+        except Exception as error:
+            failed[name] = f'{type(error).__name__}: {" ".join(str(error).split()):.300}'
+            sys.stderr.write(f'{name} was not measured: {failed[name]}\n')
+        keep(results, failed)
+    return int(bool(failed))
 
 
 def table(stats: Mapping[str, Mapping[str, float]]) -> str:
