@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,7 +18,11 @@ from rgbd_fusion_seg.errors import EngineError
 
 _BINDINGS = 'cuda.bindings.runtime'
 _REMEDY = "install it with: pip install 'cuda-python>=12.9.1'"
-"""Older ones hold the interpreter while they wait for the device."""
+"""Older ones hold the interpreter while they wait for the device, but not 12.6.2."""
+_JETSON_REMEDY = (
+    "install that of JetPack's CUDA, for JetPack 6.2 with: pip install 'cuda-python~=12.6.2'"
+)
+"""A newer one does not run there: only on other systems a driver serves all of a major version."""
 
 
 class Device(NamedTuple):
@@ -221,7 +227,13 @@ def _cuda() -> ModuleType:
     try:
         return import_module(_BINDINGS)
     except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f'cuda-python is not here ({error}); {_REMEDY}') from error
+        remedy = _JETSON_REMEDY if _is_jetson() else _REMEDY
+        raise EngineError(f'cuda-python is not here ({error}); {remedy}') from error
+
+
+def _is_jetson() -> bool:
+    """Return whether the driver is part of the system, NVIDIA's Linux for Tegra."""
+    return 'tegra' in platform.release() or Path('/etc/nv_tegra_release').exists()
 
 
 def _has_driver() -> bool:
@@ -238,7 +250,13 @@ def _why_none(cuda: ModuleType, error: Any, driver: int) -> str:
         return f'{described}; see nvidia-smi'
     if not driver:
         return f'{described}; no NVIDIA driver is installed'
-    served = f'{described}; the driver serves CUDA up to {_cuda_version(driver)}: update it'
+    version = _cuda_version(driver)
+    if _is_jetson():
+        return (
+            f'{described}; the driver of this JetPack serves CUDA up to {version}: pip install '
+            f"'cuda-python~={version}.0', or NVIDIA's package cuda-compat for a newer CUDA"
+        )
+    served = f'{described}; the driver serves CUDA up to {version}: update it'
     major = driver // 1000
     if cuda.cudaRuntimeGetVersion()[1] // 1000 <= major:
         return served

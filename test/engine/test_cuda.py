@@ -71,6 +71,19 @@ def test_an_old_driver_and_none_are_told_apart(host, monkeypatch, driver, words)
         cuda.find_device()
 
 
+def test_on_a_jetson_the_driver_cannot_be_updated(host, monkeypatch):
+    monkeypatch.setattr(cuda.platform, 'release', lambda: '5.15.148-tegra')
+    host.failing['cudaGetDeviceCount'] = [Error.cudaErrorInsufficientDriver]
+    with pytest.raises(EngineError) as caught:
+        cuda.find_device()
+    assert "JetPack serves CUDA up to 12.6: pip install 'cuda-python~=12.6.0'" in str(caught.value)
+    assert 'cuda-compat' in str(caught.value)
+    assert 'update' not in str(caught.value)
+    monkeypatch.setitem(sys.modules, 'cuda.bindings.runtime', None)
+    with pytest.raises(EngineError, match=r"pip install 'cuda-python~=12\.6\.2'"):
+        cuda.find_device()
+
+
 def test_bytes_go_to_the_device_and_back_in_the_order_of_the_stream(host):
     stream, buffer = cuda.Stream(0), cuda.Buffer(24)
     array = buffer.array((2, 3), np.float32)
