@@ -301,8 +301,9 @@ class AsymFusion(MultimodalNetwork):
         num_classes: number of classes K.
         modalities: two or more; for more than two see the module.
         operations: 'both', 'shuffle', 'shift' or 'none' (Table 5); 'unmoved': both, but nothing
-            is moved (§4.4); or one of those that it is compared with by direction, 'concat',
-            'average' or 'attention', on a ResNet (Table 6, `SymmetricFusion`).
+            is moved (§4.4); or one of those that it is compared with, on a ResNet: by direction
+            'concat', 'average' and 'attention' (Table 6), in translation 'mmf' too (Table 3,
+            `SymmetricFusion`).
         split: 'public' or 'paper', see the module.
         direction: who receives, see `sources_of` (Table 6).
         distillation: weight of `distillation_loss`; 0, as in the public code: none.

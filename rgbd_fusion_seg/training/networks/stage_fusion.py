@@ -35,17 +35,19 @@ from torch.nn import functional as F
 
 from rgbd_fusion_seg.training.networks.branches import BlockFusion, BranchLayers, Maps, mean
 from rgbd_fusion_seg.training.networks.multimodal import ENCODERS, MultimodalNetwork
+from rgbd_fusion_seg.training.networks.refinenet import ResidualUnit
 from rgbd_fusion_seg.training.networks.resnet import ResNet
 from rgbd_fusion_seg.training.networks.ssma import Concatenation, Ssma
 
 STAGES = {'early': (1,), 'middle': (2,), 'late': (3,), 'all': (0, 1, 2, 3)}
 """Stages behind which, or inside which, modalities are fused, counted from 0."""
-AGGREGATIONS = ('concat', 'average', 'attention')
+AGGREGATIONS = ('concat', 'average', 'attention', 'mmf')
 """Fusions that make one map of the branches' maps."""
 FUSIONS = (*AGGREGATIONS, 'align', 'cbn')
 SHARED_FORMS = ('stream', 'added')
 ATTENTION_REDUCTION = 16
 """SSMA's eta, of one modality's channels."""
+MMF_REDUCTION = 4
 CONDITION_REDUCTION = 16
 KERNELS = 11
 ALIGNED_PIXELS = 256
@@ -59,19 +61,58 @@ class Average(nn.Module):
         return mean(streams)
 
 
+class MultiModalFusion(nn.Module):
+    """MMF, by which RDFNet fuses features (Park et al., ICCV 2017), as AsymFusion cites it.
+
+    Each stream: a 1x1 convolution to fewer channels, two residual units, a 3x3 convolution. Their
+    sum, behind a ReLU, gets a 5x5 max pooling and a 3x3 convolution added.
+
+    Open: AsymFusion's text knows it as "a pile of 3x3 convolutional layers" (§2), and the streams
+    here go on through the encoder, where RDFNet's end. So the inner width is C/4, RDFNet's 512
+    channels in the last stage, and a 1x1 convolution brings the result back to C.
+
+    Args:
+        num_streams: M.
+        channels: C of each stream, and of the result.
+    """
+
+    def __init__(self, num_streams: int, channels: int) -> None:
+        super().__init__()
+        width, one = max(1, channels // MMF_REDUCTION), BranchLayers(1)
+        self.streams = nn.ModuleList(
+            nn.Sequential(
+                one.conv(channels, width, 1),
+                ResidualUnit(one, width, plain_shortcut=True),
+                ResidualUnit(one, width, plain_shortcut=True),
+                one.conv(width, width, 3, padding=1),
+            )
+            for _ in range(num_streams)
+        )
+        self.pool = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.project = nn.Conv2d(width, channels, 1, bias=False)
+
+    def forward(self, *streams: Tensor) -> Tensor:
+        """(N, C, h, w) of each stream -> (N, C, h, w)."""
+        adapted = [adapt([x])[0] for adapt, x in zip(self.streams, streams, strict=True)]
+        total = F.relu(sum(adapted))
+        return self.project(total + self.pool(F.max_pool2d(total, 5, 1, 2)))
+
+
 def make_aggregation(name: str, num_streams: int, channels: int) -> nn.Module:
     """Return the module that makes one map of several of ``channels`` each.
 
     Args:
         name: 'concat' (1x1 convolution over the concatenation; open: it begins as the mean, so
-            that what is behind it is given what it was trained on), 'average' or 'attention'
-            (the SSMA block with eta 16 and, so that the numbers of parameters fit, a 3x3
-            projection).
+            that what is behind it is given what it was trained on), 'average', 'attention' (the
+            SSMA block with eta 16 and, so that the numbers of parameters fit, a 3x3 projection)
+            or 'mmf' (`MultiModalFusion`).
         num_streams: M.
         channels: C of each stream, and of the result.
     """
     if name == 'average':
         return Average()
+    if name == 'mmf':
+        return MultiModalFusion(num_streams, channels)
     whole = num_streams * channels
     if name == 'attention':
         return Ssma(whole, channels, num_streams * ATTENTION_REDUCTION, kernel_size=3)
@@ -237,7 +278,7 @@ class StageFusionNetwork(MultimodalNetwork):
     Args:
         num_classes: number of classes K.
         modalities: two or more.
-        fusion: 'concat', 'average' or 'attention', see `make_aggregation`; 'align', see
+        fusion: 'concat', 'average', 'attention' or 'mmf', see `make_aggregation`; 'align', see
             `Alignment`; 'cbn', see `ConditionalNorm`, where the first modality is the condition.
         stages: fuse in or behind which of the four: 'early' the second, 'middle' the third,
             'late' the fourth, or 'all'.

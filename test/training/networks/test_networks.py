@@ -79,6 +79,7 @@ FURTHER_VARIANTS = [
     ('asymfusion', {'direction': 'depth_to_rgb', 'operations': 'shift', 'share_convs': False}),
     ('asymfusion', {'direction': 'rgb_to_depth', 'operations': 'attention', 'distillation': 1.0}),
     ('asymfusion', {'operations': 'concat', 'share_convs': False}),
+    ('asymfusion', {'operations': 'mmf'}),
     ('cen', {'modalities': ['rgb', 'hha', 'depth'], 'parts': 'nearly_equal'}),
     ('cen', {'form': 'paper', 'share_convs': False, 'ensemble': 'mean'}),
     ('cen', {'exchange': 'gated_sum', 'penalised': 'all', 'detach_branches': False}),

@@ -285,8 +285,30 @@ def test_a_concatenation_begins_as_the_mean():
     torch.testing.assert_close(got, sum(maps) / 3)
 
 
+def test_rdfnets_block_written_out():
+    """1x1, two residual units and 3x3 a stream; their sum; 5x5 pooling and 3x3 added (RDFNet)."""
+    block = make_aggregation('mmf', 2, 8)
+    maps, w = list(torch.randn(2, 1, 8, 6, 7)), block.state_dict()
+    total = 0
+    with torch.no_grad():
+        for m, x in enumerate(maps):
+            y = F.conv2d(x, w[f'streams.{m}.0.weight'])
+            for unit in (1, 2):
+                name = f'streams.{m}.{unit}'
+                z = F.conv2d(y.relu(), w[f'{name}.conv1.weight'], w[f'{name}.conv1.bias'], 1, 1)
+                y = y + F.conv2d(z.relu(), w[f'{name}.conv2.weight'], None, 1, 1)
+            total = total + F.conv2d(y, w[f'streams.{m}.3.weight'], None, 1, 1)
+        total = total.relu()
+        pooled = F.pad(total, [2] * 4, value=-torch.inf).unfold(2, 5, 1).unfold(3, 5, 1)
+        total = total + F.conv2d(pooled.amax((4, 5)), w['pool.weight'], None, 1, 1)
+        torch.testing.assert_close(block(*maps), F.conv2d(total, w['project.weight']))
+    assert block.pool.weight.shape == (2, 2, 3, 3)
+
+
 FUSED = [
-    *itertools.product(['concat', 'average', 'attention'], ['individual', 'shared'], ['early']),
+    *itertools.product(
+        ['concat', 'average', 'attention', 'mmf'], ['individual', 'shared'], ['early']
+    ),
     ('average', 'individual', 'all'),
     ('cbn', 'shared', 'early'),
     ('cbn', 'individual', 'all'),
