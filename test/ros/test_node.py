@@ -255,7 +255,7 @@ def bad_messages(camera):
         ),
         'millimetres sent as metres': (
             {'depth': msg_from_array(nothing + 2000, camera.header())},
-            'the median depth is 2e+03 m',
+            'the median depth is 2000 m',
         ),
     }
 
