@@ -9,7 +9,8 @@ from rgbd_fusion_seg.training.rules import require
 
 FLOWS = ('all', 'one')
 FUSIONS = (
-    'exchange', 'shuffle', 'shift', 'both', 'concat', 'average', 'attention', 'align', 'none',
+    'exchange', 'shuffle', 'shift', 'both', 'concat', 'average', 'attention', 'mmf', 'align',
+    'none',
 )  # fmt: skip
 OWNERS = ('shared', 'per_target', 'per_stream')
 FORMS = ('public', 'paper')
@@ -35,8 +36,8 @@ class GeneratorConfig:
             TPAMI's Table 6 fit both with the code's unused norms (54.48 and 54.45).
         fusion: between the encoders of the streams of a target: 'exchange' (CEN); 'shuffle',
             'shift' or 'both' (AsymFusion); 'concat', 'average', 'attention', 'align', which CEN is
-            compared with; or 'none'.
-        fused_layers: of 'concat', 'average', 'attention' and 'align': behind which layers: 'early'
+            compared with, and 'mmf' (RDFNet's), which AsymFusion is; or 'none'.
+        fused_layers: of those that CEN or AsymFusion is compared with: behind which layers: 'early'
             (the 1st), 'middle' (4th), 'late' (the last) or 'all'.
         exchange_decoders: exchange channels between the decoders of the streams of an input.
         threshold: θ of exchanges.

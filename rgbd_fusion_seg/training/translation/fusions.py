@@ -51,7 +51,7 @@ class Asymmetric(AsymmetricFusion):
 
 
 class Symmetric(SymmetricFusion):
-    """Concatenation, average or attention, into each of the streams."""
+    """Concatenation, average, attention or MMF, into each of the streams."""
 
     def forward(self, maps: Maps, scales: Sequence[Tensor]) -> Maps:
         """M maps (N, C, h, w) -> the same shapes."""
