@@ -37,8 +37,8 @@ class GeneratorConfig:
         fusion: between the encoders of the streams of a target: 'exchange' (CEN); 'shuffle',
             'shift' or 'both' (AsymFusion); 'concat', 'average', 'attention', 'align', which CEN is
             compared with, and 'mmf' (RDFNet's), which AsymFusion is; or 'none'.
-        fused_layers: of those that CEN or AsymFusion is compared with: behind which layers: 'early'
-            (the 1st), 'middle' (4th), 'late' (the last) or 'all'.
+        fused_layers: of those that CEN or AsymFusion is compared with, behind which layers:
+            'early' (the 1st), 'middle' (4th), 'late' (the last) or 'all'.
         exchange_decoders: exchange channels between the decoders of the streams of an input.
         threshold: θ of exchanges.
         penalised: scales under the l1 penalty, each stream's 'own' part or 'all' (TPAMI Fig. 10),
