@@ -536,7 +536,7 @@ def test_every_branch_and_the_stream_begin_with_the_pretrained_backbone(options)
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'fusion': 'sum'}, 'fusion must be one of concat, average, attention, align, cbn'),
+        ({'fusion': 'sum'}, 'fusion must be one of concat, average, attention, mmf, align, cbn'),
         ({'stages': 'first'}, 'stages must be one of early, middle, late, all'),
         ({'encoders': 'none'}, 'encoders must be one of'),
         ({'shared_form': 'both'}, 'shared_form must be one of stream, added'),
