@@ -57,6 +57,7 @@ class RowConfig:
         generator: settings of the generator that differ from those all rows share.
         paper: what the paper has for it, by target.
         run: settings of the run that differ, of `ROWS_OWN`.
+        optional: it is trained where ``only`` names it alone, and the table has it once it was.
     """
 
     name: str = ''
@@ -66,6 +67,7 @@ class RowConfig:
     generator: dict[str, Any] = field(default_factory=dict)
     paper: dict[str, str] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    optional: bool = False
 
     def __post_init__(self) -> None:
         require(self, {'a name that a folder can have': is_folder_name(self.name)})
@@ -114,7 +116,7 @@ def study_translation(
 
     Args:
         study: the study.
-        only: names of the rows to train; default: all.
+        only: names of the rows to train; default: all but optional ones.
         report_only: train nothing.
 
     Raises:
@@ -136,9 +138,10 @@ def study_translation(
     recorded_runs(study, configs)
     check_writable(Path(study.output))
     make_folder(Path(study.output))
+    wanted = {*only} or {row.name for row in study.rows if not row.optional}
     failed: list[str] = []
     for (name, seed), config in configs.items():
-        if report_only or (only and name not in only):
+        if report_only or name not in wanted:
             continue
         with file_lock(lock_of(Path(config.output))) as mine:
             if not mine or is_done(config):
@@ -294,6 +297,8 @@ def table(study: TranslationStudyConfig, entries: Sequence[Entry]) -> str:
     ]
     for row in study.rows:
         runs = [entry for entry in entries if entry['row'] == row.name]
+        if row.optional and not runs:
+            continue
         for target in row.targets:
             inputs = [name for name in row.inputs if name != target]
             way = f'{" + ".join(inputs)} → {target}'

@@ -89,6 +89,15 @@ def test_rows_are_trained_once_and_told(study, monkeypatch):
     assert not (Path(study.output) / 'apart-0' / 'resume.ckpt').exists()
 
 
+def test_optional_rows_are_trained_where_they_are_named(study):
+    study.rows[0].optional = True
+    study_translation(study)
+    assert {row[0] for row in table(study)} == {'CEN, decoders'}
+    assert not (Path(study.output) / 'apart-0').exists()
+    study_translation(study, only=['apart'])
+    assert {row[0] for row in table(study)} == {'two branches', 'CEN, decoders'}
+
+
 def test_a_row_that_another_process_trains_is_left_to_it(study):
     Path(study.output).mkdir()
     with file_lock(lock_of(Path(study.output) / 'apart-0')):
