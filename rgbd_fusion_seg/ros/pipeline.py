@@ -32,6 +32,8 @@ from rgbd_fusion_seg.segmenter import Segmenter
 
 CLOCK_JUMPED = 'clock jumped'
 """Why pairs are dropped whose stamps belong to a time that is over."""
+FLOOR_PERIOD_S = 1.0
+"""How often it is looked whether HHA guesses the floor, which takes half a millisecond."""
 _VARYING = re.compile(
     r"""(?<!\w)'(?:[^'\\]|\\.)*'|(?<!\w)"(?:[^"\\]|\\.)*"|0x[0-9a-f]+|[-+.\d]+"""
 )
@@ -116,7 +118,7 @@ class PairProcessor:
         self._health, self._config, self._topics = health, config, topics
         self._floor, self._now_ns, self._epoch = floor, now_ns, epoch
         self._color_frame_id = ''
-        self._floor_guess = FloorGuess()
+        self._floor_guess, self._floor_seen_s = FloorGuess(), -inf
 
     def process(self, pair: Pair) -> None:
         """Segment a pair and publish the result; drop it, with a reason, where that is due.
@@ -241,6 +243,9 @@ class PairProcessor:
         """Complain of a floor that HHA guesses wherever the camera looks."""
         if pair.depth is None or height_m is not None or self._segmenter.bundle.hha is None:
             return
+        if (now_s := time.monotonic()) < self._floor_seen_s + FLOOR_PERIOD_S:
+            return
+        self._floor_seen_s = now_s
         if fault := self._floor_guess.fault(frame.depth, frame.intrinsics, gravity):
             self._health.complain(
                 'floor guess',

@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo
 from rgbd_fusion_seg.errors import EngineError, FrameError
 from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.point_cloud import labelled_points
+from rgbd_fusion_seg.ros import pipeline
 from rgbd_fusion_seg.ros.camera_pose import CameraPose
 from rgbd_fusion_seg.ros.diagnostics import Health
 from rgbd_fusion_seg.ros.parameters import CameraConfig, OutputConfig, SegmentationConfig
@@ -277,7 +278,8 @@ def test_a_height_that_no_camera_has_is_told_once(tiny_bundle, height_m, told):
 
 
 @pytest.mark.parametrize(('given', 'told'), [(0.0, True), (0.2, False)])
-def test_a_floor_that_is_guessed_all_the_time_is_told_once(tiny_bundle, given, told):
+def test_a_floor_that_is_guessed_all_the_time_is_told_once(tiny_bundle, given, told, monkeypatch):
+    monkeypatch.setattr(pipeline, 'FLOOR_PERIOD_S', 0.0)
     bench = Bench(tiny_bundle, SegmentationConfig(camera=CameraConfig(height_m=given)))
     for _ in range(25):  # a wall 2 m ahead, seen 0.87 m downwards
         bench.processor.process(bench.pair())
