@@ -217,7 +217,7 @@ def _failure(processes: Processes, ended: list[str]) -> str:
 def _write_pictures(
     recording: dict[str, Any], folder: Path, output: Path, bundle: ModelBundle
 ) -> list[Path]:
-    """Write the video (colour beside overlay) and the contact sheet."""
+    """Write the video (colour, depth and overlay side by side) and the contact sheet."""
     stamps: Sequence[int] = sorted(recording['moments'])
     if not stamps:
         raise InputError(
@@ -227,11 +227,14 @@ def _write_pictures(
     span_s = (recording['end_ns'] - recording['begin_ns']) * 1e-9
     with VideoWriter(video, rate_hz=max(1.0, len(stamps) / span_s)) as writer:
         for stamp in stamps:
-            names = (f'{stamp}.color.jpg', f'{stamp}.overlay.jpg')
-            writer.write(np.hstack([read_rgb(folder / name) for name in names]))
+            writer.write(np.hstack(_pictures(folder, stamp)))
     sheet = output / 'contact_sheet.png'
     write_image(sheet, _contact_sheet(recording, stamps, folder, bundle))
     return [video, sheet]
+
+
+def _pictures(folder: Path, stamp: int) -> list[np.ndarray]:
+    return [read_rgb(folder / f'{stamp}.{kind}.jpg') for kind in ('color', 'depth', 'overlay')]
 
 
 def _contact_sheet(
@@ -239,9 +242,8 @@ def _contact_sheet(
 ) -> np.ndarray:
     rows = []
     for index in evenly(len(stamps), _MOMENTS):
-        start = str(folder / str(stamps[index]))
-        row = [read_rgb(Path(f'{start}.{kind}.jpg')) for kind in ('color', 'overlay')]
-        truth = cv2.imread(f'{start}.truth.png', cv2.IMREAD_GRAYSCALE)
+        row = _pictures(folder, stamps[index])
+        truth = cv2.imread(str(folder / f'{stamps[index]}.truth.png'), cv2.IMREAD_GRAYSCALE)
         if truth is not None:
             row.append(palette.overlay(row[0], truth, bundle.colors))
         rows.append(row)
@@ -249,5 +251,5 @@ def _contact_sheet(
     pixels = matrix.sum(axis=1) + matrix[:, : bundle.num_classes].sum(axis=0)
     present = main_classes(pixels) if pixels.any() else None
     legend = palette.legend(bundle.class_names, bundle.colors, present)
-    headings = ('colour', 'segmentation', 'truth')[: len(rows[0])]
+    headings = ('colour', 'depth', 'segmentation', 'truth')[: len(rows[0])]
     return contact_sheet(rows, headings, legend)

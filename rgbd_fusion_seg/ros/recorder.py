@@ -1,7 +1,7 @@
 """Records what the segmentation node answers, with the time of its arrival, into a folder.
 
 Run as ``python -m rgbd_fusion_seg.ros.recorder --output FOLDER``; the demo does. It listens to
-the node's masks and overlays, to the camera's colour images and true labels, and to the
+the node's masks and overlays, to the camera's colour, depth and true labels, and to the
 diagnostics, and writes ``recording.json`` (see :class:`Recording`), thumbnails of the moments,
 and nothing else.
 """
@@ -26,15 +26,15 @@ import rclpy.utilities
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from rgbd_fusion_seg.errors import FrameError, RgbdFusionSegError
 from rgbd_fusion_seg.image_decoding import decode_image, stamp_to_ns
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
-from rgbd_fusion_seg.replay.pictures import write_image
-from rgbd_fusion_seg.ros.images import color_from_msg
+from rgbd_fusion_seg.replay.pictures import depth_picture, write_image
+from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg
 from rgbd_fusion_seg.ros.parameters import unknown_parameters
 
 THUMBNAIL_WIDTH = 320
@@ -51,8 +51,8 @@ class Recording:
         camera_stamps_ns: stamps of the colour images.
         mask_stamps_ns: stamps of the masks, in the order of their arrival.
         mask_arrivals_ns: when each of them arrived here.
-        moments: stamps for which ``STAMP.color.jpg``, ``STAMP.overlay.jpg`` and, with ground
-            truth, ``STAMP.truth.png`` exist.
+        moments: stamps for which ``STAMP.color.jpg``, ``STAMP.depth.jpg`` (a picture for people),
+            ``STAMP.overlay.jpg`` and, with ground truth, ``STAMP.truth.png`` exist.
         matrix: confusion matrix of all masks that have ground truth, row = truth.
         compared: number of these masks.
         diagnostics: the node's values, from its last message.
@@ -90,9 +90,12 @@ class Recorder(Node):
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name='recorder', daemon=True)
         self._thread.start()
+        # A second's worth, for this process may be kept waiting by the one it watches.
         reliable = QoSProfile(depth=30)
-        self._listen('rgb/image_rect_color', 'color', qos_profile_sensor_data)
-        self._listen('ground_truth/mask', 'truth', qos_profile_sensor_data)
+        sensor = QoSProfile(depth=30, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._listen('rgb/image_rect_color', 'color', sensor)
+        self._listen('depth_registered/image_rect', 'depth', sensor)
+        self._listen('ground_truth/mask', 'truth', sensor)
         self._listen('segmentation/mask', 'mask', reliable)
         self._listen('segmentation/overlay', 'overlay', reliable)
         self.create_subscription(DiagnosticArray, '/diagnostics', self._take_diagnostics, 10)
@@ -144,6 +147,10 @@ class Recorder(Node):
         if kind in ('mask', 'truth'):
             moment[kind] = _labels(message, kind)
             self._has_truth |= kind == 'truth'
+        elif kind == 'depth':
+            # Depth is picked, not averaged: between two surfaces there is none.
+            near = _thumbnail(depth_from_msg(message, kind), cv2.INTER_NEAREST)
+            moment[kind] = depth_picture(near)
         else:
             moment[kind] = _thumbnail(color_from_msg(message, kind), cv2.INTER_AREA)
         if not self.recording.begin_ns <= stamp_ns < self.recording.end_ns:
@@ -157,7 +164,9 @@ class Recorder(Node):
             self._keep_thumbnails(stamp_ns, moment)
 
     def _keep_thumbnails(self, stamp_ns: int, moment: dict[str, np.ndarray]) -> None:
-        for kind in ('color', 'overlay'):
+        # Depth comes long before its overlay; where the middleware lost it, the picture is black.
+        moment.setdefault('depth', np.zeros_like(moment['color']))
+        for kind in ('color', 'depth', 'overlay'):
             write_image(self._folder / f'{stamp_ns}.{kind}.jpg', moment[kind])
         if 'truth' in moment:
             truth = _thumbnail(moment['truth'], cv2.INTER_NEAREST)

@@ -29,7 +29,7 @@ class Pretender(Node):
 
     def __init__(self, context) -> None:
         super().__init__('pretender', context=context)
-        topics = ('rgb/image_rect_color', 'ground_truth/mask')
+        topics = ('rgb/image_rect_color', 'depth_registered/image_rect', 'ground_truth/mask')
         topics += ('segmentation/mask', 'segmentation/overlay')
         self.images = {topic: self.create_publisher(Image, topic, 5) for topic in topics}
         self.diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 5)
@@ -39,6 +39,9 @@ class Pretender(Node):
         self.mask = np.zeros((HEIGHT, WIDTH), np.uint8)
         self.mask[:, 40:] = 1
         self.mask[-3:] = 255
+        self.depth = np.full((HEIGHT, WIDTH), 1000, np.uint16)  # near
+        self.depth[:, 40:] = 5000  # far
+        self.depth[:6] = 0  # no reading
         self.color = np.full((HEIGHT, WIDTH, 3), (200, 40, 40), np.uint8)
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self._publish, daemon=True)
@@ -57,6 +60,7 @@ class Pretender(Node):
                 continue
             header = Header(stamp=self.get_clock().now().to_msg(), frame_id='c')
             self._send('rgb/image_rect_color', self.color, header)
+            self._send('depth_registered/image_rect', self.depth, header)
             self._send('ground_truth/mask', self.truth, header)
             if index % 2 == 0:
                 late.append((time.monotonic() + DELAY_S, header))
@@ -118,6 +122,11 @@ def test_records_what_was_sent(pretender, tmp_path):
     overlay = cv2.imread(str(tmp_path / f'{stamp}.overlay.jpg'))[..., ::-1]
     assert np.abs(color.astype(int) - (200, 40, 40)).max() < 6
     assert np.abs(overlay.astype(int) - (55, 215, 215)).max() < 6
+    depth = cv2.imread(str(tmp_path / f'{stamp}.depth.jpg'))[..., ::-1]
+    none, near, far = depth[0, 0], depth[120, 80], depth[120, 240]
+    assert none.max() < 20
+    assert near[0] > 2 * near[2]  # warm
+    assert far[2] > 1.2 * far[0]  # cold
     truth = cv2.imread(str(tmp_path / f'{stamp}.truth.png'), cv2.IMREAD_UNCHANGED)
     assert set(np.unique(truth)) == {0, 1, 255}
 
