@@ -113,6 +113,13 @@ def test_filling_a_gap_in_a_slope_follows_it():
     assert np.abs(depths.fill_holes(holed) - slope).max() < 0.07
 
 
+@pytest.mark.parametrize('metres', [0.002, 0.05, 0.5, 50.0, 5000.0])
+def test_holes_are_filled_with_what_the_sensor_reads_near_and_far(metres):
+    depth = np.full((12, 17), metres, np.float32)
+    depth[3:9, 4:11] = 0
+    np.testing.assert_allclose(depths.fill_holes(depth), metres, rtol=1e-6)
+
+
 def covered(index: int, size: int, new_size: int) -> range:
     """Return the input pixels that output pixel `index` overlaps."""
     low = index * size / new_size
