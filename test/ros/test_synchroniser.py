@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rgbd_fusion_seg.errors import InputError
@@ -62,6 +63,7 @@ arrivals = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 60)), max_size=6
 
 
 @given(arrivals, st.integers(0, 20), st.integers(1, 5))
+@example([(1, 10), (1, 20), (0, 15)], 20, 5)  # of two that are equally near the older one
 def test_builtin_is_the_definition(arrivals, slop, queue_size):
     found = run_builtin(arrivals, slop, queue_size)
     assert found == run_brute_force(arrivals, slop, queue_size)
@@ -262,6 +264,16 @@ class TestComplaint:
             sync.add_depth(message(i * 100 * MS + 35 * MS))
         assert len(pairs) == 10
         assert 'at least 35.0 ms apart and sync.slop_s allows 20.0 ms' in sync.complaint(3.0)
+
+    def test_stamps_of_before_a_jump_do_not_count(self, monkeypatch):
+        sync, pairs, resets = make(slop_s=0.02)
+        self.after(monkeypatch, 4)
+        for start_ms in (100_000, 0):
+            for i in range(4):
+                sync.add_color(message((start_ms + i * 200) * MS))
+                sync.add_depth(message((start_ms + i * 200 + 70) * MS))
+        assert (pairs, len(resets)) == ([], 1)
+        assert 'at least 70.0 ms apart' in sync.complaint(3.0)
 
 
 class Clocked:
@@ -466,3 +478,39 @@ def test_what_is_enough_is_missed_alone(monkeypatch):
     clocked.play((0, 0, 0), (5000, 0, 5000))
     sentence = clocked.sync.complaint(3.0)
     assert sentence.startswith('no image arrives on /depth (never received);')
+
+
+@pytest.mark.parametrize('enough', [0, 1])
+def test_what_is_enough_does_not_go_on_alone_where_that_is_switched_off(monkeypatch, enough):
+    clocked = Clocked(monkeypatch, lost_after_s=0.0, enough=enough)
+    assert clocked.play((0, enough, 0), (5000, enough, 5000), (9000, enough, 9000)) == []
+
+
+def test_stamps_of_before_the_loss_are_not_blamed(monkeypatch):
+    """Depth that fitted no colour, then was lost, and returns before the colour of its time."""
+    clocked = Clocked(monkeypatch)
+    arrivals = [(100 * k, 0, 100 * k) for k in range(1, 67)]
+    clocked.play((0, 0, 0), (1, 1, 0), (50, 1, 50), *arrivals[:1], (150, 1, 150), *arrivals[1:])
+    assert clocked.sync.lost == 1
+    clocked.play((6690, 1, 6700))
+    assert clocked.sync.complaint(3.0) is None
+
+
+def test_message_filters_is_told_the_slop_in_seconds(monkeypatch):
+    """With a stand-in for it, which no package index has."""
+    given = []
+
+    class ApproximateTimeSynchronizer:
+        def __init__(self, filters, queue_size, slop):
+            given.append((len(filters), queue_size, slop))
+
+        def registerCallback(self, callback):  # noqa: N802 - its name there
+            pass
+
+    played = SimpleNamespace(
+        ApproximateTimeSynchronizer=ApproximateTimeSynchronizer, SimpleFilter=object
+    )
+    monkeypatch.setitem(sys.modules, 'message_filters', played)
+    sync, _, _ = make('auto', slop_s=0.02, queue_size=7)
+    assert sync.matcher_name == 'message_filters'
+    assert given == [(2, 7, pytest.approx(0.02))]
