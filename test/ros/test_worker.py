@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,7 @@ def test_cleared_jobs_are_not_done(recorder):
     assert not recorder.worker.clear()
     recorder.worker.submit('stale')
     assert recorder.worker.clear()
+    assert not recorder.worker.clear()
     recorder.go.set()
     assert recorder.worker.stop()
     assert recorder.done == ['under way']
@@ -84,3 +88,22 @@ def test_stop_tells_of_work_that_hangs(recorder):
     assert not recorder.worker.stop(timeout_s=0.05)
     recorder.go.set()
     assert recorder.worker.stop()
+
+
+def test_work_that_hangs_does_not_keep_a_process_alive():
+    code = """
+import threading
+from rgbd_fusion_seg.ros.worker import LatestOnlyWorker
+
+started = threading.Event()
+
+def hang(job):
+    started.set()
+    threading.Event().wait()
+
+LatestOnlyWorker(hang, on_error=print, on_replaced=print).submit('job')
+started.wait()
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, timeout=60, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b'')
