@@ -396,6 +396,17 @@ def test_latency_counts_from_the_arrival_of_the_pair(bench):
     assert 2000 <= float(bench.health.snapshot()['latency p50 ms']) < 12_000
 
 
+def test_the_age_of_a_mask_is_that_at_which_it_is_sent(bench, monkeypatch):
+    def segment_for_a_second(*given):
+        bench.now_ns += 10**9
+        return segment(*given)
+
+    segment = bench.segmenter.segment
+    monkeypatch.setattr(bench.segmenter, 'segment', segment_for_a_second)
+    bench.processor.process(bench.pair(stamp_ns=4_900_000_000))
+    assert bench.health.snapshot()['age p50 ms'] == '1100.0'
+
+
 @pytest.fixture
 def sole(tmp_path):
     """Make a bench with a network that sees one sensor."""
