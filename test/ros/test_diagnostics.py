@@ -9,8 +9,10 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
+from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.ros import diagnostics
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Rates, make_status
+from rgbd_fusion_seg.ros.synchroniser import Synchroniser
 
 
 @pytest.fixture
@@ -87,6 +89,15 @@ def test_latency_percentiles_and_drops(health):
     assert (shown['masks'], shown['dropped'], shown['dropped: too old']) == ('100', '3', '3')
 
 
+def test_percentiles_are_of_the_newest_masks(health):
+    for milliseconds in [900.0] * 1000 + [4.0] * 300:
+        health.published(milliseconds, milliseconds, {'inference': milliseconds})
+    shown = health.snapshot()
+    for name in ('latency', 'age', 'inference', 'segmentation'):
+        assert (shown[f'{name} p50 ms'], shown[f'{name} p99 ms']) == ('4.0', '4.0')
+    assert shown['masks'] == '1300'
+
+
 @pytest.mark.parametrize(
     ('depth', 'words'),
     [
@@ -141,6 +152,12 @@ def test_a_problem_is_shown_as_long_as_its_cause_lasts(health, clock, log):
     assert len(log) == 1
 
 
+def test_a_problem_ends_as_soon_as_its_cause_is_seen_to_end(health):
+    health.complain('qos', 'incompatible', sticky=True)
+    health.show('qos', False)
+    assert health.problems() == []
+
+
 def test_what_does_not_change_is_logged_once(health, clock, log):
     for _ in range(20):
         clock.now += 1
@@ -180,3 +197,65 @@ def test_rates(clock):
     assert rates.update({'masks': 30}) == {'masks Hz': '15.0'}
     clock.now += 0.5
     assert rates.update({'masks': 40}) == {'masks Hz': '20.0'}
+
+
+def test_a_problem_that_grows_worse_is_shown_as_it_is_now(health):
+    for level in (WARN, ERROR):
+        health.complain('link', f'level {level[0]}', level)
+    status = make_status('node', '', health.problems(), 'fine', {})
+    assert (status.level, status.message) == (ERROR, f'level {ERROR[0]}')
+
+
+def test_of_equally_grave_problems_the_newest_is_the_message(health, clock):
+    for kind in ('first', 'second', 'third'):
+        clock.now += 1
+        health.complain(kind, f'{kind} problem')
+    sentences = [problem.sentence for problem in health.problems()]
+    assert sentences == ['third problem', 'second problem', 'first problem']
+
+
+def test_masks_are_counted_by_the_sensor_that_they_rest_on_alone(health):
+    for sensors in ((), ('rgb', 'depth'), ('depth',), ('rgb', 'depth'), ('depth',), ('rgb',)):
+        health.published(1.0, None, {}, sensors)
+    shown = health.snapshot()
+    alone = {key: value for key, value in shown.items() if 'alone' in key}
+    assert shown['masks'] == '6'
+    assert alone == {'masks from depth alone': '2', 'masks from rgb alone': '1'}
+
+
+def test_what_a_synchroniser_counted_is_told():
+    """Three images of colour and one of depth, of which two make a pair 4 ms apart."""
+    sync = Synchroniser(
+        lambda *_: None, lambda _: None, topics=('/color', '/depth'), matcher='builtin'
+    )
+    for add, stamp_ms in (
+        (sync.add_color, 1000),
+        (sync.add_color, 1033),
+        (sync.add_depth, 1029),
+        (sync.add_color, 1066),
+    ):
+        stamp = SimpleNamespace(sec=1, nanosec=(stamp_ms - 1000) * 10**6)
+        add(SimpleNamespace(header=SimpleNamespace(stamp=stamp)))
+    assert diagnostics.synchroniser_values(sync) == {
+        'matcher': 'builtin',
+        'messages on /color': '3',
+        'messages on /depth': '1',
+        'pairs': '1',
+        'unpaired colour': '2',
+        'unpaired depth': '0',
+        'resets': '0',
+        'stamp difference ms': 'median 4.00, max 4.00',
+    }
+
+
+def test_only_the_unexpected_of_better_backends_is_a_problem():
+    """That a laptop has no GPU is none."""
+    absent = StepDown('tensorrt', 'there is no GPU', unexpected=False)
+    broken = StepDown('openvino', 'it broke', unexpected=True)
+    assert diagnostics.step_down_values((absent, broken)) == {
+        'not used: tensorrt': 'there is no GPU',
+        'not used: openvino': 'it broke',
+    }
+    (problem,) = diagnostics.step_down_problems((absent, broken))
+    assert (problem.sentence, problem.level) == ('openvino is not used: it broke', WARN)
+    assert problem.active
