@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -72,10 +71,8 @@ def test_an_end_without_a_word_is_told(bundle):
 def test_another_thread_can_stop_it(bundle):
     process = BuildProcess(bundle, {})
     threading.Timer(0.05, process.stop).start()
-    began = time.monotonic()
     with pytest.raises(EngineError, match='ended with SIGTERM'):
         process.wait(lambda *_: None)
-    assert time.monotonic() - began < 30
     assert not Path(f'/proc/{process._process.pid}').exists()
     process.stop()
 
