@@ -373,7 +373,9 @@ def test_colour_alone_needs_no_calibration(with_parts, zeros):
     frame, result, _, sent = bench.outputs.published[-1]
     np.testing.assert_array_equal(result.labels, bench.segmenter.segment(frame, only='rgb').labels)
     assert sent is None
-    assert 'segmentation/points and segmentation/camera_info are not published' in bench.log[0]
+    (told,) = bench.log
+    assert 'segmentation/points and segmentation/camera_info are not published' in told
+    assert 'valid depth ratio' not in bench.health.snapshot()
     # Of depth they tell how high things are.
     half = Pair(None, whole.depth, None, whole.arrived_s, whole.epoch)
     bench.processor.process(half)
@@ -438,6 +440,15 @@ def of_another_size(image):
     return image
 
 
+@pytest.mark.parametrize(('modality', 'told'), [('rgb', 0), ('depth', 0), ('hha', 1)])
+def test_a_guessed_floor_matters_to_networks_that_see_hha(sole, modality, told, monkeypatch):
+    monkeypatch.setattr(pipeline, 'FLOOR_PERIOD_S', 0.0)
+    bench = sole(modality)
+    for _ in range(25):
+        bench.processor.process(bench.pair())
+    assert sum('takes the lowest surface for furniture' in entry for entry in bench.log) == told
+
+
 @pytest.mark.parametrize('spoil', [other_frame, without_unit, of_another_size])
 def test_depth_that_a_network_does_not_see_may_be_unusable(sole, spoil):
     bench = sole('rgb')
@@ -470,6 +481,17 @@ def test_what_a_network_sees_must_be_usable(bench, sole, spoil):
     empty.data = []
     with pytest.raises(FrameError, match='/color'):
         bench.processor.process(bench.pair(color=empty))
+
+
+@pytest.mark.parametrize('calibrated', [True, False])
+def test_an_image_without_pixels_is_told_as_such(sole, calibrated):
+    bench = sole('rgb')
+    empty = bench.camera.color()
+    empty.height = empty.width = empty.step = 0
+    empty.data = []
+    info = {} if calibrated else {'info': None}
+    with pytest.raises(FrameError, match='/color has no pixels: its size is 0x0'):
+        bench.processor.process(bench.pair(color=empty, **info))
 
 
 def test_a_calibration_of_another_size(bench, with_parts):
