@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from rgbd_fusion_seg import kernels
 from rgbd_fusion_seg.bundle import TensorInput
 from rgbd_fusion_seg.depth import fill_holes
 from rgbd_fusion_seg.errors import FrameError
@@ -55,6 +56,14 @@ def test_images_in_any_memory_layout_give_the_same_tensor(view):
     }[view]
     size = TensorInput(20, 30, MEAN, STD)
     assert np.array_equal(rgb_tensor(other, size), rgb_tensor(image, size))
+
+
+def test_no_memory_layout_compiles_anew():
+    """A frame must not wait seconds for the compiler."""
+    rgb_tensor(random_image(20, 30)[..., ::-1], TensorInput(20, 30, MEAN, STD))
+    rgb_tensor(random_image(20, 60)[:, ::2], TensorInput(20, 30, MEAN, STD))
+    signatures = kernels.normalize.signatures
+    assert {array.layout for arrays in signatures for array in arrays} == {'C'}
 
 
 def test_a_buffer_is_written_and_returned():
@@ -133,6 +142,15 @@ def test_gravity_that_is_given_is_used():
     # On the floor the height is 0 and the angle with gravity 0°, which is grey level 38.
     assert (given[100:, :, 1] <= 3).all()
     assert np.abs(given[100:115, 10:150, 2].astype(int) - 38).max() <= 1
+
+
+def test_inputs_of_a_frame_rest_on_the_gravity_that_is_given():
+    camera = Intrinsics(130.0, 130.0, 79.5, 59.5, 160, 120)
+    frame = RgbdFrame(random_image(120, 160), tilted_floor(camera), camera)
+    aside, plain = np.array([1.0, 0.0, 0.0]), TensorInput(60, 80, np.zeros(3), np.ones(3))
+    found = network_inputs(frame, {'hha': plain}, aside)['hha'][0].transpose(1, 2, 0)
+    assert np.array_equal(found, hha_image(frame.depth, camera, 80, 60, gravity=aside))
+    assert not np.array_equal(found, hha_image(frame.depth, camera, 80, 60))
 
 
 def test_depth_without_a_reading_still_gives_an_image():
