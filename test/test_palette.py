@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from rgbd_fusion_seg import kernels
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS, colorize, legend, overlay
 
@@ -59,12 +60,33 @@ def test_read_only_and_strided_images_are_accepted():
     assert np.array_equal(overlay(bgr[..., ::-1], labels, COLORS), expected)
 
 
+def test_no_memory_layout_compiles_anew():
+    """A frame must not wait seconds for the compiler."""
+    labels = random_labels(34, 48)[::2, ::2]
+    rgb = np.zeros((17, 48, 3), np.uint8)[:, ::2, ::-1]
+    colorize(labels, COLORS)
+    overlay(rgb, labels, COLORS)
+    signatures = kernels.paint.signatures + kernels.blend.signatures
+    assert {array.layout for arrays in signatures for array in arrays} == {'C'}
+
+
+@pytest.mark.parametrize(('alpha', 'shown'), [(-0.5, 0.0), (1.5, 1.0)])
+def test_a_weight_beyond_its_range_is_the_nearest_one(alpha, shown):
+    labels = random_labels()
+    rgb = np.random.default_rng(1).integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+    assert np.array_equal(overlay(rgb, labels, COLORS, alpha), overlay(rgb, labels, COLORS, shown))
+
+
 @pytest.mark.parametrize(
     ('call', 'words'),
     [
         (lambda: colorize(np.zeros((2, 2), np.int64), COLORS), 'labels must be uint8'),
         (lambda: colorize(np.zeros((2, 2, 1), np.uint8), COLORS), '(2, 2, 1)'),
         (lambda: colorize(np.zeros((2, 2), np.uint8), COLORS.astype(float)), 'colors must be'),
+        (  # 255 is unlabelled
+            lambda: colorize(np.zeros((2, 2), np.uint8), np.ones((256, 3), np.uint8)),
+            'at most 255 classes',
+        ),
         (
             lambda: overlay(np.zeros((3, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), COLORS),
             '(3, 2, 3)',
@@ -92,6 +114,8 @@ def test_a_legend_lists_the_classes_that_are_present_in_order():
     shown = legend(names, colors, present=np.array([255, 30, 2, 2], np.uint8))
     assert swatches(shown) == [tuple(colors[2]), tuple(colors[30])]
     assert swatches(legend(names, colors)) == [tuple(c) for c in colors]
+    for count in (1, 20, 21, 39):
+        assert swatches(legend(names[:count], colors)) == [tuple(c) for c in colors[:count]]
     assert legend(names, colors, present=[]).dtype == np.uint8
 
 
