@@ -7,7 +7,7 @@ import pytest
 
 from rgbd_fusion_seg import hha
 from rgbd_fusion_seg.frame import Intrinsics
-from rgbd_fusion_seg.plausibility import FloorGuess
+from rgbd_fusion_seg.plausibility import FloorGuess, unit_fault
 
 CAMERA = Intrinsics(262.5, 262.5, 159.5, 119.5, 320, 240)
 
@@ -44,6 +44,7 @@ def test_a_low_camera_is_told_once_it_is_one_for_long():
     guess = FloorGuess()
     faults = [guess.fault(depth, CAMERA, down) for _ in range(20)]
     assert faults[:17] == [''] * 17
+    assert all(faults[17:])
     assert '0.43 m below the camera' in faults[-1]
     assert 'the floor for 1.3 m below' in faults[-1]
     # Frames of the same camera without any depth do not speak of the floor.
@@ -56,3 +57,21 @@ def test_a_camera_that_sees_a_table_for_a_while_is_not_told():
     guess = FloorGuess()
     assert not any(guess.fault(depth, CAMERA) for depth in [table] * 15 + [room] * 20)
     assert not any(guess.fault(depth, CAMERA) for depth in ([table] * 5 + [room]) * 8)
+
+
+def test_the_lowest_of_all_that_is_seen_is_told():
+    guess = FloorGuess()
+    heights_m = [0.43] * 10 + [0.62] * 2 + [0.51] * 8
+    views = (floor_seen(height_m, 10.0) for height_m in heights_m)
+    faults = [guess.fault(depth, CAMERA, down) for depth, down in views]
+    assert '0.62 m below the camera' in faults[-1]
+
+
+@pytest.mark.parametrize('median_m', [None, 0.2, 1.5, 15.0])
+def test_depth_of_rooms_has_no_fault(median_m):
+    assert unit_fault(median_m) == ''
+
+
+@pytest.mark.parametrize('median_m', [0.0015, 0.05, 25.0, 150.0, 1500.0])
+def test_depth_in_another_unit_has_one(median_m):
+    assert unit_fault(median_m) == f'the median depth is {median_m:.4g} m'
