@@ -242,6 +242,8 @@ def test_a_calibration_of_another_frame_is_told_once_for_each(bench):
     [
         ({}, None),
         ({'cx': 0.0, 'cy': 0.0}, 'the principal point (0, 0) outside the image'),
+        ({'cx': 60.0}, None),
+        ({'cy': 60.0}, 'the principal point (31.5, 60) outside the image'),
         ({'cy': 700.0}, 'the principal point (31.5, 700) outside the image'),
         ({'fx': 5e5, 'fy': 5e5}, 'a field of view of 0.00733 by 0.0055 degrees'),
         ({'fy': 1.0}, 'a field of view of 62.7 by 175 degrees'),
@@ -492,6 +494,15 @@ def test_an_image_without_pixels_is_told_as_such(sole, calibrated):
     info = {} if calibrated else {'info': None}
     with pytest.raises(FrameError, match='/color has no pixels: its size is 0x0'):
         bench.processor.process(bench.pair(color=empty, **info))
+
+
+def test_a_pair_without_pixels_is_told_as_such(bench):
+    color, depth = bench.camera.color(), bench.camera.depth()
+    for empty in (color, depth):
+        empty.height = empty.width = empty.step = 0
+        empty.data = []
+    with pytest.raises(FrameError, match='has no pixels: its size is 0x0'):
+        bench.processor.process(bench.pair(color=color, depth=depth))
 
 
 def test_a_calibration_of_another_size(bench, with_parts):
