@@ -192,6 +192,9 @@ def test_intrinsics_from_parameters():
     assert CameraConfig().intrinsics(640, 480) is None
     given = CameraConfig(fx=500.0).intrinsics(640, 480)
     assert (given.fx, given.fy, given.cx, given.cy) == (500.0, 500.0, 319.5, 239.5)
+    for place in ({'cx': 300.0}, {'cy': 300.0}):
+        given = CameraConfig(fx=500.0, **place).intrinsics(640, 480)
+        assert (given.cx, given.cy) == (place.get('cx', 319.5), place.get('cy', 239.5))
     given = CameraConfig(fx=500.0, fy=510.0, cx=0.0, cy=7.0).intrinsics(64, 48)
     assert (given.fy, given.cx, given.cy, given.width) == (510.0, 0.0, 7.0, 64)
 
