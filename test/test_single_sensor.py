@@ -317,6 +317,14 @@ def test_gravity_reaches_the_part(folder):
         assert not np.array_equal(given, part.segment(frame).labels)
 
 
+def test_the_height_of_the_camera_reaches_the_part(folder):
+    frame, level = room(), np.array([0.0, 1.0, 0.0])
+    with Segmenter(folder) as whole, Segmenter(folder / 'hha_only') as part:
+        given = whole.segment(frame, level, 'depth', 0.5).labels
+        np.testing.assert_array_equal(given, part.segment(frame, level, '', 0.5).labels)
+        assert not np.array_equal(given, part.segment(frame, level).labels)
+
+
 def test_parts_that_are_open_are_warmed_up(folder):
     with Segmenter(folder, preload_single_sensor=True) as opened:
         seen = []
