@@ -406,6 +406,16 @@ def test_an_engine_is_replaced_between_frames_while_another_thread_segments(tiny
     assert (given[-1].closings, late.closings) == (1, 1)
 
 
+def test_an_engine_that_waits_for_the_next_frame_is_closed_with_the_segmenter(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    with Segmenter(bundle) as opened:
+        first, second = CountingEngine(bundle), CountingEngine(bundle)
+        opened.replace_engine(first)
+        opened.replace_engine(second)  # no frame came meanwhile
+        assert (first.closings, second.closings) == (1, 0)
+    assert (first.closings, second.closings) == (1, 1)
+
+
 class CountingEngine:
     name, backend, step_downs = 'counting', 'onnxruntime', ()
 
