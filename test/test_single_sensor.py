@@ -227,6 +227,24 @@ def test_parts_are_opened_when_needed_or_in_advance_and_closed_with_the_rest(fol
         assert names == ['tiny', 'tiny_rgb_only', 'tiny_hha_only']
 
 
+def test_a_part_that_cannot_be_opened_leaves_no_engine_open(folder, monkeypatch):
+    opened, real = {}, engine.open_engine
+
+    def open_engine(bundle, *args, **options):
+        if bundle.name == 'tiny_hha_only':
+            raise EngineError('out of memory')
+        opened[bundle.name] = real(bundle, *args, **options)
+        return opened[bundle.name]
+
+    monkeypatch.setattr('rgbd_fusion_seg.segmenter.open_engine', open_engine)
+    with pytest.raises(EngineError, match='out of memory'):
+        Segmenter(folder, preload_single_sensor=True)
+    assert list(opened) == ['tiny', 'tiny_rgb_only']
+    for left in opened.values():
+        with pytest.raises(EngineError, match='is closed'):
+            left.run({})
+
+
 def test_parts_take_the_options_of_the_whole(folder):
     frame = room()
     with Segmenter(folder, 'onnxruntime', min_confidence=200, num_threads=1) as opened:
