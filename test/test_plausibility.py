@@ -39,6 +39,16 @@ def test_depth_without_readings_lies_nowhere():
     assert hha.lowest_below_camera(np.zeros((240, 320), np.float32), CAMERA) == 0
 
 
+def test_a_camera_that_sees_the_ceiling_alone_sees_nothing_below_it():
+    angle = np.radians(-60)
+    down = np.array([0.0, np.cos(angle), np.sin(angle)])
+    v, u = np.mgrid[0 : CAMERA.height, 0 : CAMERA.width]
+    x, y = (u - CAMERA.cx) / CAMERA.fx, (v - CAMERA.cy) / CAMERA.fy
+    up = -np.stack([x, y, np.ones_like(x)], -1) @ down
+    assert up.min() > 0
+    assert hha.lowest_below_camera((1.1 / up).astype(np.float32), CAMERA, down) == 0
+
+
 def test_a_low_camera_is_told_once_it_is_one_for_long():
     depth, down = floor_seen(0.43, 10.0)
     guess = FloorGuess()
