@@ -250,4 +250,4 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts 9 before 10."""
     parts = re.split(r'(\d+)', name)
-    return [(int(part), '') if part.isdigit() else (-1, part) for part in parts]
+    return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]

@@ -36,6 +36,17 @@ def test_suffixed_layout_in_natural_order(kinect_folder):
     assert set(np.diff(stamps)) == {100_000_000}
 
 
+def test_superscripts_in_names_are_no_numbers(tmp_path):
+    """They are digits to Python, but none that it reads as a number."""
+    names = ['9m1', '9m²', '9m1²', '10m²']
+    for index, name in enumerate(names):
+        write_frame(tmp_path, f'rgb/{name}.png', f'depth/{name}.png', index)
+    (tmp_path / 'intrinsics.txt').write_text(MATRIX)
+    source = FolderFrames(tmp_path)
+    assert {source.name(i) for i in range(4)} == {*names}
+    assert source.name(3) == '10m²'
+
+
 @pytest.mark.parametrize('colors', ['rgb', 'color'])
 def test_foldered_layout(tmp_path, colors):
     for index in range(2):
