@@ -16,6 +16,7 @@ from rgbd_fusion_seg.image_decoding import (
     LAYOUTS,
     decode_image,
     intrinsics_from_info,
+    stamp_to_ns,
     to_rgb,
 )
 
@@ -163,6 +164,25 @@ def test_rectified_images_are_described_by_p():
     p = [400.0, 0, 310.0, 0, 0, 410.0, 230.0, 0, 0, 0, 1, 0]
     expected = Intrinsics(400, 410, 310, 230, 640, 480)
     assert intrinsics_from_info(camera_info(p=p)) == expected
+
+
+@pytest.mark.parametrize('missing', [0, 5])
+def test_a_projection_without_a_focal_length_is_none(missing):
+    p = [400.0, 0, 310.0, 0, 0, 410.0, 230.0, 0, 0, 0, 1, 0]
+    p[missing] = 0.0
+    expected = Intrinsics(500, 510, 320, 240, 640, 480)
+    assert intrinsics_from_info(camera_info(p=p)) == expected
+
+
+def test_each_axis_has_its_own_binning():
+    info = camera_info(binning_x=2, binning_y=4)
+    assert intrinsics_from_info(info) == Intrinsics(250, 127.5, 160, 60, 320, 120)
+
+
+@pytest.mark.parametrize('nanosec', [0, 1, 123_456_789, 999_999_999])
+def test_stamps_are_exact_to_the_nanosecond(nanosec):
+    stamp = SimpleNamespace(sec=1_700_000_007, nanosec=nanosec)
+    assert stamp_to_ns(stamp) == 1_700_000_007_000_000_000 + nanosec
 
 
 def test_region_and_binning():
