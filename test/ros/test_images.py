@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from rgbd_fusion_seg.ros import images
 from rgbd_fusion_seg.ros.images import (
     color_from_msg,
     depth_from_msg,
+    frame_from_depth,
     frame_from_msgs,
     info_from_intrinsics,
     msg_from_array,
@@ -164,6 +166,14 @@ def test_cv_bridge_reads_depth_of_known_unit_alone(monkeypatch, encoding, metres
         np.testing.assert_array_equal(depth_from_msg(msg), np.full((2, 2), metres, np.float32))
 
 
+@pytest.mark.parametrize(('height', 'size'), [(2, 31), (0, 0)])
+def test_cv_bridge_is_not_given_less_than_an_image(monkeypatch, height, size):
+    """It would read what lies behind the data, or fail in a riddle."""
+    monkeypatch.setattr(images, 'load_cv_bridge', lambda: SimpleNamespace())
+    with pytest.raises(FrameError, match=f'^/depth is empty or truncated: .* has {size} bytes'):
+        depth_from_msg(make_msg('64FC1', height, 2, 16, bytes(size)), '/depth')
+
+
 def test_broken_cv_bridge_is_survived(tmp_path, monkeypatch):
     """As when it was compiled against NumPy 1 and meets NumPy 2 (vision_opencv issue 535)."""
     (tmp_path / 'cv_bridge.py').write_text("raise AttributeError('_ARRAY_API not found')\n")
@@ -190,6 +200,16 @@ INTRINSICS = Intrinsics(5.0, 5.0, 2.5, 1.5, 6, 4)
 def test_frame_has_stamp_and_frame_of_colour():
     frame = frame_from_msgs(*pair(data=struct.pack('<24H', *range(24))), INTRINSICS)
     assert (frame.stamp_ns, frame.frame_id) == (3_000_000_005, 'optical')
+    assert frame.depth[2, 3] == pytest.approx(0.015)
+
+
+@pytest.mark.parametrize(('given', 'found'), [('colour_optical', 'colour_optical'), ('', 'depth')])
+def test_a_frame_of_depth_alone_is_in_that_of_colour_where_it_is_known(given, found):
+    _, depth = pair(data=struct.pack('<24H', *range(24)))
+    depth.header.frame_id = 'depth'
+    depth.header.stamp.sec = 9
+    frame = frame_from_depth(depth, INTRINSICS, frame_id=given)
+    assert (frame.stamp_ns, frame.frame_id) == (9_000_000_000, found)
     assert frame.depth[2, 3] == pytest.approx(0.015)
 
 
