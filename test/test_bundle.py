@@ -247,6 +247,12 @@ def test_a_network_that_reads_no_depth_has_no_range_of_it(tmp_path: Path):
         assert bundle.depth_range_m is None
 
 
+@pytest.mark.parametrize('modalities', [('hha',), ('depth',), ('rgb', 'depth')])
+def test_a_network_that_reads_depth_in_any_form_has_a_range_of_it(tmp_path: Path, modalities):
+    bundle = load_bundle(write_bundle(tmp_path / 'bundle', tiny_card(modalities=modalities)))
+    assert bundle.depth_range_m == (0.5, 8.0)
+
+
 @pytest.mark.parametrize(
     'also',
     [
@@ -305,7 +311,8 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         ('name', 'a\0', 'name'),
         ('weights.file', '../model.onnx', 'weights.file'),
         ('classes', [{'name': 'a'}] * 4, 'classes[0].color'),
-        ('classes', [{'name': 'a', 'color': [0, 0, 300]}] * 4, 'classes[0].color'),
+        ('classes', [{'name': 'a', 'color': [0, 0, 256]}] * 4, 'classes[0].color'),
+        ('classes', [{'name': 'a', 'color': [0, -1, 0]}] * 4, 'classes[0].color'),
         ('classes', [{'color': [0, 0, 0]}] * 4, 'classes[0]'),
         ('classes', ['wall', 'floor'], 'classes[0]'),
         ('fused', FUSED | {'width': '160'}, 'fused.width'),
