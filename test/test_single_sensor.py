@@ -145,6 +145,17 @@ def test_an_unusable_entry_is_named(folder, tmp_path, entry, words):
         load_bundle(bundle)
 
 
+def test_hashes_may_be_in_capitals(folder, tmp_path):
+    bundle = Path(shutil.copytree(folder, tmp_path / 'capitals'))
+    hashes = {
+        name: part.weights_sha256 for name, part in load_bundle(folder).single_sensor.items()
+    }
+    entries = {n: {'folder': f'{n}_only', 'sha256': s.upper()} for n, s in hashes.items()}
+    change_card(bundle, single_sensor=entries)
+    loaded = load_bundle(bundle).single_sensor
+    assert {name: part.weights_sha256 for name, part in loaded.items()} == hashes
+
+
 @pytest.mark.parametrize('modality', ['rgb', 'hha'])
 def test_one_sensor_alone_is_answered_as_by_its_bundle_opened_alone(folder, segmenter, modality):
     frame, sensor = room(), SENSOR[modality]
