@@ -111,3 +111,10 @@ def test_a_message_half_a_second_late_is_no_new_recording():
         matcher.add(stamp * ms, stamp, is_partner=False)
     assert matcher.add(1500 * ms, 1500, is_partner=False) == []
     assert matcher.unmatched == 0  # nothing was flushed
+
+
+@pytest.mark.parametrize(('apart_ns', 'pairs'), [(0, 1), (TOLERANCE_NS, 1), (TOLERANCE_NS + 1, 0)])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_the_tolerance_is_the_greatest_difference(apart_ns, pairs, sign):
+    messages = [('color', SECOND), ('depth', SECOND + sign * apart_ns), ('depth', 2 * SECOND)]
+    assert len(match(messages)[0]) == pairs
