@@ -81,6 +81,15 @@ def test_new_recording_gets_nothing_of_the_old_one():
     assert unmatched == 2
 
 
+def test_colour_of_a_new_recording_waits_for_its_depth():
+    """Although the old one had depth of later stamps."""
+    first = [('color', 100 * SECOND), ('depth', 100 * SECOND)]
+    second = [(stream, s * SECOND) for s in (1, 2, 3) for stream in ('color', 'depth')]
+    pairs, unmatched = match(first + second)
+    assert pairs == [(s * SECOND, s * SECOND) for s in (100, 1, 2, 3)]
+    assert unmatched == 0
+
+
 def test_memory_is_bounded_when_depth_never_comes():
     matcher = StampMatcher(TOLERANCE_NS)
     for index in range(10_000):
