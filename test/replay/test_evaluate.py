@@ -71,3 +71,12 @@ def test_any_label_can_be_void():
     labels = np.array([1, 1, 1, 0], np.uint8)
     matrix = confusion_matrix(labels, truth, 2, ignore=0)
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [1, 1, 0]])
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.int64])
+def test_what_is_no_class_is_void_in_the_truth_and_wrong_in_the_prediction(kind):
+    values = [0, 1, 2, 3, 4, 254, 255] + ([-1, 1000] if kind is np.int64 else [])
+    truth, labels = (m.ravel() for m in np.meshgrid(np.array(values, kind), values))
+    matrix = confusion_matrix(labels.astype(kind), truth, 3)
+    none = len(values) - 3
+    np.testing.assert_array_equal(matrix, [[1, 1, 1, none]] * 3)
