@@ -80,6 +80,7 @@ def test_numbers_of_few_bits_and_palettes_are_kept(tmp_path, bits, kind):
     ('content', 'sentence'),
     [
         (np.zeros((2, 4), np.uint8), 'is 4x2 but its frame is 3x2'),
+        (np.zeros((3, 2), np.uint8), 'is 2x3 but its frame is 3x2'),
         (np.zeros((2, 3, 3), np.uint8), 'has 3 channels'),
         (b'no image', 'is no image that can be read'),
         (b'', 'is cut short or damaged'),
