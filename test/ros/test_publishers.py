@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 import rclpy
 from builtin_interfaces.msg import Time
+from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
-from sensor_msgs.msg import CameraInfo
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, PointCloud2
 from std_msgs.msg import Header
 
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame, Segmentation
+from rgbd_fusion_seg.ros.parameters import OutputConfig
 from rgbd_fusion_seg.ros.publishers import (
     SegmentationPublishers,
     qos_overrides,
@@ -71,6 +75,45 @@ def test_a_calibration_that_is_sent_on_stays_as_it_came(tiny_bundle):
     SegmentationPublishers.publish(outputs, None, None, header, info)
     assert (sent[0].header.frame_id, sent[0].width) == ('colour', 64)
     assert info.header.frame_id == 'left'
+
+
+def test_without_a_calibration_there_are_no_points(tiny_bundle):
+    def sent_with(info):
+        sent = []
+        wanted = SimpleNamespace(get_subscription_count=lambda: 1, publish=sent.append)
+        outputs = SimpleNamespace(
+            **dict.fromkeys(OUTPUTS, SimpleNamespace(get_subscription_count=lambda: 0))
+            | {'points': wanted, 'camera_info': wanted},
+            _bundle=load_bundle(tiny_bundle),
+            _config=OutputConfig(),
+            _publish_image=SegmentationPublishers._publish_image,
+        )
+        SegmentationPublishers.publish(outputs, frame, result, Header(), info)
+        return [type(message) for message in sent]
+
+    camera = Intrinsics.of_some_camera(8, 6)
+    frame = RgbdFrame(np.zeros((6, 8, 3), np.uint8), np.ones((6, 8), np.float32), camera)
+    result = Segmentation(*np.zeros((2, 6, 8), np.uint8))
+    assert sent_with(None) == []
+    assert sent_with(CameraInfo(width=8, height=6)) == [CameraInfo, PointCloud2]
+
+
+def test_outputs_are_reliable_and_what_labels_mean_is_latched(ros_context, tiny_bundle):
+    node = LifecycleNode('outputs', context=ros_context)
+    try:
+        outputs = SegmentationPublishers(
+            node, load_bundle(tiny_bundle), OutputConfig(), lambda *_: None
+        )
+        made = {name: getattr(outputs, name).qos_profile for name in (*OUTPUTS, 'camera_info')}
+        latched = outputs.label_info_json.qos_profile
+        outputs.destroy()
+    finally:
+        node.destroy_node()
+    for name, qos in made.items():
+        assert qos.reliability == QoSReliabilityPolicy.RELIABLE, name
+        assert (qos.durability, qos.depth) == (QoSDurabilityPolicy.VOLATILE, 5), name
+    assert latched.reliability == QoSReliabilityPolicy.RELIABLE
+    assert (latched.durability, latched.depth) == (QoSDurabilityPolicy.TRANSIENT_LOCAL, 1)
 
 
 @pytest.mark.parametrize('depth', [-1, 2.5, 2**32])
