@@ -57,6 +57,14 @@ def test_folder_to_bag_and_back(kinect_folder, tmp_path):
     assert (source.skipped, source.unmatched) == (0, 0)
 
 
+def test_depth_of_finer_units_is_rounded_to_millimetres(kinect_folder, tmp_path):
+    folder_to_bag(kinect_folder, tmp_path / 'out', depth_scale_m=0.0002)
+    for index, frame in enumerate(BagFrames(tmp_path / 'out')):
+        exact_m = frame_pixels(index)[1] / 5000
+        assert np.abs(frame.depth - exact_m).max() <= 0.000501
+    assert index == 11
+
+
 def test_bag_of_real_frames(data_dir, tmp_path):
     folder = tmp_path / 'some'
     folder.mkdir()
@@ -209,6 +217,8 @@ def test_bad_messages_are_skipped_and_counted(tmp_path, caplog):
         assert part in text
     assert COLOUR in skipped[0]
     assert '4 skipped' in caplog.records[-1].getMessage()
+    assert len(list(source)) == 4
+    assert source.skipped == 4  # those of the latest iteration alone
 
 
 def test_damaged_camera_infos_are_counted_once(tmp_path, caplog):
