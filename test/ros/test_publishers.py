@@ -131,3 +131,21 @@ def test_a_depth_that_no_queue_has_is_told(ros_context, depth):
             )
     finally:
         node.destroy_node()
+
+
+def test_every_policy_of_a_topic_can_be_overridden(ros_context):
+    """A latched CameraInfo, say, is seen by a transient-local subscription alone."""
+    start = 'qos_overrides./info.subscription'
+    given = {'history': 'keep_last', 'depth': 7, 'reliability': 'reliable'}
+    given['durability'] = 'transient_local'
+    parameters = [Parameter(f'{start}.{policy}', value=value) for policy, value in given.items()]
+    node = rclpy.create_node('latched', context=ros_context, parameter_overrides=parameters)
+    try:
+        best_effort = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+        qos = node.create_subscription(
+            CameraInfo, '/info', print, best_effort, qos_overriding_options=qos_overrides()
+        ).qos_profile
+    finally:
+        node.destroy_node()
+    assert qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+    assert (qos.reliability, qos.depth) == (QoSReliabilityPolicy.RELIABLE, 7)
