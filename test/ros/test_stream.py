@@ -15,7 +15,8 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 pytest.importorskip('onnx', reason='making bundles needs onnx')
 
 from onnx import ModelProto, helper, numpy_helper
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rclpy.node import Node
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
@@ -130,6 +131,19 @@ def test_a_pair_that_a_reset_throws_away_is_counted(waits):
     )
     assert health.snapshot()['dropped'] == str(int(waits))
     assert ('dropped: clock jumped' in health.snapshot()) == waits
+
+
+def test_inputs_are_taken_from_drivers_that_are_not_reliable(ros_context):
+    node = Node('subscriber', context=ros_context)
+    node.complain_about_qos = print
+    stream = SimpleNamespace(_node=node, _subscriptions=[])
+    try:
+        Stream._subscribe(stream, Image, 'image', print)
+        (subscription,) = stream._subscriptions
+        qos = subscription.qos_profile
+    finally:
+        node.destroy_node()
+    assert (qos.reliability, qos.depth) == (QoSReliabilityPolicy.BEST_EFFORT, 5)
 
 
 def test_simulated_time_that_starts_over(ros_context, tiny_bundle):
