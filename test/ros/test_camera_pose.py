@@ -110,6 +110,16 @@ def test_a_clock_that_jumps_back_forgets_the_poses_of_before(tf):
         floor.pose_of('camera_optical')
 
 
+def test_a_stream_that_ends_listens_to_tf_no_longer(tf):
+    stream = SimpleNamespace(
+        _jump_handle=None, _floor=FloorFrame(object(), 'base_footprint'), _subscriptions=(),
+        _worker=SimpleNamespace(stop=lambda: True),
+    )  # fmt: skip
+    assert tf.listening_on is not None
+    Stream.close(stream)
+    assert tf.listening_on is None
+
+
 def test_frames_that_tf_does_not_connect_are_named(tf):
     floor = FloorFrame(None, 'base_footprint')
     with pytest.raises(FrameError, match=r"'other'.*base_footprint \(\"other\" does not exist\)"):
