@@ -170,6 +170,7 @@ def test_ranged_sizes_hold_those_within(tmp_path):
         ('tensorrt', '11.4.0', '10.3.0', True, True),
         ('tensorrt', '11.4.0', '8.6.1', True, False),
         ('tensorrt', '10.3.0', '11.0.0', True, False),
+        ('tensorrt_lean', '11.4.0', '11.4.0', True, True),
         ('tensorrt_lean', '11.4.0.106', '11.4.0', True, True),
         ('tensorrt_lean', '11.4.0', '11.0.0', True, True),
         ('tensorrt_lean', '11.4.0', '11.4.0', False, False),
