@@ -126,9 +126,9 @@ def test_slow_inference_works_on_the_newest_pair(ros_context, tmp_path):
 def test_a_pair_that_a_reset_throws_away_is_counted(waits):
     health = Health(lambda *_: None)
     worker = SimpleNamespace(clear=lambda: waits)
-    Stream._start_epoch(
-        SimpleNamespace(_epoch=0, _worker=worker, _health=health, _floor=None), 'a jump'
-    )
+    stream = SimpleNamespace(_epoch=4, _worker=worker, _health=health, _floor=None)
+    Stream._start_epoch(stream, 'a jump')
+    assert stream._epoch == 5  # by which the pair under way is known to be of before
     assert health.snapshot()['dropped'] == str(int(waits))
     assert ('dropped: clock jumped' in health.snapshot()) == waits
 
