@@ -15,8 +15,10 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 pytest.importorskip('onnx', reason='making bundles needs onnx')
 
 from onnx import ModelProto, helper, numpy_helper
+from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.time import Time
 from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
@@ -144,6 +146,29 @@ def test_inputs_are_taken_from_drivers_that_are_not_reliable(ros_context):
     finally:
         node.destroy_node()
     assert (qos.reliability, qos.depth) == (QoSReliabilityPolicy.BEST_EFFORT, 5)
+
+
+def test_the_clock_is_watched_until_a_stream_ends(ros_context):
+    node, jumps = Node('watcher', context=ros_context), []
+    stream = SimpleNamespace(
+        _node=node,
+        _floor=None,
+        _subscriptions=(),
+        _worker=SimpleNamespace(stop=lambda: True),
+        sync=SimpleNamespace(reset=jumps.append),
+    )
+    clock = node.get_clock()
+    try:
+        clock._set_ros_time_is_active(True)
+        stream._jump_handle = Stream._watch_clock(stream)
+        for seconds in (50.0, 49.95, 90.0, 60.0):
+            clock.set_ros_time_override(Time(seconds=seconds, clock_type=ClockType.ROS_TIME))
+        Stream.close(stream)
+        clock.set_ros_time_override(Time(seconds=10, clock_type=ClockType.ROS_TIME))
+    finally:
+        node.destroy_node()
+    (told,) = jumps
+    assert told.startswith('the ROS clock jumped back by 30.000 s')
 
 
 def test_simulated_time_that_starts_over(ros_context, tiny_bundle):
