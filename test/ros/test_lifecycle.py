@@ -121,6 +121,24 @@ def test_an_activation_that_fails_leaves_nothing_behind(ros_context, tiny_bundle
         node.stop()
 
 
+def test_a_configuration_that_fails_halfway_can_be_mended(ros_context, tiny_bundle):
+    """The network is there already when the outputs cannot be made."""
+    name = '/halfway'
+    override = f'qos_overrides.{name}/segmentation/mask.publisher.reliability'
+    parameters = {'autostart': False, 'engine.bundle': str(tiny_bundle), override: 'relaible'}
+    node = NodeProcess('rgbd_fusion_seg.ros.node', parameters, name)
+    client = Client(ros_context, name)
+    manager = Manager(client)
+    try:
+        assert not manager.change(Transition.TRANSITION_CONFIGURE)
+        assert 'policy `reliability`: `relaible`; correct the parameters qos_ov' in node.output()
+        # What could have no effect would be refused.
+        assert manager.set('sync.slop_s', 0.1).successful
+    finally:
+        client.close()
+        node.stop()
+
+
 def test_a_subscriber_that_does_not_fit_is_told_after_activating_too(ros_context, tiny_bundle):
     parameters = {
         'autostart': False,
