@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +196,15 @@ def test_a_closed_engine_says_so(tiny_bundle: Path):
     opened.close()
     with pytest.raises(EngineError, match='closed'):
         opened.infer(*random_inputs())
+
+
+def test_a_closed_engine_frees_its_network_though_it_is_held(tiny_bundle: Path):
+    opened = open_engine(load_bundle(tiny_bundle), 'onnxruntime')
+    network = weakref.ref(opened._session)
+    opened.close()
+    gc.collect()
+    assert network() is None
+    assert opened.name.startswith('onnxruntime')
 
 
 @pytest.mark.parametrize('wrong', ['size', 'type'])
