@@ -105,6 +105,16 @@ def test_tf_is_followed_where_the_network_sees_hha(monkeypatch, sees_hha):
     assert followed == (['base_footprint'] if sees_hha else [])
 
 
+def test_a_node_that_is_cleaned_up_frees_its_network():
+    closed = []
+    made = SimpleNamespace(
+        _outputs=None, _builder=None, _segmenter=SimpleNamespace(close=lambda: closed.append(1))
+    )
+    for _ in range(2):
+        node.SegmentationNode._cleanup(made)
+    assert (closed, made._segmenter) == ([1], None)
+
+
 def test_settings_change_what_is_published(ros_context, tiny_bundle):
     parameters = {
         'engine.bundle': tiny_bundle,
