@@ -299,6 +299,7 @@ def test_a_card_without_a_hash_is_refused(tmp_path: Path):
         *(('confidence', {'temperature': x}, 'confidence.temperature') for x in NO_TEMPERATURES),
         ('depth.range_m', [1.0], 'depth.range_m'),
         ('depth.range_m', [8.0, 0.5], 'depth.range_m'),
+        ('depth.range_m', [2.0, 2.0], 'depth.range_m'),
         ('inputs.rgb.mean', [1.0, 2.0, 10**400], 'inputs.rgb.mean'),
         ('inputs', {'rgb': {}, 1: {}, None: {}}, 'inputs'),
         ('inputs.rgb.std', [1.0, 2.0, 1e39], 'inputs.rgb.std'),
