@@ -20,6 +20,10 @@ class EngineError(RgbdFusionSegError):
     """An inference engine that cannot be opened or that failed while running."""
 
 
+class UnbuiltEngineError(EngineError):
+    """No engine file that can run here, where a build would make one."""
+
+
 class InputError(RgbdFusionSegError):
     """A file, folder, bag or option given by the user that cannot be used."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rgbd_fusion_seg.engine import BACKENDS, StepDown, onnxruntime
 from rgbd_fusion_seg.engine.engine_files import EngineCard, belongs_to, list_engines
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.errors import EngineError, UnbuiltEngineError
 
 
 def install():
@@ -29,7 +29,7 @@ def probe():
 def open_engine(bundle, device=0, flavour='', engine_file='', precision=''):
     cards = list_engines(bundle).values()
     if not any(isinstance(card, EngineCard) and belongs_to(card, bundle) for card in cards):
-        raise EngineError(f'{bundle.name} has no engine for the stand-in; build one')
+        raise UnbuiltEngineError(f'{bundle.name} has no engine for the stand-in; build one')
     if (bundle.path / 'engine_unfit').exists():
         raise EngineError('the engine is for another GPU than the stand-in')
     return StandInEngine(bundle)

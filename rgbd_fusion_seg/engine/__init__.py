@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.errors import BundleError, EngineError
+from rgbd_fusion_seg.errors import BundleError, EngineError, UnbuiltEngineError
 
 BACKENDS = {
     'tensorrt': 'rgbd_fusion_seg.engine.tensorrt',
@@ -38,6 +38,8 @@ class StepDown(NamedTuple):
     reason: str
     unexpected: bool
     """True where the backend is here with its device, so that somebody should look into it."""
+    build_helps: bool = False
+    """True where only an engine file is missing that can be built here."""
 
     def __str__(self) -> str:
         return f'{self.backend} is not used: {self.reason}'
@@ -189,7 +191,8 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
         except (BundleError, EngineError) as error:
             if isinstance(error, BundleError):
                 damage = damage or error
-            passed.append(StepDown(name, str(error), unexpected=True))
+            unbuilt = isinstance(error, UnbuiltEngineError)
+            passed.append(StepDown(name, str(error), unexpected=True, build_helps=unbuilt))
             continue
         if precision not in (None, '', 'fp32') and 'precision' not in _options(module):
             reason = f'{name} computes in the types that the network has'

@@ -23,6 +23,10 @@ _JETSON_REMEDY = (
     "install that of JetPack's CUDA, for JetPack 6.2 with: pip install 'cuda-python~=12.6.2'"
 )
 """A newer one does not run there: only on other systems a driver serves all of a major version."""
+MEMORY_REMEDY = (
+    'end other programs that use the GPU, or take a lower precision, a smaller input size or a '
+    'smaller network'
+)
 
 
 class Device(NamedTuple):
@@ -82,10 +86,7 @@ def call(function: str, *arguments: Any) -> Any:
         return values[0] if values else None
     if error == cuda.cudaError_t.cudaErrorMemoryAllocation:
         what = f' for {arguments[0] / 2**20:.1f} MB' if function in _ALLOCATIONS else ''
-        raise EngineError(
-            f'the GPU is out of memory ({function}{what}); end other programs that use it, or '
-            'take a smaller input size'
-        )
+        raise EngineError(f'the GPU is out of memory ({function}{what}); {MEMORY_REMEDY}')
     described = _describe(cuda, error)
     if function in _RECORDING or 'StreamCapture' in described:
         raise EngineError(f'work cannot be recorded with {function} ({described})')

@@ -21,7 +21,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     engine_folders,
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, version_numbers
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.errors import EngineError, UnbuiltEngineError
 from rgbd_fusion_seg.locations import list_bundles
 
 
@@ -61,7 +61,8 @@ def fitting_engines(
         precision: one of :data:`PRECISIONS`; default: the best there is.
 
     Raises:
-        EngineError: an unknown precision, or no engine that fits; it says why each does not.
+        UnbuiltEngineError: no engine that fits; it says why each does not.
+        EngineError: an unknown precision.
     """
     check_precision(precision)
     found: list[Candidate] = []
@@ -75,7 +76,7 @@ def fitting_engines(
         except _MisfitError as misfit:
             reasons.append(f'{path.name} {misfit}')
     if not found:
-        raise EngineError(_none_fits(bundle, device, reasons))
+        raise UnbuiltEngineError(_none_fits(bundle, device, reasons))
     return sorted(found, key=_rank)
 
 

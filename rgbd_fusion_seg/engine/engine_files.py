@@ -22,7 +22,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.errors import EngineError, UnbuiltEngineError
 from rgbd_fusion_seg.file_lock import file_lock, open_lock
 from rgbd_fusion_seg.locations import user_cache
 
@@ -235,17 +235,17 @@ def read_plan(path: Path, card: EngineCard) -> bytes:
         card: its content.
 
     Raises:
-        EngineError: a file that is absent, cut short or damaged.
+        UnbuiltEngineError: a file that is absent, cut short or damaged.
     """
     engine = path.parent / card.engine_file
     try:
         plan = engine.read_bytes()
     except OSError as error:
-        raise EngineError(
+        raise UnbuiltEngineError(
             f'the engine {engine} cannot be read ({error.strerror}); build it again'
         ) from error
     if hashlib.sha256(plan).hexdigest() != card.engine_sha256:
-        raise EngineError(
+        raise UnbuiltEngineError(
             f'the engine {engine} ({len(plan)} bytes) is not the one that its card {path.name} '
             'describes: it was damaged, cut short or replaced; build it again'
         )

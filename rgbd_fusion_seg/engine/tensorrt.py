@@ -14,7 +14,7 @@ import numpy as np
 
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine import StepDown
-from rgbd_fusion_seg.engine.cuda import Device, Stream, find_device
+from rgbd_fusion_seg.engine.cuda import MEMORY_REMEDY, Device, Stream, find_device
 from rgbd_fusion_seg.engine.engine_choice import Candidate, fitting_engines
 from rgbd_fusion_seg.engine.engine_files import (
     EngineCard,
@@ -29,7 +29,10 @@ from rgbd_fusion_seg.engine.graph_engine import LogitsEngine, zero_inputs
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
 from rgbd_fusion_seg.engine.tensorrt_rtx import KernelFile, check_validity, create_rtx_context
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.errors import EngineError, UnbuiltEngineError
+
+_OUT_OF_MEMORY = re.compile('out ?of ?memory', re.IGNORECASE)
+"""``Cuda Runtime (out of memory)`` and ``Error Code 2: OutOfMemory``, says TensorRT."""
 
 
 def probe(device: int = 0) -> tuple[bool, str]:
@@ -67,24 +70,25 @@ def open_engine(
         cuda_graph: record copies and inference as one CUDA graph.
 
     Raises:
-        EngineError: no usable GPU, no engine that fits (it says why each does not), a damaged
-            engine, or too little memory.
+        UnbuiltEngineError: no engine that fits (it says why each does not), or damaged ones alone.
+        EngineError: no usable GPU, or too little memory.
     """
     gpu = find_device(device)  # first of all: without one TensorRT crashes the process
     cards = _card_of(Path(engine_file)) if engine_file else list_engines(bundle)
     runtimes = _runtimes(cards, flavour)
-    failures: dict[str, str] = {}
+    failures: dict[str, EngineError] = {}
     for candidate in fitting_engines(cards, bundle, gpu, runtimes, precision):
         try:
             opened = TensorRtEngine(bundle, gpu, candidate, cuda_graph)
         except EngineError as error:
-            failures[candidate.path.name] = str(error)
+            failures[candidate.path.name] = error
             continue
         opened.step_downs = tuple(
-            StepDown(name, reason, unexpected=True) for name, reason in failures.items()
+            StepDown(name, str(reason), unexpected=True) for name, reason in failures.items()
         )
         return opened
-    raise EngineError('; '.join(failures.values()))
+    damaged = all(isinstance(reason, UnbuiltEngineError) for reason in failures.values())
+    raise (UnbuiltEngineError if damaged else EngineError)('; '.join(map(str, failures.values())))
 
 
 class TensorRtEngine(LogitsEngine):
@@ -235,9 +239,10 @@ def _create_context(
 
 
 def _refusal(flavour: Flavour, card: EngineCard, reason: str) -> EngineError:
+    # A build would find that a whole engine fits already, and leave it.
+    remedy = MEMORY_REMEDY if _OUT_OF_MEMORY.search(reason) else 'build it again with --force'
     return EngineError(
-        f'{flavour} cannot load the engine {card.engine_file} of {card.bundle}: {reason}; '
-        'build it again on this machine'
+        f'{flavour} cannot load the engine {card.engine_file} of {card.bundle}: {reason}; {remedy}'
     )
 
 
@@ -263,7 +268,7 @@ def _same(tensor: EngineTensor, other: EngineTensor) -> bool:
 def _contradiction(card: EngineCard, name: str) -> EngineError:
     return EngineError(
         f'the engine {card.engine_file} is not as its card describes it, see {name}; '
-        'build it again'
+        'build it again with --force'
     )
 
 
@@ -294,7 +299,8 @@ def _checked_outputs(
         found = ', '.join(f'{t.name} {t.dtype} {list(t.shape)}' for t in outputs.values())
         wanted = ', '.join(f'{n} {form.dtype} {list(form.shape)}' for n, form in expected.items())
         raise EngineError(
-            f'the engine {card.engine_file} returns {found}, expected {wanted}; build it again'
+            f'the engine {card.engine_file} returns {found}, expected {wanted}; build it '
+            'again with --force'
         )
     return tuple(expected)
 

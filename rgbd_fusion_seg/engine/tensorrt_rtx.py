@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rgbd_fusion_seg.atomic_files import write_atomically
+from rgbd_fusion_seg.engine.cuda import MEMORY_REMEDY
 from rgbd_fusion_seg.engine.flavours import Flavour
 from rgbd_fusion_seg.engine.tensorrt_bindings import logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context
@@ -24,7 +25,7 @@ _CAUSES = {
     'UNSUPPORTED_CC': 'it was not built for the compute capability of this GPU; build it again',
     'OLD_CUDA_DRIVER': 'the NVIDIA driver is too old for it; update the driver',
     'OLD_CUDA_RUNTIME': 'the CUDA runtime is too old for it; update CUDA',
-    'INSUFFICIENT_GPU_MEMORY': 'the GPU has too little memory for it',
+    'INSUFFICIENT_GPU_MEMORY': f'the GPU has too little memory for it; {MEMORY_REMEDY}',
     'MALFORMED_ENGINE': 'it is no engine of TensorRT-RTX, or is damaged; build it again',
     'CUDA_ERROR': 'the CUDA driver or runtime is not installed correctly; see nvidia-smi',
 }

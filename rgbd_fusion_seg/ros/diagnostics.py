@@ -267,7 +267,7 @@ def synchroniser_values(sync: Synchroniser) -> dict[str, str]:
 
 def step_down_values(step_downs: Sequence[StepDown]) -> dict[str, str]:
     """Return the better backends that are not in use, with the reasons."""
-    return {f'not used: {backend}': reason for backend, reason, _ in step_downs}
+    return {f'not used: {s.backend}': s.reason for s in step_downs}
 
 
 def step_down_problems(step_downs: Sequence[StepDown]) -> list[Problem]:

@@ -22,7 +22,7 @@ _PATIENCE_S = 10.0
 
 def build_is_due(step_downs: Sequence[StepDown]) -> bool:
     """Return whether TensorRT and its device are here, and only an engine is missing."""
-    return any(s.backend == 'tensorrt' and s.unexpected for s in step_downs)
+    return any(s.build_helps for s in step_downs)
 
 
 def _left_to_the_user(bundle: ModelBundle) -> str:

@@ -12,6 +12,7 @@ import gc
 import inspect
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -401,8 +402,41 @@ def test_whatever_fails_while_opening_everything_is_freed(bundle, cuda, trt, fun
 def test_a_context_that_needs_too_much_memory_tells_what_tensorrt_said(bundle, cuda, monkeypatch):
     install(monkeypatch, cuda, context_bytes=2 << 30)
     write(bundle)
-    with pytest.raises(EngineError, match=r'cannot load .*out of memory'):
+    with pytest.raises(EngineError, match=r'cannot load .*out of memory') as caught:
         open_engine(bundle, 'tensorrt')
+    assert 'end other programs that use the GPU' in str(caught.value)
+    assert 'build' not in str(caught.value)
+
+
+@pytest.mark.parametrize('words', ['Error Code 2: OutOfMemory (no further information)', 'other'])
+def test_a_build_helps_where_an_engine_is_absent_or_damaged_and_not_for_want_of_memory(
+    bundle, cuda, trt, monkeypatch, words
+):
+    def helps() -> bool:
+        engine = open_engine(bundle)
+        (step_down,) = (s for s in engine.step_downs if s.backend == 'tensorrt')
+        assert step_down.unexpected
+        return step_down.build_helps
+
+    assert helps()
+    path = write(bundle)
+    plan = path.parent / read_card(path).engine_file
+    whole = plan.read_bytes()
+    plan.write_bytes(whole[:-1])
+    assert helps()
+    plan.write_bytes(whole)
+
+    def refuse(runtime, plan):
+        runtime.logger.log(tensorrt_standin.ILogger.ERROR, words)
+
+    monkeypatch.setattr(tensorrt_standin.Runtime, 'deserialize_cuda_engine', refuse)
+    assert not helps()
+    remedy = 'end other programs' if 'Memory' in words else 'build it again with --force'
+    with pytest.raises(EngineError, match=rf'{re.escape(words)}; {remedy}'):
+        open_engine(bundle, 'tensorrt')
+    write(bundle, 'damaged', precision='fp32')
+    next(path.parent.glob('damaged-*.engine')).write_bytes(b'')
+    assert not helps()
 
 
 # Choosing and validating files.

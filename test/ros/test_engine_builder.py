@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
@@ -10,10 +13,27 @@ pytest.importorskip('onnx', reason='making bundles needs onnx')
 from bundles import write_bundle
 from single_sensor_bundles import write_with_parts
 
-from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.engine import open_engine
+from rgbd_fusion_seg.errors import EngineError, UnbuiltEngineError
 from rgbd_fusion_seg.ros import engine_builder
-from rgbd_fusion_seg.ros.engine_builder import EngineBuilder
+from rgbd_fusion_seg.ros.engine_builder import EngineBuilder, build_is_due
 from rgbd_fusion_seg.segmenter import Segmenter
+
+
+@pytest.mark.parametrize('error', [EngineError, UnbuiltEngineError])
+def test_a_build_is_due_where_it_helps(tiny_bundle, monkeypatch, error):
+    """Not where an engine that is there cannot run, for want of memory say."""
+
+    def fail(bundle):
+        raise error('it says why')
+
+    here = SimpleNamespace(probe=lambda: (True, 'stand-in'), open_engine=fail)
+    monkeypatch.setitem(sys.modules, 'rgbd_fusion_seg.engine.tensorrt', here)
+    engine = open_engine(load_bundle(tiny_bundle))
+    assert build_is_due(engine.step_downs) == (error is UnbuiltEngineError)
+    assert engine.step_downs[0].unexpected  # in both cases somebody is to look into it
+    engine.close()
 
 
 class FailingProcess:
