@@ -36,6 +36,7 @@ class HostCuda:
 
     def __init__(self, num_devices: int = 1, memory_bytes: int = 1 << 30) -> None:
         self.num_devices, self.memory_bytes = num_devices, memory_bytes
+        self.capability = 8, 7
         self.device_memory: dict[int, Any] = {}
         self.host_memory: dict[int, Any] = {}
         self.streams: dict[int, int] = {}  # handle -> device
@@ -101,7 +102,7 @@ class HostCuda:
     def cudaGetDeviceProperties(self, device: int) -> Result:
         properties = real.cudaDeviceProp()
         properties.name = b'Stand-in GPU'.ljust(256, b'\0')
-        properties.major, properties.minor = 8, 7
+        properties.major, properties.minor = self.capability
         properties.totalGlobalMem = self.memory_bytes
         return self._result('cudaGetDeviceProperties', properties)
 

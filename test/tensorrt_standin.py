@@ -69,6 +69,16 @@ class Specialization(enum.Enum):
     NONE = 2
 
 
+class ComputeCapability(enum.Enum):
+    NONE = 0
+    SM75 = 75
+    SM80 = 80
+    SM86 = 86
+    SM89 = 89
+    SM120 = 120
+    SM121 = 121
+
+
 class StandInTrt:
     """Stands in for the module of a flavour.
 
@@ -98,6 +108,7 @@ class StandInTrt:
         self.configs: list[Any] = []
         """What each context was created with."""
         if rtx:
+            self.ComputeCapability = ComputeCapability
             self.EngineValidity, self.EngineInvalidityDiagnostics = Validity, Flag
             self.CudaGraphStrategy = GraphStrategy
             self.DynamicShapesKernelSpecializationStrategy = Specialization

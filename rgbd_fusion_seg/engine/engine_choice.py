@@ -50,6 +50,7 @@ def fitting_engines(
     device: Device,
     runtimes: Mapping[str, str | EngineError],
     precision: str = '',
+    unbuildable: str = '',
 ) -> list[Candidate]:
     """Return the engines of a bundle that fit this machine, the best one first.
 
@@ -59,10 +60,11 @@ def fitting_engines(
         device: the GPU.
         runtimes: version of each TensorRT flavour, or why it is not here.
         precision: one of :data:`PRECISIONS`; default: the best there is.
+        unbuildable: why none can be built here, and what to do; empty where one can.
 
     Raises:
-        UnbuiltEngineError: no engine that fits; it says why each does not.
-        EngineError: an unknown precision.
+        UnbuiltEngineError: no engine that fits, and one can be built; it says why each does not.
+        EngineError: no engine that fits otherwise, or an unknown precision.
     """
     check_precision(precision)
     found: list[Candidate] = []
@@ -76,7 +78,8 @@ def fitting_engines(
         except _MisfitError as misfit:
             reasons.append(f'{path.name} {misfit}')
     if not found:
-        raise UnbuiltEngineError(_none_fits(bundle, device, reasons))
+        kind = EngineError if unbuildable else UnbuiltEngineError
+        raise kind(_none_fits(bundle, device, reasons, unbuildable))
     return sorted(found, key=_rank)
 
 
@@ -217,10 +220,11 @@ def _rank(candidate: Candidate) -> tuple[int, int, bool, bool]:
     )
 
 
-def _none_fits(bundle: ModelBundle, device: Device, reasons: list[str]) -> str:
-    listed = bundle.path in list_bundles()
-    remedy = f'build one with: rgbd-fusion-seg build-engine {bundle.path.name if listed else ""}'
-    remedy += '' if listed else str(bundle.path)
+def _none_fits(bundle: ModelBundle, device: Device, reasons: list[str], unbuildable: str) -> str:
+    named = bundle.path.name if bundle.path in list_bundles() else bundle.path
+    remedy = f'build one with: rgbd-fusion-seg build-engine {named}'
+    if unbuildable:
+        remedy = f'none can be built here: {unbuildable}'
     if not reasons:
         folders = ' or '.join(str(folder) for folder in engine_folders(bundle))
         return f'there is no TensorRT engine of {bundle.name} in {folders}; {remedy}'

@@ -28,7 +28,12 @@ from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
 from rgbd_fusion_seg.engine.graph_engine import LogitsEngine, zero_inputs
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
-from rgbd_fusion_seg.engine.tensorrt_rtx import KernelFile, check_validity, create_rtx_context
+from rgbd_fusion_seg.engine.tensorrt_rtx import (
+    KernelFile,
+    check_validity,
+    create_rtx_context,
+    rtx_serves,
+)
 from rgbd_fusion_seg.errors import EngineError, UnbuiltEngineError
 
 _OUT_OF_MEMORY = re.compile('out ?of ?memory', re.IGNORECASE)
@@ -70,14 +75,15 @@ def open_engine(
         cuda_graph: record copies and inference as one CUDA graph.
 
     Raises:
-        UnbuiltEngineError: no engine that fits (it says why each does not), or damaged ones alone.
-        EngineError: no usable GPU, or too little memory.
+        UnbuiltEngineError: no engine that fits (it says why each does not), or damaged ones
+            alone, and one can be built here.
+        EngineError: the same where none can be built, no usable GPU, or too little memory.
     """
     gpu = find_device(device)  # first of all: without one TensorRT crashes the process
     cards = _card_of(Path(engine_file)) if engine_file else list_engines(bundle)
-    runtimes = _runtimes(cards, flavour)
+    runtimes, unbuildable = _runtimes(cards, flavour), _why_unbuildable(gpu)
     failures: dict[str, EngineError] = {}
-    for candidate in fitting_engines(cards, bundle, gpu, runtimes, precision):
+    for candidate in fitting_engines(cards, bundle, gpu, runtimes, precision, unbuildable):
         try:
             opened = TensorRtEngine(bundle, gpu, candidate, cuda_graph)
         except EngineError as error:
@@ -88,7 +94,8 @@ def open_engine(
         )
         return opened
     damaged = all(isinstance(reason, UnbuiltEngineError) for reason in failures.values())
-    raise (UnbuiltEngineError if damaged else EngineError)('; '.join(map(str, failures.values())))
+    kind = UnbuiltEngineError if damaged and not unbuildable else EngineError
+    raise kind('; '.join(map(str, failures.values())))
 
 
 class TensorRtEngine(LogitsEngine):
@@ -185,6 +192,26 @@ def _runtimes(
             except EngineError as error:
                 found[name] = error
     return found
+
+
+def _why_unbuildable(gpu: Device) -> str:
+    """Return why no engine can be built here for a GPU, and what to do; empty where one can.
+
+    What is imported was imported by :func:`probe` already.
+    """
+    try:
+        import_flavour('tensorrt')
+        return ''
+    except EngineError as error:
+        absence = str(error)
+    try:
+        rtx = import_flavour('tensorrt_rtx')
+    except EngineError:
+        return (
+            f'{absence}, or copy an engine here that was built with --version-compatible on a '
+            'machine with this GPU'
+        )
+    return '' if rtx_serves(rtx, gpu.compute_capability) else f'{rtx} has none for it; {absence}'
 
 
 def _kernel_path(candidate: Candidate, bundle: ModelBundle, device: Device) -> Path:

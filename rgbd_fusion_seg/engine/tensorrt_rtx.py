@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rgbd_fusion_seg.atomic_files import write_atomically
 from rgbd_fusion_seg.engine.cuda import MEMORY_REMEDY
+from rgbd_fusion_seg.engine.engine_choice import runs_on
 from rgbd_fusion_seg.engine.flavours import Flavour
 from rgbd_fusion_seg.engine.tensorrt_bindings import logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context
@@ -29,6 +30,27 @@ _CAUSES = {
     'MALFORMED_ENGINE': 'it is no engine of TensorRT-RTX, or is damaged; build it again',
     'CUDA_ERROR': 'the CUDA driver or runtime is not installed correctly; see nvidia-smi',
 }
+
+
+def rtx_targets(flavour: Flavour) -> dict[str, Any]:
+    """Return RTX's names of the compute capabilities that it can be told to build for."""
+    members = flavour.trt.ComputeCapability.__members__.items()
+    return {f'{name[2:-1]}.{name[-1]}': member for name, member in members if name[:2] == 'SM'}
+
+
+def rtx_default(flavour: Flavour) -> tuple[str, ...]:
+    """Return what RTX builds for where it is told nothing: all but Turing.
+
+    The header of its plans tells so: a set of bits, one a member of ComputeCapability in their
+    order, of which the default has all but the first (and one that no member stands for).
+    """
+    return tuple(text for text in rtx_targets(flavour) if text != '7.5')
+
+
+def rtx_serves(flavour: Flavour, capability: str) -> bool:
+    """Return whether RTX has engines for a compute capability, by default or told to."""
+    by_default = runs_on(flavour.name, rtx_default(flavour), capability)
+    return by_default or capability in rtx_targets(flavour)
 
 
 def check_validity(flavour: Flavour, runtime: Any, plan: bytes, name: str) -> None:

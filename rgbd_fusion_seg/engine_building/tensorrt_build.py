@@ -34,6 +34,7 @@ from rgbd_fusion_seg.engine.engine_files import (
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
 from rgbd_fusion_seg.engine.graph_engine import ONNX_TYPES, Declared, check_graph
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
+from rgbd_fusion_seg.engine.tensorrt_rtx import rtx_default, rtx_serves, rtx_targets
 from rgbd_fusion_seg.engine_building.build_options import (
     BUILDERS,
     CURRENT,
@@ -147,7 +148,7 @@ def _find_target(options: BuildOptions) -> _Target:
     if flavour.name == 'tensorrt_rtx':
         _check_rtx(options)
         named = _rtx_capabilities(flavour, options, device)
-        return _Target(flavour, device, named or _rtx_default(flavour), named)
+        return _Target(flavour, device, named or rtx_default(flavour), named)
     own = (device.compute_capability,) if device else ()
     if other := [text for text in options.compute_capabilities if text not in (*own, CURRENT)]:
         raise EngineError(
@@ -203,7 +204,7 @@ def _rtx_capabilities(
     Raises:
         EngineError: capabilities that it does not know, or without a wish the GPU's own.
     """
-    known, wanted = _rtx_targets(flavour), options.compute_capabilities
+    known, wanted = rtx_targets(flavour), options.compute_capabilities
     if wanted == (CURRENT,) and device is None:
         raise EngineError(
             'there is no GPU here whose compute capability could be taken; give it in '
@@ -211,12 +212,12 @@ def _rtx_capabilities(
         )
     if device is not None and wanted in ((), (CURRENT,)):
         own = device.compute_capability
-        by_default = runs_on(flavour.name, _rtx_default(flavour), own)
-        if not by_default and own not in known:
+        if not rtx_serves(flavour, own):
             raise EngineError(
                 f'{flavour} does not run on {device}; install tensorrt for it, or name other '
                 'GPUs to build for with --compute-capability'
             )
+        by_default = runs_on(flavour.name, rtx_default(flavour), own)
         return () if by_default and (not wanted or own not in known) else (own,)
     if unknown := [text for text in wanted if text not in known]:
         raise EngineError(
@@ -224,20 +225,6 @@ def _rtx_capabilities(
             f'{", ".join(known)}, or {CURRENT}'
         )
     return wanted
-
-
-def _rtx_default(flavour: Flavour) -> tuple[str, ...]:
-    """Return what RTX builds for where it is told nothing: all but Turing.
-
-    The header of its plans tells so: a set of bits, one a member of ComputeCapability in their
-    order, of which the default has all but the first (and one that no member stands for).
-    """
-    return tuple(text for text in _rtx_targets(flavour) if text != '7.5')
-
-
-def _rtx_targets(flavour: Flavour) -> dict[str, Any]:
-    members = flavour.trt.ComputeCapability.__members__.items()
-    return {f'{name[2:-1]}.{name[-1]}': member for name, member in members if name[:2] == 'SM'}
 
 
 def _sized(bundle: ModelBundle, options: BuildOptions) -> tuple[ModelBundle, ...]:
@@ -354,7 +341,7 @@ def _configure_rtx(trt: Any, config: Any, target: _Target) -> None:
     """Set what TensorRT-RTX alone has."""
     # Else memory may be taken while it runs, and such engines cannot be recorded in a CUDA graph.
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    known = _rtx_targets(target.flavour)
+    known = rtx_targets(target.flavour)
     config.num_compute_capabilities = len(target.named)
     for index, text in enumerate(target.named):
         config.set_compute_capability(known[text], index)

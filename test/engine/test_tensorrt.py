@@ -439,6 +439,45 @@ def test_a_build_helps_where_an_engine_is_absent_or_damaged_and_not_for_want_of_
     assert not helps()
 
 
+@pytest.mark.parametrize(
+    ('flavour', 'capability', 'words'),
+    [
+        ('tensorrt', (8, 7), ''),
+        ('tensorrt_rtx', (8, 9), ''),
+        ('tensorrt_rtx', (7, 5), ''),
+        ('tensorrt_rtx', (12, 9), ''),
+        ('tensorrt_rtx', (8, 7), 'tensorrt_rtx 11.0.0 has none for it; tensorrt is not here'),
+        ('tensorrt_rtx', (9, 0), 'tensorrt_rtx 11.0.0 has none for it; tensorrt is not here'),
+        ('tensorrt_lean', (8, 9), 'copy an engine here that was built with --version-compatible'),
+    ],
+)
+@pytest.mark.parametrize('damaged', [False, True])
+def test_a_build_is_not_recommended_where_nothing_can_build(
+    bundle, cuda, monkeypatch, flavour, capability, words, damaged
+):
+    cuda.capability = capability
+    install(monkeypatch, cuda, flavour, version='11.0.0')
+    if damaged:
+        path = write(
+            bundle,
+            flavour='tensorrt' if flavour == 'tensorrt_lean' else flavour,
+            version='11.0.0',
+            compute_capabilities=('{}.{}'.format(*capability),),
+            options={'version_compatible': flavour == 'tensorrt_lean'},
+        )
+        (path.parent / read_card(path).engine_file).unlink()
+    engine = open_engine(bundle)
+    (step_down,) = (s for s in engine.step_downs if s.backend == 'tensorrt')
+    assert step_down.unexpected
+    assert step_down.build_helps == (not words)
+    if damaged:
+        assert 'cannot be read' in step_down.reason
+    else:
+        assert ('rgbd-fusion-seg build-engine' in step_down.reason) == (not words)
+        assert words in step_down.reason
+        assert ('pip install tensorrt)' in step_down.reason) == bool(words)
+
+
 # Choosing and validating files.
 
 
@@ -769,6 +808,7 @@ def test_what_the_stand_in_offers_is_in_every_flavour_s_api(goldens_dir):
         'IExecutionContext': tensorrt_standin.ExecutionContext,
         'IRuntimeConfig': tensorrt_standin.RuntimeConfig,
         'IRuntimeCache': tensorrt_standin.RuntimeCache,
+        'ComputeCapability': tensorrt_standin.ComputeCapability,
         'EngineValidity': tensorrt_standin.Validity,
         'EngineInvalidityDiagnostics': tensorrt_standin.Flag,
         'CudaGraphStrategy': tensorrt_standin.GraphStrategy,
@@ -783,7 +823,7 @@ def test_what_the_stand_in_offers_is_in_every_flavour_s_api(goldens_dir):
             used = {key for key in vars(stand_in) if not key.startswith('_')} - own
             if not release.startswith('tensorrt_rtx'):
                 used -= rtx_alone
-                if list(classes).index(name) in range(3, 9):
+                if list(classes).index(name) in range(3, 10):
                     continue
             assert used <= set(api[name]), (release, name)
 

@@ -33,7 +33,6 @@ CLAIMED = {
 """Where a module runs; one that is not here may use no name of TensorRT."""
 GUARDED = {
     ('tensorrt_build.py', '_configure_rtx'): RTX,
-    ('tensorrt_build.py', '_rtx_targets'): RTX,
     ('flavours.py', 'can_build'): BUILDERS + RTX,
     ('flavours.py', 'import_flavour'): (),
 }
