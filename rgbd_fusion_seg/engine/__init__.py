@@ -116,6 +116,11 @@ def probe_backend(name: str, options: Mapping[str, Any]) -> Backend:
     return Backend(name, *probe(**_known(probe, options)))
 
 
+def options_known_to(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that one of :data:`BACKENDS` has."""
+    return _known(_module(backend).open_engine, options)
+
+
 def check_precision(precision: str | None) -> None:
     """Raise EngineError where a precision is none of :data:`PRECISIONS`, nor left open."""
     if precision and precision not in PRECISIONS:
@@ -187,7 +192,7 @@ def _open_best(bundle: ModelBundle, failed: Sequence[StepDown], options: dict[st
             passed.append(StepDown(name, detail, unexpected=False))
             continue
         try:
-            engine = module.open_engine(bundle, **_known(module.open_engine, options))
+            engine = module.open_engine(bundle, **options_known_to(name, options))
         except (BundleError, EngineError) as error:
             if isinstance(error, BundleError):
                 damage = damage or error

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
-from rgbd_fusion_seg.engine.engine_choice import PRECISIONS
+from rgbd_fusion_seg.engine import BACKENDS, PRECISIONS, options_known_to
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.ros.synchroniser import MATCHERS
@@ -113,9 +113,11 @@ class EngineConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of the backends, as far as they were given."""
-        given = {'num_threads': self.num_threads, 'device': self.device, **self.build_options}
-        return {name: value for name, value in given.items() if value}
+        """Options of the backend, as far as they were given and concern it."""
+        machine = {'num_threads': self.num_threads, 'device': self.device}
+        if self.backend in BACKENDS:  # one of GPUs has no use for the CPU's threads, and so on
+            machine = options_known_to(self.backend, machine)
+        return {name: value for name, value in machine.items() if value} | self.build_options
 
     @property
     def build_options(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rgbd_fusion_seg.ros.parameters import (
     unknown_parameters,
     unknown_qos_overrides,
 )
+from rgbd_fusion_seg.segmenter import Segmenter
 
 CONFIG = Path(__file__).parents[2] / 'config'
 
@@ -205,6 +206,31 @@ def test_only_options_that_were_given_go_to_the_backends():
     given = EngineConfig(num_threads=2, device=1, precision='bf16')
     assert given.options == {'num_threads': 2, 'device': 1, 'precision': 'bf16'}
     assert given.build_options == {'precision': 'bf16'}
+
+
+@pytest.mark.parametrize(
+    ('backend', 'concerning'),
+    [
+        ('auto', {'num_threads': 2, 'device': 1}),
+        ('tensorrt', {'device': 1}),
+        ('onnxruntime_gpu', {'device': 1}),
+        ('onnxruntime', {'num_threads': 2}),
+        ('openvino', {'num_threads': 2}),
+        ('abacus', {'num_threads': 2, 'device': 1}),  # told when it is opened
+    ],
+)
+def test_what_does_not_concern_a_backend_does_not_go_to_it(backend, concerning):
+    given = {'num_threads': 2, 'device': 1}
+    assert EngineConfig(backend=backend, **given).options == concerning
+    # A precision that a backend does not have is told rather than left out.
+    config = EngineConfig(backend=backend, precision='bf16')
+    assert config.options == {'precision': 'bf16'}
+
+
+def test_an_engine_opens_with_settings_for_another_device(tiny_bundle):
+    config = EngineConfig(backend='onnxruntime', device=1, num_threads=2)
+    with Segmenter(tiny_bundle, config.backend, **config.options) as segmenter:
+        assert segmenter.engine_name == 'onnxruntime (CPU, 2 threads)'
 
 
 def test_a_camera_has_one_height():

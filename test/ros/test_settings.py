@@ -48,7 +48,7 @@ def test_settings_reach_the_segmenter(monkeypatch):
     node.SegmentationNode._open_segmenter(made, None, print, True)
     assert given == {
         'backend': 'openvino', 'min_confidence': 7, 'input_size': (64, 48), 'on_step_down': print,
-        'preload_single_sensor': True, 'precision': 'bf16', 'device': 1, 'num_threads': 2,
+        'preload_single_sensor': True, 'precision': 'bf16', 'num_threads': 2,
     }  # fmt: skip
 
 
