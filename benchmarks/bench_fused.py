@@ -3,7 +3,8 @@
 Each form is the whole way from a frame to labels and confidence through ``Segmenter``: `split`
 (stages on the CPU, logits from the engine), `fused` (the graph takes colour and HHA as bytes and
 returns labels) and `fused with HHA` (the graph takes depth, too). Beside the times stands what
-crosses the bus, and how far labels and confidence are from the split form's.
+crosses the bus, and how far labels and confidence are from the split form's. A fused form that the
+backend cannot open is left out with its reason, as HHA is by ONNX Runtime's CUDA provider.
 
 On a machine with a GPU build the engines first, then compare:
 
@@ -29,7 +30,8 @@ import numpy as np
 from rgbd_fusion_seg import kernels
 from rgbd_fusion_seg.benchmark.compare import recorded_frames, synthetic_frames
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
-from rgbd_fusion_seg.engine_building.fused_graph import fuse, fused_name
+from rgbd_fusion_seg.engine_building.fused_graph import fuse, fused_folder
+from rgbd_fusion_seg.errors import BundleError, EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -55,18 +57,17 @@ def main() -> None:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         forms = bundles(base, (width, height), scratch)
-        segmenters = {
-            name: stack.enter_context(Segmenter(bundle, arguments.backend))
-            for name, bundle in forms.items()
-        }
+        segmenters, left_out = opened(forms, arguments.backend, stack)
         result = {
             'what': 'from frame to labels and confidence; ratio = median over rounds of time / '
             'time of the split form in the same round',
             'bundle': base.name,
+            'onnx_sha256': base.weights_sha256,
             'frame': [width, height],
             'frames': source,
             'engines': {name: s.engine_name for name, s in segmenters.items()},
-            'bytes_over_the_bus': {name: traffic(bundle) for name, bundle in forms.items()},
+            'left_out': left_out,
+            'bytes_over_the_bus': {name: traffic(forms[name]) for name in segmenters},
             'timing': timing(segmenters, frames, arguments.repeats),
             'unlike_split': {
                 name: unlike(segmenters['split'], segmenter, frames)
@@ -91,15 +92,35 @@ def frames_from(path: Path | None, count: int) -> tuple[list[RgbdFrame], str]:
 def bundles(
     base: ModelBundle, frame_size: tuple[int, int], scratch: Path
 ) -> dict[str, ModelBundle]:
-    """Return all forms; fused ones beside the base, which may have engines, else made anew."""
+    """Return all forms; fused ones where they were built, for their engines, else made anew."""
     found = {'split': base}
     for name, hha in (('fused', False), ('fused with HHA', True)):
         if hha and base.hha is None:
             continue
-        beside = base.path.parent / fused_name(base, frame_size, hha)
-        folder = beside if beside.is_dir() else scratch / beside.name
+        kept = fused_folder(base, frame_size, hha)
+        folder = kept if kept.is_dir() else scratch / kept.name
         found[name] = fuse(base, folder, frame_size, hha)
     return found
+
+
+def opened(
+    forms: dict[str, ModelBundle], backend: str, stack: ExitStack
+) -> tuple[dict[str, Segmenter], dict[str, str]]:
+    """Open the forms, to be closed by the stack; return them, and why the others cannot be.
+
+    Raises:
+        SystemExit: the split form cannot be, with which all are compared.
+    """
+    segmenters: dict[str, Segmenter] = {}
+    left_out: dict[str, str] = {}
+    for name, bundle in forms.items():
+        try:
+            segmenters[name] = stack.enter_context(Segmenter(bundle, backend))
+        except (BundleError, EngineError) as error:
+            left_out[name] = str(error)
+    if 'split' in left_out:
+        raise SystemExit(f'nothing to compare with: {left_out["split"]}')
+    return segmenters, left_out
 
 
 def traffic(bundle: ModelBundle) -> dict[str, int]:
@@ -160,6 +181,8 @@ def show(result: dict[str, Any]) -> None:
         sys.stdout.write(f'{name}: {stages} ms; {bus["to"]} bytes in, {bus["from"]} out\n')
     for name, row in result['unlike_split'].items():
         sys.stdout.write(f'{name}: {row}\n')
+    for name, reason in result['left_out'].items():
+        sys.stdout.write(f'{name} was not measured: {reason}\n')
 
 
 if __name__ == '__main__':

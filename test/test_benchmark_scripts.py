@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from rgbd_fusion_seg.bundle import load_bundle
+from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / 'benchmarks'
 
 
-def test_a_measurement_that_fails_costs_no_other_one_s_result(monkeypatch, capsys):
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a program by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    measure = import_module('measure')
+    before = set(sys.modules)
+    yield import_module
+    for name in {path.stem for path in BENCHMARKS.glob('*.py')} - before:
+        sys.modules.pop(name, None)
+
+
+def test_a_measurement_that_fails_costs_no_other_one_s_result(script, capsys):
+    measure = script('measure')
     kept = []
 
     def measured(name: str) -> int:
@@ -28,4 +45,54 @@ def test_a_measurement_that_fails_costs_no_other_one_s_result(monkeypatch, capsy
     assert kept == [({'a': 1}, {}), ({'a': 1}, reason), ({'a': 1, 'abc': 3}, reason)]
     assert capsys.readouterr().err == 'large was not measured: MemoryError: no room for it\n'
     assert measure.one_by_one(['a'], measured, keep) == 0
-    monkeypatch.delitem(sys.modules, 'measure')
+
+
+def run_fused(script, monkeypatch, bundle: Path, out: Path, refused: str) -> None:
+    """Run bench_fused.py on one frame with a backend that cannot open one of the forms."""
+    fused = script('bench_fused')
+    camera = Intrinsics.of_some_camera(64, 48)
+    frame = RgbdFrame(np.full((48, 64, 3), 90, np.uint8), np.ones((48, 64), np.float32), camera)
+    monkeypatch.setattr(fused, 'frames_from', lambda *_: ([frame], 'a wall'))
+    opens = fused.Segmenter
+
+    def refuse(bundle, backend):
+        kind = 'split' if bundle.fused is None else 'hha' if bundle.fused.hha else 'fused'
+        if kind == refused:
+            raise EngineError('it has no kernels for Acos')
+        return opens(bundle, backend)
+
+    monkeypatch.setattr(fused, 'Segmenter', refuse)
+    arguments = ['bench', '--bundle', str(bundle), '--repeats', '1', '--out', str(out)]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    fused.main()
+
+
+def test_a_form_that_a_backend_cannot_open_is_left_out(
+    script, monkeypatch, tmp_path, tiny_bundle, capsys
+):
+    pytest.importorskip('onnxscript', reason='fusing needs onnxscript')
+    out = tmp_path / 'fused.json'
+    run_fused(script, monkeypatch, tiny_bundle, out, 'hha')
+    result = json.loads(out.read_text())
+    assert list(result['timing']) == list(result['bytes_over_the_bus']) == ['split', 'fused']
+    assert list(result['unlike_split']) == ['fused']
+    assert result['left_out'] == {'fused with HHA': 'it has no kernels for Acos'}
+    assert 'fused with HHA was not measured: it has no kernels' in capsys.readouterr().out
+    assert result['onnx_sha256'] == load_bundle(tiny_bundle).weights_sha256
+    with pytest.raises(SystemExit, match='nothing to compare with: it has no kernels'):
+        run_fused(script, monkeypatch, tiny_bundle, out, 'split')
+
+
+def test_fused_forms_are_taken_from_where_they_were_built(
+    script, monkeypatch, tmp_path, tiny_bundle
+):
+    pytest.importorskip('onnxscript', reason='fusing needs onnxscript')
+    fused_graph = import_module('rgbd_fusion_seg.engine_building.fused_graph')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(fused_graph.os, 'access', lambda *_: False)  # root may write anywhere
+    base = load_bundle(tiny_bundle)
+    built = fused_graph.fused_beside(base, (64, 48)).path
+    assert built.is_relative_to(tmp_path / 'cache')
+    forms = script('bench_fused').bundles(base, (64, 48), tmp_path / 'scratch')
+    assert forms['fused'].path == built
+    assert forms['fused with HHA'].path.parent == tmp_path / 'scratch'

@@ -166,14 +166,21 @@ def fuse(
 def fused_beside(
     bundle: ModelBundle, frame_size: tuple[int, int], hha: bool = False
 ) -> ModelBundle:
-    """Write the fused form of a bundle beside it, or in the user's cache where that is read-only.
+    """Write the fused form of a bundle to its :func:`fused_folder`.
 
-    Either way it is found by its name. Args and errors as for :func:`fuse`.
+    Args and errors as for :func:`fuse`.
     """
-    name = fused_name(bundle, frame_size, hha)
+    return fuse(bundle, fused_folder(bundle, frame_size, hha), frame_size, hha)
+
+
+def fused_folder(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool = False) -> Path:
+    """Return where a bundle's fused form belongs: beside it, or in the cache if that is read-only.
+
+    Either way it is found by its name, see :func:`fused_name`.
+    """
     parent = Path(os.path.abspath(bundle.path)).parent
     folder = parent if os.access(parent, os.W_OK) else user_cache() / 'bundles'
-    return fuse(bundle, folder / name, frame_size, hha)
+    return folder / fused_name(bundle, frame_size, hha)
 
 
 def _check(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> None:
