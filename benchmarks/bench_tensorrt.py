@@ -3,7 +3,8 @@
 The same frames of 640x480 go through the whole pipeline with each precision's engine, in turn.
 Then one engine at a time runs inputs that lie in pinned memory already, in turn as a CUDA graph
 and without one, and with the host's copies there and back; and CUPTI, through torch's profiler,
-adds up the kernels and the copies over the bus. Without a GPU or an engine
+adds up the kernels and the copies over the bus. The graph holds both, and is to take little more
+than its kernels alone. Each share stands beside its limit. Without a GPU or an engine
 (``rgbd-fusion-seg build-engine``) nothing is measured.
 
     python benchmarks/bench_tensorrt.py [--bundle NAME] [--frames FOLDER_OR_BAG]
@@ -32,7 +33,8 @@ from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 
-LIMITS = {'outside the engine': 0.15, 'graph over kernels and copies': 1.05}
+LIMITS = {'graph over kernels': 1.05, 'outside the engine': 0.15}
+"""What is measured -> the most it is to be."""
 
 
 def main() -> None:
@@ -55,27 +57,41 @@ def main() -> None:
     else:
         frames = recorded_frames(open_source(options.frames), options.frames, 8).frames
         source = str(options.frames)
+    engines = {name: inside(bundle, name, options.repeats) for name in found}
+    frame = whole_frames(bundle, found, frames, options.repeats)
     result: dict[str, Any] = {
-        'what': 'graph over kernels and copies = time of one CUDA graph, from and to pinned '
-        'memory / sum of its kernels and copies; host copies = time of a run besides, which '
-        'fills that memory; outside the engine = share of the frame',
+        'what': 'graph over kernels = time of one CUDA graph, from and to pinned memory and so '
+        'with its copies / sum of its kernels alone; host copies = time of a run besides, which '
+        'fills that memory; outside the engine = share of the frame; within = at most the limit',
         'device': str(gpu),
         'bundle': bundle.name,
+        'onnx_sha256': bundle.weights_sha256,
         'frames': source,
-        'limits': LIMITS,
-        'engines': {name: inside(bundle, name, options.repeats) for name in found},
-        'frame': whole_frames(bundle, found, frames, options.repeats),
+        'limits': {name: against_limits(engines[name] | frame[name]) for name in found},
+        'engines': engines,
+        'frame': frame,
     }
     measure.write(options.out, result)
     for name, row in result['engines'].items():
         sys.stdout.write(f'{name}: {row["name"]}\n{measure.table(row["timing"])}\n')
         sys.stdout.write(
-            f'kernels {row["kernels_ms"]} ms, copies {row["copies_ms"]} ms, '
-            f'the graph takes {row["graph over kernels and copies"]} times their sum, host copies '
-            f'{row["host_copies_ms"]} ms besides; outside '
-            f'the engine {result["frame"][name]["outside the engine"]:.1%} of the frame\n'
+            f'kernels {row["kernels_ms"]} ms, copies {row["copies_ms"]} ms, host copies '
+            f'{row["host_copies_ms"]} ms besides\n'
         )
+        for what, verdict in result['limits'][name].items():
+            sys.stdout.write(
+                f'{what}: {verdict["measured"]}, limit {verdict["limit"]}: '
+                f'{"within" if verdict["within"] else "NOT within"}\n'
+            )
     sys.stdout.write(f'wrote {options.out}\n')
+
+
+def against_limits(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what was measured beside its limit, and whether it is within."""
+    return {
+        what: {'measured': measured[what], 'limit': limit, 'within': measured[what] <= limit}
+        for what, limit in LIMITS.items()
+    }
 
 
 def precisions(bundle: ModelBundle) -> list[str]:
@@ -119,7 +135,6 @@ def inside(bundle: ModelBundle, precision: str, repeats: int) -> dict[str, Any]:
         timing = measure.interleaved(calls, repeats)
         kernels_ms, copies_ms = on_the_gpu(engines['CUDA graph'], feeds, repeats)
         whole_ms, graph_ms = (timing[k]['median_ms'] for k in ('with host copies', 'CUDA graph'))
-        ratio = graph_ms / (kernels_ms + copies_ms)
         return {
             'name': engines['CUDA graph'].name,
             'uses_cuda_graph': engines['CUDA graph'].uses_cuda_graph,
@@ -127,7 +142,7 @@ def inside(bundle: ModelBundle, precision: str, repeats: int) -> dict[str, Any]:
             'kernels_ms': round(kernels_ms, 4),
             'copies_ms': round(copies_ms, 4),
             'host_copies_ms': round(whole_ms - graph_ms, 4),
-            'graph over kernels and copies': round(ratio, 4),
+            'graph over kernels': round(graph_ms / kernels_ms, 4),
         }
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,3 +97,47 @@ def test_fused_forms_are_taken_from_where_they_were_built(
     forms = script('bench_fused').bundles(base, (64, 48), tmp_path / 'scratch')
     assert forms['fused'].path == built
     assert forms['fused with HHA'].path.parent == tmp_path / 'scratch'
+
+
+def test_a_graph_is_held_against_its_kernels_alone(
+    script, monkeypatch, tmp_path, tiny_bundle, capsys
+):
+    """With a stand-in for the GPU: 2 ms of kernels and 1 ms of copies in a graph of 2.2 ms."""
+    benchmark = script('bench_tensorrt')
+
+    class Engine:
+        name, uses_cuda_graph = 'a stand-in', True
+        execution = SimpleNamespace(infer=lambda: None)
+
+        def run(self, feeds):
+            pass
+
+        def close(self):
+            pass
+
+    medians_ms = {'CUDA graph': 2.2, 'no graph': 3.0, 'with host copies': 2.5}
+    frame = {'fp16': {'median_ms': 10.0, 'outside the engine': 0.15}}
+    table = {
+        name: dict.fromkeys(('median_ms', 'p90_ms', 'ratio'), ms)
+        for name, ms in medians_ms.items()
+    }
+    monkeypatch.setattr(benchmark, 'open_engine', lambda *_, **__: Engine())
+    monkeypatch.setattr(benchmark.measure, 'interleaved', lambda *_: table)
+    monkeypatch.setattr(benchmark, 'on_the_gpu', lambda *_: (2.0, 1.0))
+    monkeypatch.setattr(benchmark, 'whole_frames', lambda *_: frame)
+    monkeypatch.setattr(benchmark, 'find_device', lambda: 'a GPU')
+    monkeypatch.setattr(benchmark, 'precisions', lambda _: ['fp16'])
+    monkeypatch.setattr(benchmark, 'synthetic_frames', lambda _: SimpleNamespace(frames=[]))
+    out = tmp_path / 'tensorrt.json'
+    monkeypatch.setattr(sys, 'argv', ['bench', '--bundle', str(tiny_bundle), '--out', str(out)])
+    benchmark.main()
+    result = json.loads(out.read_text())
+    assert result['limits'] == {
+        'fp16': {
+            'graph over kernels': {'measured': 1.1, 'limit': 1.05, 'within': False},
+            'outside the engine': {'measured': 0.15, 'limit': 0.15, 'within': True},
+        }
+    }
+    said = capsys.readouterr().out
+    assert 'graph over kernels: 1.1, limit 1.05: NOT within' in said
+    assert 'outside the engine: 0.15, limit 0.15: within' in said
