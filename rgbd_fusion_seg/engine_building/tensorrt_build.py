@@ -43,6 +43,7 @@ from rgbd_fusion_seg.engine_building.build_options import (
 )
 from rgbd_fusion_seg.engine_building.build_progress import Progress, interruptible, monitor
 from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.file_lock import file_lock
 
 _log = logging.getLogger(__name__)
 
@@ -110,10 +111,7 @@ def build_engine(
             build_seconds=round(time.perf_counter() - begin, 3),
             built_at=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         )
-        path = write_engine(folder, name, built.plan, card)
-        if options.timing_cache is not None:
-            _save_timing_cache(Path(options.timing_cache), built.timing_cache)
-        return path
+        return write_engine(folder, name, built.plan, card)
 
 
 class _Target(NamedTuple):
@@ -130,7 +128,6 @@ class _Target(NamedTuple):
 class _Built(NamedTuple):
     plan: bytes
     tensors: tuple[EngineTensor, ...]
-    timing_cache: bytes
 
 
 def _find_target(options: BuildOptions) -> _Target:
@@ -294,14 +291,15 @@ def _build(
             observer = monitor(trt, watch)  # it has to live as long as the build
             config.progress_monitor = observer
             plan = builder.build_serialized_network(network, config)
+            if cache is not None and plan is not None:
+                _save_timing_cache(config, cache, Path(options.timing_cache))
         except (RuntimeError, TypeError) as error:  # what the bindings make of a C++ failure
             raise _failure(flavour, sized[0], options, f'{error}; {logger.pop_error()}') from error
     watch.raise_if_ended()
     if plan is None:
         raise _failure(flavour, sized[0], options, logger.pop_error())
     watch.tell('writing the engine', 1.0)
-    timing = bytes(cache.serialize()) if cache is not None else b''
-    return _Built(bytes(plan), tensors, timing)
+    return _Built(bytes(plan), tensors)
 
 
 def _typed_model(sized: tuple[ModelBundle, ...], precision: str) -> bytes:
@@ -454,9 +452,15 @@ def _load_timing_cache(config: Any, path: str | Path | None) -> Any:
     return cache
 
 
-def _save_timing_cache(path: Path, content: bytes) -> None:
+def _save_timing_cache(config: Any, cache: Any, path: Path) -> None:
+    """Write the times of this build beside those that other builds wrote meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:  # the engine is there, which is what was asked for
+        # The file itself is locked, though it is replaced: who waited opens the new one.
+        with file_lock(path, wait=True):
+            stored = config.create_timing_cache(path.read_bytes())
+            if stored is not None:
+                cache.combine(stored, False)  # leaves out what is of another GPU or TensorRT
+            write_atomically(path, bytes(cache.serialize()))
+    except OSError as error:  # the engine can be built, which is what was asked for
         _log.warning('the timing cache %s cannot be written (%s)', path, error.strerror)

@@ -26,8 +26,13 @@ from rgbd_fusion_seg.engine_building import fused_graph, tensorrt_build
 from rgbd_fusion_seg.engine_building.build_options import BuildOptions
 from rgbd_fusion_seg.engine_building.build_progress import Progress
 from rgbd_fusion_seg.engine_building.precision import PRECISIONS, typed_network
-from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
+from rgbd_fusion_seg.engine_building.tensorrt_build import (
+    _load_timing_cache,
+    _save_timing_cache,
+    build_engine,
+)
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
+from rgbd_fusion_seg.file_lock import file_lock
 from rgbd_fusion_seg.locations import CARD_NAME
 
 REASON = 'needs TensorRT-RTX (pip install .[tensorrt-rtx])'
@@ -480,6 +485,70 @@ def test_the_timing_cache_is_kept(bundle, as_tensorrt, tmp_path, caplog):
     path = build_engine(bundle, dataclasses.replace(options, timing_cache=lost, force=True))
     assert plan_of(path)
     assert f'the timing cache {lost} cannot be written' in caplog.text
+
+
+class Times:
+    """Stands in for a timing cache: lines, of which the first is the GPU they were measured on."""
+
+    def __init__(self, content: bytes, gpu: bytes) -> None:
+        self.gpu, *lines = content.splitlines() or [gpu]
+        self.lines = set(lines)
+
+    def combine(self, other: Times, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if other.gpu == self.gpu:
+            self.lines |= other.lines
+        return other.gpu == self.gpu
+
+    def serialize(self) -> bytes:
+        return b'\n'.join([self.gpu, *sorted(self.lines)])
+
+
+class Config:
+    """Stands in for a builder's configuration on the GPU ``here``."""
+
+    def create_timing_cache(self, content: bytes) -> Times:
+        return Times(content, b'here')
+
+    def set_timing_cache(self, cache: Times, ignore_mismatch: bool) -> bool:
+        return cache.gpu == b'here' or ignore_mismatch
+
+
+def test_builds_that_share_a_timing_cache_keep_each_other_s_times(tmp_path):
+    path = tmp_path / 'times'
+    path.write_bytes(b'here\nearlier')
+    builds = [(config, _load_timing_cache(config, path)) for config in (Config(), Config())]
+    for (config, cache), kernel in zip(builds, (b'mine', b'theirs'), strict=True):
+        cache.lines.add(kernel)
+        _save_timing_cache(config, cache, path)
+    assert path.read_bytes() == b'here\nearlier\nmine\ntheirs'
+
+
+def test_no_other_build_writes_times_while_they_are_combined(tmp_path):
+    path, free = tmp_path / 'times', []
+
+    class Watching(Config):
+        def create_timing_cache(self, content: bytes) -> Times:
+            with file_lock(path) as mine:
+                free.append(mine)
+            return super().create_timing_cache(content)
+
+    config = Watching()
+    cache = _load_timing_cache(config, path)
+    _save_timing_cache(config, cache, path)
+    assert free == [True, False]
+    with file_lock(path) as mine:
+        assert mine
+
+
+def test_a_timing_cache_of_another_gpu_is_begun_anew(tmp_path, caplog):
+    path, config = tmp_path / 'times', Config()
+    path.write_bytes(b'elsewhere\nfast')
+    cache = _load_timing_cache(config, path)
+    assert f'the timing cache {path} is of another GPU or TensorRT; it is begun' in caplog.text
+    cache.lines.add(b'slow')
+    _save_timing_cache(config, cache, path)
+    assert path.read_bytes() == b'here\nslow'
 
 
 def test_progress(bundle):
