@@ -2,8 +2,9 @@
 
 Networks have random weights, which cost what trained ones cost. Each network's forms are timed in
 turn in one run: eager float32 (on GPUs TF32), eager in the device's half precision (fp16 on GPUs,
-bf16 on CPUs), on GPUs that as a CUDA graph, and by choice compiled. Only the network is timed, its
-inputs lying on the device. Engines of bundles are compared by ``rgbd-fusion-seg benchmark``.
+bf16 on CPUs), on GPUs that as a CUDA graph, and by choice compiled. A form that fails, as
+compiling may, is told and costs no other one's times. Only the network is timed, its inputs lying
+on the device. Engines of bundles are compared by ``rgbd-fusion-seg benchmark``.
 
     python benchmarks/bench_networks.py [--size 640x480] [--networks NAME ...] [--compile]
 """
@@ -54,7 +55,8 @@ def main() -> int:
     def row(name: str) -> dict[str, Any]:
         found = measured(name, options.size, device, options.compile, options.repeats)
         title = f'{name}: {found["parameters"] / 1e6:.2f} M parameters, {found["gflops"]} GFLOP'
-        tqdm.write(f'{title}\n{measure.table(found["timing"])}\n')
+        lost = ''.join(f'{form} failed: {why}\n' for form, why in found.get('failed', {}).items())
+        tqdm.write(f'{title}\n{measure.table(found["timing"])}\n{lost}')
         return found
 
     def keep(rows: dict[str, Any], failed: dict[str, str]) -> None:
@@ -69,24 +71,30 @@ def main() -> int:
 def measured(
     name: str, size: tuple[int, int], device: torch.device, compiled: bool, repeats: int
 ) -> dict[str, Any]:
-    """Return what a network costs, and the timing of its forms with frames per second."""
+    """Return what a network costs, the timing of its forms, and why some of them have none.
+
+    Raises:
+        Exception: whatever its first form, eager float32, raises.
+    """
     torch.manual_seed(0)
     network = build_network(name, NUM_CLASSES).eval().to(device)
     empty = empty_network(name, NUM_CLASSES)
-    timing = measure.interleaved(forms(network, size, device, compiled), repeats)
+    found, failed = forms(network, size, device, compiled)
+    timing = measure.interleaved(found, repeats)
     for stats in timing.values():
         stats['frames_per_second'] = round(1e3 / stats['median_ms'], 1)
     return {
         'parameters': parameter_count(empty)[0],
         'gflops': round(gflops(empty, *size), 1),
         'timing': timing,
+        **({'failed': failed} if failed else {}),
     }
 
 
 def forms(
     network: SegmentationNetwork, size: tuple[int, int], device: torch.device, compiled: bool
-) -> dict[str, Callable[[], None]]:
-    """Return the forms of a network by name, each ready to run on inputs of its own."""
+) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+    """Return the forms of a network by name, each having run once, and why others cannot."""
     half = torch.float16 if device.type == 'cuda' else torch.bfloat16
     half_name = 'fp16' if device.type == 'cuda' else 'bf16'
     full_name = 'TF32' if device.type == 'cuda' else 'fp32'  # torch's default
@@ -99,15 +107,22 @@ def forms(
     }
     low = {name: image.to(half) for name, image in images.items()}
     other = in_precision(network, half)
-    found = {
-        f'eager {full_name}': waiting(in_precision(network, torch.float32), images, device),
-        f'eager {half_name}': waiting(other, low, device),
-    }
+    eager = waiting(in_precision(network, torch.float32), images, device)
+    eager()  # without which there is nothing to compare with
+    making = {f'eager {half_name}': lambda: waiting(other, low, device)}
     if device.type == 'cuda':
-        found['CUDA graph fp16'] = recorded(other, low)
+        making['CUDA graph fp16'] = lambda: recorded(other, low)
     if compiled:
-        found[f'compiled {half_name}'] = waiting(torch.compile(other), low, device)
-    return found
+        making[f'compiled {half_name}'] = lambda: waiting(torch.compile(other), low, device)
+    found, failed = {f'eager {full_name}': eager}, {}
+    for name, make in making.items():
+        try:
+            form = make()
+            form()  # compiles, among others
+            found[name] = form
+        except Exception as error:
+            failed[name] = measure.reason(error)
+    return found, failed
 
 
 def in_precision(network: SegmentationNetwork, dtype: torch.dtype) -> SegmentationNetwork:

@@ -18,7 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rgbd_fusion_seg.hardware import hardware
 from rgbd_fusion_seg.timing import in_turn, interleaved
 
-__all__ = ['OUTPUT', 'hardware', 'in_turn', 'interleaved', 'one_by_one', 'table', 'write']
+__all__ = [
+    'OUTPUT',
+    'hardware',
+    'in_turn',
+    'interleaved',
+    'one_by_one',
+    'reason',
+    'table',
+    'write',
+]
 
 OUTPUT = Path('bench_output')
 """For results by default; `results/` beside this file has those that the documents tell."""
@@ -55,10 +64,15 @@ def one_by_one(
         try:
             results[name] = measured(name)
         except Exception as error:
-            failed[name] = f'{type(error).__name__}: {" ".join(str(error).split()):.300}'
+            failed[name] = reason(error)
             sys.stderr.write(f'{name} was not measured: {failed[name]}\n')
         keep(results, failed)
     return int(bool(failed))
+
+
+def reason(error: Exception) -> str:
+    """Return what was raised as one line, not too long a one."""
+    return f'{type(error).__name__}: {" ".join(str(error).split()):.300}'
 
 
 def table(stats: Mapping[str, Mapping[str, float]]) -> str:

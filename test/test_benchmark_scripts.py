@@ -141,3 +141,26 @@ def test_a_graph_is_held_against_its_kernels_alone(
     said = capsys.readouterr().out
     assert 'graph over kernels: 1.1, limit 1.05: NOT within' in said
     assert 'outside the engine: 0.15, limit 0.15: within' in said
+
+
+def test_a_network_that_cannot_be_compiled_is_measured_otherwise(
+    script, monkeypatch, tmp_path, capsys
+):
+    torch = pytest.importorskip('torch', reason='networks need torch (pip install .[train])')
+    benchmark = script('bench_networks')
+
+    def compile_badly(network):
+        def run(images):
+            raise RuntimeError('no compiler\nwas found')
+
+        return run
+
+    monkeypatch.setattr(torch, 'compile', compile_badly)
+    out = tmp_path / 'networks.json'
+    arguments = '--size 64x48 --networks erfnet --repeats 1 --device cpu --compile --out'
+    monkeypatch.setattr(sys, 'argv', ['bench', *arguments.split(), str(out)])
+    assert benchmark.main() == 0
+    (row,) = json.loads(out.read_text())['networks'].values()
+    assert list(row['timing']) == ['eager fp32', 'eager bf16']
+    assert row['failed'] == {'compiled bf16': 'RuntimeError: no compiler was found'}
+    assert 'compiled bf16 failed: RuntimeError: no compiler' in ''.join(capsys.readouterr())
