@@ -45,6 +45,7 @@ from rgbd_fusion_seg.training.metrics import (
 from rgbd_fusion_seg.training.predictors import (
     CHECKPOINT_SUFFIX,
     Predictor,
+    all_logits,
     full_float32,
     labels_of,
     open_predictor,
@@ -80,12 +81,14 @@ def evaluate_network(
         fabric: of the processes; None = this one alone.
 
     Returns:
-        what `metrics.summary` returns.
+        what `metrics.summary` returns, with the branches that predict for themselves.
     """
     rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     num_classes = len(frames.classes)
     device = next(network.parameters()).device
-    total = torch.zeros((num_classes, num_classes + 1), dtype=torch.int64, device=device)
+    branches = network.predicting_branches
+    shape = (1 + len(branches), num_classes, num_classes + 1)
+    total = torch.zeros(shape, dtype=torch.int64, device=device)
     indices = range(rank, len(frames), world)
     results = _label(network, normalise, frames, rgb_size, indices)
     with progress_bar(
@@ -96,11 +99,12 @@ def evaluate_network(
         disable=rank > 0,
     ) as progress:
         for labels, truth in results:
-            total += _count(labels, truth, num_classes)
-            progress.update(len(labels))
+            total += torch.stack([_count(x, truth, num_classes) for x in labels])
+            progress.update(len(truth))
     if fabric is not None:
         total = fabric.all_reduce(total, reduce_op='sum')
-    return summary(total.cpu().numpy(), frames.classes.names)
+    matrix, *others = total.cpu().numpy()
+    return summary(matrix, frames.classes.names, dict(zip(branches, others, strict=True)))
 
 
 @torch.inference_mode()
@@ -117,7 +121,7 @@ def predicted_labels(
     """
     indices = [i for i in indices if i < len(frames)]
     results = _label(network, normalise, frames, rgb_size, indices)
-    labels = [image for batch, _ in results for image in batch.cpu().numpy()]
+    labels = [image for (batch, *_), _ in results for image in batch.cpu().numpy()]
     rgb = max(frames.rgb, key=lambda level: level.shape[2])
     return [
         (np.array(rgb[i]), np.array(frames.labels[i]), image)
@@ -131,8 +135,8 @@ def _label(
     frames: CachedFrames,
     rgb_size: tuple[int, int],
     indices: Sequence[int],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield predicted and true labels, uint8 (N, H, W), of batches of frames."""
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Yield predicted labels, then those of each branch, and true ones, uint8 (N, H, W)."""
     device, size = next(network.parameters()).device, rgb_size[::-1]
     sees = network.modalities
     rgb = size if 'rgb' in sees else None
@@ -141,7 +145,8 @@ def _label(
     with _evaluation_mode(network), full_float32():
         for batch in whole_frames(frames, rgb, hha, device, indices, batch_size, depth):
             truth = batch['labels']
-            yield labels_of(network(normalise(batch)).float(), *truth.shape[1:]), truth
+            logits = all_logits(network, normalise(batch))
+            yield [labels_of(x, *truth.shape[1:]) for x in logits], truth
 
 
 @contextlib.contextmanager
@@ -178,7 +183,8 @@ def evaluate(
     """Score a checkpoint or a bundle on the test split, and on held-out synthetic rooms.
 
     Frames are read as they are and labels compared at their own size. Synthetic rooms are scored
-    where the data has the classes of NYU40, and `data.synthetic_test_frames` is not 0.
+    where the data has the classes of NYU40, and `data.synthetic_test_frames` is not 0. Of a
+    checkpoint whose network joins the predictions of branches, each of these is scored, too.
 
     Args:
         model: a .safetensors file that the train command wrote, a run's folder (its
@@ -279,15 +285,16 @@ def score_source(
         boundary: measure the boundary F-score too.
     """
     num_classes = len(source.classes)
-    matrix = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+    shape = (1 + len(predictor.branches), num_classes, num_classes + 1)
+    matrices = np.zeros(shape, dtype=np.int64)
     indices = range(0, len(source), every)
     accuracy, boundaries, sizes = [], [], set()
     for index in progress_bar(indices, desc=f'score {source.name}', unit='frame'):
         item = read_frame(source, index)
-        labels = predictor.predict(item.frame)
-        counts = confusion_matrix(labels, item.labels, num_classes)
-        matrix += counts
-        accuracy.append(frame_accuracy(counts))
+        labels, *others = predictor.predict_all(item.frame)
+        counts = [confusion_matrix(x, item.labels, num_classes) for x in (labels, *others)]
+        matrices += counts
+        accuracy.append(frame_accuracy(counts[0]))
         sizes.add(item.labels.shape[::-1])
         if boundary:
             boundaries.append(boundary_f(labels, item.labels, num_classes))
@@ -298,8 +305,9 @@ def score_source(
         size=sizes.pop() if len(sizes) == 1 else None,
         indices=np.array(indices),
         accuracy=np.array(accuracy),
-        matrix=matrix,
+        matrix=matrices[0],
         boundary=boundary_scores(np.stack(boundaries)) if boundary else None,
+        branches=dict(zip(predictor.branches, matrices[1:], strict=True)),
     )
 
 

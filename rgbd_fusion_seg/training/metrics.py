@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -48,14 +49,26 @@ def matrix_scores(matrix: np.ndarray) -> MatrixScores:
     return MatrixScores(overall, frequency, weighted)
 
 
-def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the scores of a confusion matrix as plain numbers 0..1, None where undefined."""
+def summary(
+    matrix: np.ndarray,
+    class_names: tuple[str, ...],
+    branches: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Return the scores of a confusion matrix as plain numbers 0..1, None where undefined.
+
+    Those of the matrices of a network's branches, by name, stand under 'branches' where it has
+    some, without their classes.
+    """
     result = matrix_scores(matrix)
+    scored = {name: summary(own, class_names) for name, own in (branches or {}).items()}
+    for numbers in scored.values():
+        del numbers['classes']
     return {
         'mIoU': plain(result.overall.mean_iou, 5),
         'pixel_accuracy': plain(result.overall.pixel_accuracy, 5),
         'mean_accuracy': plain(result.overall.mean_accuracy, 5),
         'frequency_weighted_iou': plain(result.frequency_weighted_iou, 5),
+        **({'branches': scored} if scored else {}),
         'classes': {
             name: plain(iou) for name, iou in zip(class_names, result.overall.iou, strict=True)
         },
@@ -211,6 +224,7 @@ class SetScores:
         accuracy: float64 (N,) share of right pixels of each, NaN without labelled ones.
         matrix: int64 (K, K + 1), summed over all of them.
         boundary: None where it was not measured.
+        branches: the same matrix for each branch that predicts for itself, by name.
     """
 
     name: str
@@ -221,6 +235,7 @@ class SetScores:
     accuracy: np.ndarray
     matrix: np.ndarray
     boundary: BoundaryScores | None
+    branches: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def comparison(self) -> str:
@@ -232,7 +247,7 @@ class SetScores:
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers for a model's card."""
-        numbers = summary(self.matrix, self.classes.names)
+        numbers = summary(self.matrix, self.classes.names, self.branches)
         by_class = numbers.pop('classes')
         if self.boundary is not None:
             numbers['boundary_f'] = plain(self.boundary.mean, 5)

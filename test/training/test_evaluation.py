@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -53,7 +54,7 @@ def frames() -> CachedFrames:
 class ReadsRed(torch.nn.Module):
     """Tells the class from red: right on the frames above, or always ``constant``."""
 
-    modalities, stride, size_multiple = ('rgb',), 1, 1
+    modalities, stride, size_multiple, predicting_branches = ('rgb',), 1, 1, ()
 
     def __init__(self, constant: int | None = None) -> None:
         super().__init__()
@@ -196,10 +197,10 @@ class Source:
 class RedPredictor:
     """Labels frames at their own size, right but where the source lies."""
 
-    classes, model, measured_with = CLASSES, {'path': 'red'}, 'nothing'
+    classes, model, measured_with, branches = CLASSES, {'path': 'red'}, 'nothing', ()
 
-    def predict(self, frame: RgbdFrame) -> np.ndarray:
-        return frame.rgb[..., 0] // 40
+    def predict_all(self, frame: RgbdFrame) -> list[np.ndarray]:
+        return [frame.rgb[..., 0] // 40]
 
     def close(self) -> None:
         """Nothing to free."""
@@ -274,6 +275,69 @@ def test_the_command_leaves_a_report(checkpoint, data, tmp_path, capsys):
     assert left == ['01-frame00000.jpg', 'mine.jpg']
 
 
+def by_hand(logits: list[torch.Tensor], size: tuple[int, int]) -> list[np.ndarray]:
+    """Labels (N, H, W) of logits that torch enlarges."""
+    large = (torch.nn.functional.interpolate(x, size, mode='bilinear') for x in logits)
+    return [x.argmax(1).numpy() for x in large]
+
+
+def counted(labels: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Confusion matrix (K, K + 1); 255 is void."""
+    known = truth != 255
+    matrix = np.zeros((num_classes, num_classes + 1), int)
+    np.add.at(matrix, (truth[known], labels[known]), 1)
+    return matrix
+
+
+def mean_iou(matrix: np.ndarray) -> float:
+    both = np.diagonal(matrix)
+    union = matrix.sum(0)[:-1] + matrix.sum(1) - both
+    return (both[union > 0] / union[union > 0]).mean()
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('cen', {}),
+        ('asymfusion', {'distillation': 1.0}),
+        ('multimodal', {'ensemble': 'concat'}),
+        ('stage_fusion', {'fusion': 'concat', 'stages': 'early'}),
+        ('stage_fusion', {'encoders': 'individual'}),
+        ('multimodal', {'modalities': ['rgb']}),
+    ],
+)
+def test_each_branch_is_scored_in_training(frames, name, options):
+    torch.manual_seed(0)
+    small = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+    network = build_network(name, 6, **small, **options)
+    statistics = {'rgb': ([80.0] * 3, [60.0] * 3), 'hha': ([100.0] * 3, [50.0] * 3)}
+    (hha,) = frames.hha
+    large = np.random.default_rng(2).integers(0, 256, (5, 48, 64, 3), np.uint8)
+    frames = dataclasses.replace(frames, hha=(large, hha))
+    normalise = Normaliser({m: statistics[m] for m in network.modalities})
+    images = {'rgb': frames.rgb[0], 'hha': large}
+    images = [
+        (torch.tensor(images[m]).permute(0, 3, 1, 2) - statistics[m][0][0]) / statistics[m][1][0]
+        for m in network.modalities
+    ]
+    with torch.no_grad():
+        network.encode(images)  # norms that know the images, and no class that wins everywhere
+        (bias,) = (x for name, x in network.head.named_parameters() if x.shape == (6,))
+        bias -= torch.cat(network.eval().head(network.encode(images))).mean((0, 2, 3))
+        scores = evaluate_network(network, normalise, frames, (64, 48))
+        logits = network.eval().head(network.encode(images))
+    expected = [
+        mean_iou(counted(x, frames.labels, 6)) for x in by_hand(logits, frames.labels.shape[1:])
+    ]
+    if len(expected) == 1:
+        assert 'branches' not in scores
+        assert scores['mIoU'] == pytest.approx(expected[0], abs=1e-3)
+        return
+    assert tuple(scores['branches']) == network.outputs
+    assert [x['mIoU'] for x in scores['branches'].values()] == pytest.approx(expected, abs=2e-4)
+    assert np.diff(np.sort(expected)).min() > 1e-3  # else which is whose would not be told
+
+
 @pytest.mark.parametrize('name', ['cen', 'asymfusion', 'multimodal'])
 def test_networks_of_branches_are_scored_at_several_scales_and_mirrored(data, tmp_path, name):
     """Against torch written out: probabilities of four views at the frame's size, averaged."""
@@ -293,7 +357,7 @@ def test_networks_of_branches_are_scored_at_several_scales_and_mirrored(data, tm
     )  # fmt: skip
     scores = json.loads((folder / 'scores.json').read_text())['sets']['nyudv2_test']
     item = open_dataset(data.dataset, 'test')[0]
-    total = 0
+    totals = [0, 0, 0]
     for width, height in ((48, 32), (96, 64)):
         rgb = rgb_image(item.frame.rgb, width, height)
         hha = hha_image(item.frame.depth, item.frame.intrinsics, width, height)
@@ -304,17 +368,22 @@ def test_networks_of_branches_are_scored_at_several_scales_and_mirrored(data, tm
                 for m, x in view.items()
             }
             with torch.no_grad():
-                logits = network(view)
-            logits = logits.flip(3) if flip else logits
-            large = torch.nn.functional.interpolate(logits, (480, 640), mode='bilinear')
-            total = total + large.softmax(1)
-    labels = total.argmax(1)[0].numpy()
-    assert len(np.unique(labels)) > 1
-    known = item.labels != 255
-    expected = np.zeros((40, 41), int)
-    np.add.at(expected, (item.labels[known], labels[known]), 1)
+                branches = network.head(network.encode([view['rgb'], view['hha']]))
+                logits = [network(view), *branches]
+            for i, x in enumerate(logits):
+                x = x.flip(3) if flip else x
+                large = torch.nn.functional.interpolate(x, (480, 640), mode='bilinear')
+                totals[i] = totals[i] + large.softmax(1)
+    whole, *branches = (x.argmax(1)[0].numpy() for x in totals)
+    assert len(np.unique(whole)) > 1
+    expected = counted(whole, item.labels, 40)
     difference = np.abs(np.array(scores['confusion']) - expected).sum()
-    assert difference <= 0.002 * known.sum()  # ties
+    assert difference <= 0.002 * expected.sum()  # ties
+    page = (folder / 'report.md').read_text()
+    for branch, labels in zip(('rgb', 'hha'), branches, strict=True):
+        expected = mean_iou(counted(labels, item.labels, 40))
+        assert scores['branches'][branch]['mIoU'] == pytest.approx(expected, abs=1e-3)
+        assert f'mean IoU of the {branch} branch [%]' in page
 
 
 def test_a_quick_look_takes_every_nth_frame_and_no_report(checkpoint, data, capsys):

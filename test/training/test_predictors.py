@@ -55,7 +55,7 @@ def mirrored(frame: RgbdFrame) -> RgbdFrame:
 class PixelNetwork(torch.nn.Module):
     """Scores each 4x4 block of colour, plus a slope along the columns that mirroring reveals."""
 
-    modalities, stride, size_multiple = ('rgb',), 4, 8
+    modalities, stride, size_multiple, predicting_branches = ('rgb',), 4, 8, ()
 
     def __init__(self, slope: float) -> None:
         super().__init__()

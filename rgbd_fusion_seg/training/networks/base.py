@@ -32,6 +32,8 @@ class SegmentationNetwork(nn.Module):
     """Height and width of the colour input are multiples of this."""
     auxiliary_weights: tuple[float, ...] = ()
     """Default loss weights of the auxiliary outputs."""
+    predicting_branches: tuple[str, ...] = ()
+    """Branches whose predictions are joined, the first auxiliary outputs, in their order."""
     auxiliary_at_full_size: bool = False
     """Compare auxiliary logits with labels at the size of the prediction, not at their own."""
     shrink_depth: bool = False

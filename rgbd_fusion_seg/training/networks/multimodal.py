@@ -172,6 +172,11 @@ class MultimodalNetwork(SegmentationNetwork):
         """What the head predicts from, in order: here the branch of each modality."""
         return self.modalities
 
+    @property
+    def predicting_branches(self) -> tuple[str, ...]:
+        """The outputs, where they are joined to a prediction."""
+        return self.outputs if len(self.outputs) > 1 else ()
+
     def make_encoder(self, layers: BranchLayers, output_stride: int) -> nn.Module:
         """Return the encoder of all branches."""
         return ENCODERS[self.backbone_name](
