@@ -41,6 +41,7 @@ from rgbd_fusion_seg.training.study_runs import (
     row_config,
     standing,
 )
+from rgbd_fusion_seg.training.study_scores import rescore as score_again
 from rgbd_fusion_seg.training.trainer import NO_FILES, Trainer
 
 LOOK_AGAIN_S = 5.0
@@ -48,7 +49,12 @@ LOOK_AGAIN_S = 5.0
 
 
 def study(
-    study: StudyConfig, report_only: bool = False, only: Sequence[str] | None = None
+    study: StudyConfig,
+    report_only: bool = False,
+    only: Sequence[str] | None = None,
+    rescore: Sequence[str] = (),
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
 ) -> None:
     """Train every row of a study with every seed and compare them; goes on where it stopped.
 
@@ -57,6 +63,9 @@ def study(
         report_only: write the results of what is done so far, train nothing.
         only: names of the rows to train, with those that they start from; default: all but the
             optional ones.
+        rescore: names of rows whose finished runs are scored once more; nothing is trained then.
+        scales, flip: of ``rescore``, as of the evaluate command; scores of several views stand
+            beside those of one.
 
     Raises:
         InputError: rows that name unknown rows or options, that cannot be trained at this size,
@@ -66,10 +75,14 @@ def study(
     """
     _check(study)
     wanted = _wanted(study, only)
+    if not rescore and (flip or tuple(scales) != (1.0,)):
+        raise InputError('scales and flip are of what rescore names; give it the names of rows')
     output = Path(study.output)
     check_writable(output)
     make_folder(output)
-    if not report_only:
+    if rescore:
+        score_again(study, rescore, scales, flip)
+    elif not report_only:
         with file_lock(output / 'plan.lock', wait=True):
             plan = planned_epochs(study, output)
         _train_rows(study, plan, output, wanted)
@@ -78,7 +91,7 @@ def study(
     if study.record and entries:
         write_record(study, entries)
     print(f'written to {output}')
-    if failures and not report_only:
+    if failures and not (report_only or rescore):
         failed = '; '.join(f'{f["row"]}-{f["seed"]}: {f["reason"]}' for f in failures)
         raise TrainingError(
             f'not every row of the study could be trained: {failed} (delete the folder of a row '

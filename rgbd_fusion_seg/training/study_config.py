@@ -21,7 +21,8 @@ class RowConfig:
         continues: name of a row whose weights it goes on with.
         shown: whether the table has it; rows that others only start from need not be.
         optional: it is trained where ``only`` names it alone, and the table has it once it was.
-        paper_parameters, paper_miou: the paper's figures, as text.
+        paper_parameters, paper_miou, paper_branches: the paper's figures, as text; the last of
+            the mIoU of each branch.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RowConfig:
     optional: bool = False
     paper_parameters: str = ''
     paper_miou: str = ''
+    paper_branches: str = ''
 
     def __post_init__(self) -> None:
         named = is_folder_name(self.name)

@@ -15,7 +15,7 @@ from rgbd_fusion_seg.training.checkpoints import write_output
 from rgbd_fusion_seg.training.report import escaped
 
 if TYPE_CHECKING:
-    from rgbd_fusion_seg.training.study_config import StudyConfig
+    from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
 
 Entry = dict[str, Any]
 
@@ -53,23 +53,28 @@ def write_report(
 
 def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] = ()) -> str:
     """Return the study's table and what became of its claims, as Markdown."""
-    told = any(row.paper_parameters for row in study.rows if row.shown)
+    rows = [(r, [e for e in entries if e['row'] == r.name]) for r in study.rows if r.shown]
+    told = any(row.paper_parameters for row, _ in rows)
+    measured = {
+        head: cell
+        for head, cell in MEASURED_FOR_SOME.items()
+        if any(cell(row, runs) for row, runs in rows)
+    }
+    heads = ''.join(f'{head} | ' for head in measured)
     lines = [
         f'| network | parameters{" (paper)" if told else ""} | GFLOP | epochs | mIoU '
-        '| pixel acc. | mean acc. | mIoU in the paper |',
-        '|---|---|---|---|---|---|---|---|',
+        f'| {heads}pixel acc. | mean acc. | mIoU in the paper |',
+        f'|---|---|---|---|---|{"---|" * len(measured)}---|---|---|',
     ]
-    for row in study.rows:
-        runs = [e for e in entries if e['row'] == row.name]
-        if not row.shown:
-            continue
+    for row, runs in rows:
         failed = [str(f['seed']) for f in failures if f['row'] == row.name]
         if not runs:
             if row.optional and not failed:
                 continue
             state = 'failed' if failed else 'not trained yet'
             title, paper = escaped(row.title), escaped(row.paper_miou)
-            lines.append(f'| {title} | | | | {state} | | | {paper} |')
+            empty = ' |' * (2 + len(measured))
+            lines.append(f'| {title} | | | | {state} |{empty} {paper} |')
             continue
         first = runs[0]
         parameters = f'{first["parameters"] / 1e6:.2f} M'
@@ -77,12 +82,36 @@ def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] =
             parameters += f' ({row.paper_parameters})'
         title = f'{row.title} (failed with seed {", ".join(failed)})' if failed else row.title
         cells = [title, parameters, f'{first["gflops"]:.1f}', str(epochs(study, entries, row))]
-        cells += [spread(values(runs, key)) for key in ('mIoU', 'pixel_accuracy', 'mean_accuracy')]
+        scores = [spread(values(runs, key)) for key in ('pixel_accuracy', 'mean_accuracy')]
+        added = [cell(row, runs) for cell in measured.values()]
+        cells += [spread(values(runs, 'mIoU')), *added, *scores]
         lines.append('| ' + ' | '.join(map(escaped, [*cells, row.paper_miou])) + ' |')
     if study.claims:
         lines += ['', '| claim | here | in the paper | verdict |', '|---|---|---|---|']
         lines += [_claim(claim, entries, study.noise) for claim in study.claims]
     return '\n'.join(lines) + '\n'
+
+
+def _of_branches(row: RowConfig, runs: list[Entry]) -> str:
+    """Return the mIoU of each branch, in the network's order; '' where it was not measured."""
+    scored = [run['scores']['test'].get('branches') for run in runs]
+    if not scored or not all(scored):
+        return ''
+    here = [spread([100 * run[name]['mIoU'] for run in scored]) for name in scored[0]]
+    return ' / '.join(here) + (f' ({row.paper_branches})' if row.paper_branches else '')
+
+
+def _of_several_views(row: RowConfig, runs: list[Entry]) -> str:
+    """Return the mIoU over several scales or mirrored; '' where it was not measured."""
+    scored = [run['scores'].get('multi_scale') for run in runs]
+    return spread([100 * run['mIoU'] for run in scored]) if scored and all(scored) else ''
+
+
+MEASURED_FOR_SOME = {
+    'of each branch (paper)': _of_branches,
+    'multi-scale': _of_several_views,
+}
+"""Columns beside mIoU of what not every run knows; they are there where one row has something."""
 
 
 def epochs(study: StudyConfig, entries: list[Entry], row: Any) -> str:

@@ -31,6 +31,7 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     OptimiserConfig,
     TrainConfig,
 )
+from rgbd_fusion_seg.training.evaluation import evaluate  # noqa: E402
 from rgbd_fusion_seg.training.study import study  # noqa: E402
 from rgbd_fusion_seg.training.study_config import (  # noqa: E402
     ClaimConfig,
@@ -445,6 +446,70 @@ def test_the_table_names_what_it_has(tiny_study):
     assert lines[0].startswith('| network | parameters (paper) | GFLOP |')
     assert '2.00 M (1.9 M)' in lines[2]
     assert '| not trained yet |' in lines[3]
+
+
+def test_what_some_rows_know_has_columns_where_one_does(tiny_study):
+    plain = [entry('rgb', seed, 0.3) for seed in (0, 1)]
+    before = study_report.report(tiny_study, plain)
+    both = [entry('fused', seed, 0.4) for seed in (0, 1)]
+    for run, rgb, hha in zip(both, (0.2, 0.22), (0.3, 0.32), strict=True):
+        run['scores']['test']['branches'] = {'rgb': {'mIoU': rgb}, 'hha': {'mIoU': hha}}
+    tiny_study.rows[3].paper_branches = '49.7 / 45.1'
+    head, _, rgb, fused = study_report.report(tiny_study, plain + both).splitlines()[:4]
+    assert '| mIoU | of each branch (paper) | pixel acc. |' in head
+    assert '| 40.0 ± 0.0 | 21.0 ± 1.4 / 31.0 ± 1.4 (49.7 / 45.1) | 50.0 ± 0.0 |' in fused
+    assert '| 30.0 ± 0.0 |  | 50.0 ± 0.0 |' in rgb
+    both[0]['scores']['multi_scale'] = {'mIoU': 0.45}  # of one of two seeds
+    assert 'multi-scale' not in study_report.report(tiny_study, both)
+    both[1]['scores']['multi_scale'] = {'mIoU': 0.45}
+    lines = study_report.report(tiny_study, both).splitlines()
+    assert '| of each branch (paper) | multi-scale | pixel acc. |' in lines[0]
+    assert '(49.7 / 45.1) | 45.0 ± 0.0 | 50.0' in lines[3]
+    assert {line.count('|') for line in lines[:4]} == {11}
+    assert study_report.report(tiny_study, plain) == before
+
+
+def test_finished_rows_are_scored_once_more(tiny_study, tmp_path):
+    """As they were when they were trained, and over several views, as the command does it."""
+    small = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+    network = NetworkConfig('multimodal', small)
+    tiny_study.rows = [
+        RowConfig('branches', 'Two branches', network, epochs=1),
+        RowConfig('later', 'Later', network, epochs=1),
+    ]
+    tiny_study.claims, tiny_study.record = [], str(tmp_path / 'tiny.json')
+    study(tiny_study, only=['branches'])
+    folder = tmp_path / 'study' / 'branches-0'
+    trained = (folder / 'scores.json').read_text()
+    assert set(json.loads(trained)['test']['branches']) == {'rgb', 'hha'}
+    older = json.loads(trained)
+    del older['test']['branches']
+    older['test']['mIoU'] = 0.9
+    (folder / 'scores.json').write_text(json.dumps(older))
+    study(tiny_study, rescore=['branches'])
+    assert json.loads((folder / 'scores.json').read_text()) == json.loads(trained)
+    assert not (tmp_path / 'study' / 'later-0').exists()
+
+    views = {'scales': (0.5, 1.0), 'flip': True}
+    study(tiny_study, rescore=['branches'], **views)
+    evaluate(folder, tiny_study.run.data, tmp_path / 'report', boundary=False, pictures=0, **views)
+    report = json.loads((tmp_path / 'report' / 'scores.json').read_text())
+    (expected,) = report['sets'].values()
+    (run,) = json.loads(Path(tiny_study.record).read_text())['runs']
+    assert run['scores']['test'] == json.loads(trained)['test']
+    found = run['scores']['multi_scale']
+    assert 'scales 0.5, 1.0' in found['views']
+    assert 'mirrored' in found['views']
+    assert found['mIoU'] == expected['mIoU'] != run['scores']['test']['mIoU']
+    assert found['branches'] == expected['branches']
+    assert f'| {100 * found["mIoU"]:.1f} |' in (tmp_path / 'results.md').read_text()
+
+    for options, words in (
+        ({'rescore': ['branches', 'later']}, 'no finished run of later to score'),
+        ({'flip': True}, 'scales and flip are of what rescore names'),
+    ):
+        with pytest.raises(InputError, match=words):
+            study(tiny_study, **options)
 
 
 def test_optional_rows_are_trained_where_they_are_named(tiny_study, monkeypatch):
