@@ -44,6 +44,26 @@ def test_labels_are_sampled_not_mixed_when_sizes_differ():
     assert float(loss / pixels) < 1e-6
 
 
+def enlarged(values, count):
+    """Rows (N, K, few, w) -> (N, K, count, w), linearly between the centres of pixels."""
+    few = values.shape[2]
+    centres = (np.arange(count) + 0.5) * few / count - 0.5
+    return np.apply_along_axis(lambda x: np.interp(centres, np.arange(few), x), 2, values)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_small_logits_are_enlarged_about_pixel_centres_and_summed_in_float32(dtype):
+    rng = np.random.default_rng(3)
+    logits = torch.from_numpy(rng.normal(0, 4, (1, 3, 4, 6))).to(dtype)
+    labels = rng.integers(0, 3, (1, 16, 24))
+    large = enlarged(enlarged(logits.double().numpy(), 16).swapaxes(2, 3), 24).swapaxes(2, 3)
+    chosen = np.take_along_axis(large, labels[:, None], 1)[:, 0]
+    expected = (np.log(np.exp(large).sum(1)) - chosen).sum()
+    loss, _ = cross_entropy(logits, torch.from_numpy(labels), None, (16, 24))
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
 def test_an_unlabelled_batch_costs_nothing_and_breaks_nothing():
     logits = torch.randn(1, 4, 6, 8, requires_grad=True)
     loss, pixels = cross_entropy(logits, torch.full((1, 6, 8), 255), torch.ones(4), (6, 8))
