@@ -30,6 +30,12 @@ def test_poly_warms_up_and_decays():
     assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
+def test_the_very_first_step_moves_the_weights():
+    config = OptimiserConfig(lr=0.1, warmup=0.2)
+    assert learning_rate(0.0, config) == pytest.approx(1e-4)
+    assert learning_rate(0.1, config) == pytest.approx(0.05)
+
+
 def test_poly_may_end_above_nothing():
     """AdapNet++'s public code: tf.train.polynomial_decay from 1e-3 to 1e-4 by the power 0.9."""
     config = OptimiserConfig(lr=1e-3, end_lr=1e-4, warmup=0, power=0.9)
@@ -84,6 +90,19 @@ def test_groups_learn_at_their_own_pace():
             assert (lr, decay) == (0.0, 0.0)
         elif parameter.ndim > 1:
             assert (lr, decay) == (pytest.approx(0.01), 0.5)
+
+
+def test_a_group_may_be_without_decay():
+    network = build_network('erfnet_encoder', 5)
+    config = OptimiserConfig(weight_decay=0.5, groups=[GroupConfig(r'^head\.', weight_decay=0.0)])
+    decay = {
+        id(p): group['weight_decay']
+        for group in parameter_groups(network, config)
+        for p in group['params']
+    }
+    for name, parameter in network.named_parameters():
+        spared = name.startswith('head.') or parameter.ndim == 1
+        assert decay[id(parameter)] == (0.0 if spared else 0.5), name
 
 
 PUBLIC = OptimiserConfig(
@@ -157,6 +176,23 @@ def test_the_named_optimiser_steps(name, kind):
     assert float((layer.weight - before).abs().max()) > 0.01
 
 
+def test_the_momentum_of_sgd_is_that_of_the_settings():
+    config = OptimiserConfig(name='sgd', lr=1.0, momentum=0.5, weight_decay=0)
+    layer = torch.nn.Conv2d(1, 1, 1, bias=False)
+    optimiser, before = build_optimiser(layer, config), float(layer.weight.detach())
+    for moved in (1.0, 2.5, 4.25):  # by 1, 1 + 0.5 and 1 + 0.5 + 0.25 more
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimiser.step()
+        assert before - float(layer.weight.detach()) == pytest.approx(moved, abs=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'adam', 'sgd'])
+def test_one_task_updates_all_parameters_where_it_is_wished(name):
+    layer, config = torch.nn.Conv2d(1, 1, 1), OptimiserConfig(name=name)
+    assert build_optimiser(layer, config, fused=True).defaults['fused'] is True
+    assert build_optimiser(layer, config).defaults['fused'] is None
+
+
 def test_the_average_equals_torchs_once_it_is_old():
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -180,6 +216,18 @@ def test_a_young_average_follows_the_weights():
     for step in range(20):
         average.update(step)
     assert float(average.network(network).weight) == pytest.approx(5.0, abs=0.01)
+
+
+def test_the_decay_of_a_young_average_is_that_of_its_steps():
+    network = torch.nn.Linear(1, 1, bias=False)
+    average, expected = WeightAverage(network, 0.2), float(network.weight.detach())
+    for step, decay in enumerate((1 / 10, 2 / 11, 0.2, 0.2)):
+        with torch.no_grad():
+            network.weight.fill_(step + 5.0)
+        average.update(step)
+        expected = decay * expected + (1 - decay) * (step + 5.0)
+        ours = average.network(network).weight
+        assert float(ours.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_averaged_network_has_the_statistics_of_training():
