@@ -231,6 +231,7 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'labels': 'labels/f0.png'}, r'labels is .*a pattern needs a \*'),
         ({'name': 'a/b'}, "name is 'a/b'"),
         ({'size': [640]}, 'give width and height'),
+        ({'size': [32, 7]}, r'size is \[32, 7\]; give width and height'),
     ],
 )
 def test_a_wrong_description_is_refused(lab, changes, message):
@@ -240,6 +241,18 @@ def test_a_wrong_description_is_refused(lab, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         OwnFolder(describe(lab, **changes), 'train')
     assert '\n' not in str(caught.value)
+
+
+def test_frames_may_be_kept_at_another_size(lab):
+    assert OwnFolder(describe(lab, size=[16, 8]), 'train').size == (16, 8)
+
+
+@pytest.mark.parametrize('side', ['width', 'height'])
+def test_images_of_another_size_than_the_camera_are_refused(lab, side):
+    source = OwnFolder(describe(lab, camera={**CAMERA, side: 16}), 'train')
+    size = f'{source.intrinsics.width}x{source.intrinsics.height}'
+    with pytest.raises(InputError, match=rf'camera is {size} but .*f0\.png is 32x24'):
+        source[0]
 
 
 def test_a_description_that_is_absent_or_no_yaml_is_refused(tmp_path):
