@@ -44,6 +44,7 @@ def test_frequency_weighted_iou_by_hand():
 def test_a_set_without_labels_has_no_scores():
     result = metrics.summary(np.zeros((2, 3), int), ('a', 'b'))
     assert {result[k] for k in ('mIoU', 'pixel_accuracy', 'frequency_weighted_iou')} == {None}
+    assert np.isnan(metrics.matrix_scores(np.zeros((2, 3), int)).frequency).all()
 
 
 def test_counts_on_a_device_are_those_of_numpy_and_of_torchmetrics():
