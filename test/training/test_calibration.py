@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ pytest.importorskip('onnx', reason='making bundles needs onnx')
 from bundles import tiny_card, tiny_network, write_bundle  # noqa: E402
 
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
+from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
 from rgbd_fusion_seg.training.calibration import (  # noqa: E402
@@ -18,11 +20,13 @@ from rgbd_fusion_seg.training.calibration import (  # noqa: E402
     calibrate,
     calibration,
     calibration_error,
+    drawn_pixels,
     joined,
     temperature_of,
 )
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets import open_dataset  # noqa: E402
+from rgbd_fusion_seg.training.datasets.base import LabelledFrame  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
 
 
@@ -62,6 +66,40 @@ def test_the_error_after_is_of_frames_that_the_temperature_is_not_from():
     assert found['error_after'] > found['error_before']
 
 
+def test_halves_take_turns_by_runs_of_neighbours():
+    """Sixteen frames are eight runs of two; a scene is as sure as its neighbours."""
+    halves = [frames_of(temperature, 8, 1000) for temperature in (0.5, 1.5)]
+    frames = [frame for i in range(0, 8, 2) for half in halves for frame in half[i : i + 2]]
+    sure, unsure = (joined(half) for half in halves)
+    errors = [
+        calibration_error(sure, temperature_of(unsure)),
+        calibration_error(unsure, temperature_of(sure)),
+    ]
+    assert abs(errors[0] - errors[1]) > 1e-3
+    assert calibration(frames)['error_after'] == pytest.approx(np.mean(errors), abs=1e-6)
+
+
+@pytest.mark.parametrize('temperature', [0.1, 8.0])
+def test_temperatures_far_from_one_are_found(temperature):
+    assert temperature_of(joined(frames_of(temperature))) == pytest.approx(temperature, rel=0.1)
+
+
+def test_the_temperature_of_answers_all_right_or_all_wrong_is_the_last_that_is_tried():
+    logits = torch.tensor([2.0, 0.0]).expand(50, 2)
+    right, wrong = (Pixels(logits, torch.full((50,), k)) for k in (0, 1))
+    assert temperature_of(right) < 0.2
+    assert temperature_of(wrong) == pytest.approx(20, rel=1e-3)
+
+
+def test_the_error_has_the_bins_of_the_paper():
+    pixels = joined(frames_of(1.7, 1, 2000))
+    shares = torch.softmax(pixels.logits.double(), 1).numpy()
+    sure, right = shares.max(1), shares.argmax(1) == pixels.truth.numpy()
+    bins = [np.flatnonzero(np.ceil(sure * 15) == k) for k in range(1, 16)]
+    gaps = [abs(sure[b].sum() - right[b].sum()) for b in bins]
+    assert calibration_error(pixels) == pytest.approx(sum(gaps) / len(sure), abs=1e-5)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     card = tiny_card()
@@ -89,6 +127,27 @@ def test_the_command_writes_what_the_runtime_divides_by(bundle, nyu_pack, capsys
         after = segmenter.segment(frame)
     assert np.array_equal(after.labels, before.labels)
     assert after.confidence.mean() < before.confidence.mean() - 20
+
+
+def test_frames_without_a_label_are_left_out(bundle, nyu_pack):
+    source = open_dataset(DatasetConfig(folder=str(nyu_pack)), 'test')
+
+    class OneVoid:
+        name, classes = source.name, source.classes
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            item = source[index]
+            return item if index else LabelledFrame(item.frame, np.full_like(item.labels, 255))
+
+    read = load_bundle(bundle)
+    with closing(open_engine(read, 'onnxruntime')) as engine:
+        (drawn,) = drawn_pixels(engine, read, OneVoid(), 1, 30)
+        (alone,) = drawn_pixels(engine, read, source, 2, 30)[:1]
+    assert drawn.logits.shape == alone.logits.shape == (30, 40)
+    assert set(drawn.truth.tolist()) <= set(source[1].labels.ravel().tolist()) - {255}
 
 
 def test_what_cannot_be_calibrated_on_is_refused(bundle, tiny_bundle, nyu_pack):
