@@ -159,6 +159,30 @@ def test_rotation_keeps_right_angles_of_pixels():
     assert 25 < max(angles) <= 40
 
 
+def test_corners_that_a_rotation_brings_in_are_void():
+    """Without any zoom out, too."""
+    batch, drawn = batch_and_views(min_zoom=1, max_zoom=1, whole=0, max_rotation_deg=30)
+    places = ramps(120, 160)
+    for labels, view in zip(batch['labels'].numpy(), drawn, strict=True):
+        shown = places @ view.to_frame[:, :2].T + view.to_frame[:, 2]
+        wrong = (labels == 255) != (np.abs(shown - 0.5) > 0.5).any(-1)
+        assert wrong.mean() < 1e-3  # where a rim runs through the centre of a pixel
+    assert (batch['labels'] == 255).float().mean() > 0.02
+
+
+def test_views_of_the_whole_frame_are_not_rotated():
+    config = AugmentConfig(whole=1, flip=0, max_rotation_deg=30, min_zoom=0.5)
+    for seed in range(5):
+        view = draw_view(config, (240, 320), np.random.default_rng(seed))
+        np.testing.assert_allclose(view.to_frame, np.eye(2, 3), rtol=0, atol=1e-12)
+
+
+def test_the_far_edges_of_a_frame_are_outside_and_the_near_ones_inside():
+    to_frame = torch.tensor([[[2.0, 0, -0.5], [0, 2.0, -0.5]]])  # centres fall on 0 and 1
+    inside = augment.inside_frame(to_frame, (2, 2))
+    assert inside.tolist() == [[[True, False], [False, False]]]
+
+
 def test_options_leave_the_other_numbers_of_a_view_alone():
     plain = draw_view(AugmentConfig(), (240, 320), np.random.default_rng(3))
     options = AugmentConfig(depth_scaling=True, drop_rgb=0.5, drop_hha=0.5, noise=0, hue=0)
@@ -419,8 +443,8 @@ def test_missing_hha_is_what_the_runtime_makes_of_no_reading():
     'wrong',
     [
         {'min_zoom': 0}, {'min_zoom': 3}, {'aspect': 0.9}, {'whole': 1.5}, {'contrast': 1},
-        {'max_rotation_deg': 60}, {'drop_rgb': 0.6, 'drop_hha': 0.6}, {'noise': -1},
-        {'depth_noise': -0.1},
+        {'max_rotation_deg': 60}, {'max_rotation_deg': 45}, {'drop_rgb': 0.6, 'drop_hha': 0.6},
+        {'noise': -1}, {'depth_noise': -0.1},
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(wrong):
