@@ -94,6 +94,29 @@ def test_statistics_are_those_of_the_source(tmp_path):
     )
 
 
+def test_stray_readings_are_not_in_the_range_of_depth(tmp_path):
+    class Stray(Walls):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            item.frame.depth[40, 30:32] = 0.4, 19.0
+            return item
+
+    near, far = cached_frames(Stray(3), tmp_path).depth_range_m
+    assert near == pytest.approx(1.0, abs=0.02)
+    assert far == pytest.approx(3.8, abs=0.02)
+
+
+def test_frames_without_any_reading_have_no_range(tmp_path):
+    class Blind(Walls):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            item.frame.depth[:] = 0
+            return item
+
+    frames = cached_frames(Blind(2), tmp_path)
+    assert (frames.depth_range_m, frames.valid_depth) == ((0.0, 0.0), 0.0)
+
+
 def test_frames_of_another_size_are_kept_at_the_size_of_the_source(tmp_path):
     frames = cached_frames(Walls(size=(20, 16)), tmp_path)
     assert frames.rgb[0].shape[1:] == (16, 20, 3)
@@ -162,6 +185,23 @@ def test_changed_code_of_hha_makes_hha_anew_and_nothing_else(tmp_path, monkeypat
     assert sorted(name.split('-')[1] for name in new) == ['hha20x15', 'hha40x30']
 
 
+def test_changed_code_of_what_a_reader_inherits_makes_all_anew(tmp_path, monkeypatch):
+    class Special(Walls):
+        pass
+
+    code, folder = tmp_path / 'walls.py', tmp_path / 'cache'
+    getfile = cache.inspect.getfile
+    monkeypatch.setattr(
+        cache.inspect, 'getfile', lambda item: str(code) if item is Walls else getfile(item)
+    )
+    code.write_text('first')
+    cached_frames(Special(2), folder)
+    first = visible(folder)
+    code.write_text('second')
+    cached_frames(Special(2), folder)
+    assert len(visible(folder)) == 2 * len(first)
+
+
 def test_the_code_that_makes_hha_is_part_of_the_key():
     names = {Path(module.__file__).stem for module in cache.HHA_CODE}
     assert {'hha', 'hha_kernels', 'depth', 'preprocess', 'frame'} <= names
@@ -204,6 +244,20 @@ def test_a_damaged_frame_stops_the_build_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r'walls, frame \d+: .*labels must be 0\.\.1 or 255'):
         cached_frames(source, tmp_path)
     assert visible(tmp_path) == leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize('label', [2, 254])
+def test_labels_that_are_no_class_are_refused(label):
+    class Beyond(Walls):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            item.labels[5, 7] = label
+            return item
+
+    with pytest.raises(
+        InputError, match=rf'frame 3: 1 pixels .* such as {label}; .* 0\.\.1 or 255'
+    ):
+        cache.read_frame(Beyond(), 3)
 
 
 @pytest.mark.parametrize('name', ['rgb.npy', 'info.json'])
