@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,16 @@ def test_depth_in_metres_may_be_an_array_or_a_tiff(lab):
     check(OwnFolder(describe(lab, depth='depth/*.tiff', depth_unit=1), 'train'), [0, 2, 4])
 
 
+@pytest.mark.parametrize(
+    'strange', [np.ones((24, 32), bool), np.ones((24, 32), np.complex64), np.ones((24, 32, 1))]
+)
+def test_an_array_that_is_no_depth_is_refused(lab, strange):
+    np.save(lab / 'depth/f0.npy', strange)
+    source = OwnFolder(describe(lab, depth='depth/*.npy', depth_unit='m'), 'train')
+    with pytest.raises(InputError, match=rf'f0\.npy is {strange.dtype} .*, not numbers'):
+        source[0]
+
+
 CALIBRATION = {
     'image_width': 32,
     'image_height': 24,
@@ -280,7 +291,13 @@ def test_whatever_changes_the_frames_changes_their_description(lab):
     )
     for change in changes:
         assert OwnFolder(describe(lab, **change), 'train').describe() != base
-    write(lab / 'labels/f2.png', np.zeros((24, 32), np.uint8))
+    file = lab / 'labels/f2.png'
+    before = file.stat()
+    write(file, np.zeros((24, 32), np.uint8))
+    assert OwnFolder(describe(lab), 'train').describe() != base
+    # Copied with the time of the older one.
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size != before.st_size
     assert OwnFolder(describe(lab), 'train').describe() != base
 
 
