@@ -89,6 +89,14 @@ def test_depth_is_baseline_times_focal_length_by_disparity(tree):
     np.testing.assert_allclose(cut.depth[77, :5], [0, 0, 0, 10.083333, 0], rtol=1e-6)
     stored = np.array([[0, 1, 257]], np.uint16)
     assert depth_from_disparity(stored, 484.0).tolist() == [[0.0, 0.0, 484.0]]
+    assert depth_from_disparity(stored, 484.0, 484.0).tolist() == [[0.0, 0.0, 484.0]]
+    assert depth_from_disparity(stored, 484.0, 483.9).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_readings_beyond_a_hundred_metres_are_dropped_unless_asked_for(tree):
+    assert Cityscapes(tree, 'train').max_depth_m == 100
+    depth = Cityscapes(tree, 'train')[0].frame.depth
+    np.testing.assert_allclose(depth[77, :5], [0, 0, 48.4, 10.083333, 0], rtol=1e-6)
 
 
 def test_label_ids_become_train_ids(tree, broken):
