@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -142,6 +143,25 @@ def test_the_cache_key_tells_contents_apart(tree, broken):
     camera = broken / 'SUNRGBD' / TRAIN[1] / 'intrinsics.txt'
     camera.write_text(camera.read_text() + '\n')
     assert key != SunRgbd(broken, 'train').describe()
+
+
+def test_the_cache_key_tells_depths_apart_whose_files_are_alike(broken):
+    for name in FOLDERS:
+        for file in (broken / 'SUNRGBD' / name / 'depth_bfx').iterdir():
+            shutil.copy2(file, broken / 'SUNRGBD' / name / 'depth' / file.name)
+    keys = [SunRgbd(broken, 'train', depth=depth).describe() for depth in ('bfx', 'raw')]
+    assert keys[0]['files'] == keys[1]['files']
+    assert keys[0] != keys[1]
+
+
+def test_a_list_that_is_replaced_is_read_anew(broken):
+    assert len(SunRgbd(broken, 'train')) == 2
+    meta = broken / sunrgbd.META
+    time_ns = meta.stat().st_mtime_ns
+    meta.write_bytes(meta.read_bytes()[:160])
+    os.utime(meta, ns=(time_ns, time_ns + 10**9))
+    with pytest.raises(InputError, match=r'SUNRGBDMeta\.mat cannot be read'):
+        SunRgbd(broken, 'train')
 
 
 def test_a_half_downloaded_set_is_refused_at_once(broken, monkeypatch):
