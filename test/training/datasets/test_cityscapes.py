@@ -103,6 +103,9 @@ def test_label_ids_become_train_ids(tree, broken):
     labels = Cityscapes(tree, 'val')[0].labels
     expected = np.vectorize(lambda i: TRAIN_ID.get(i, 255), otypes=[np.uint8])
     np.testing.assert_array_equal(labels, expected(label_ids()))
+    both = f'{FRAMES["val"][0]}_gtFine_labelTrainIds.png'
+    write(broken, 'gtFine', 'val', both, np.full((1024, 2048), 255, np.uint8))
+    np.testing.assert_array_equal(Cityscapes(broken, 'val')[0].labels, labels)
     for file in broken.glob('gtFine/val/*/*labelIds.png'):
         train_ids = file.with_name(file.name.replace('labelIds', 'labelTrainIds'))
         cv2.imwrite(str(train_ids), labels)
@@ -154,6 +157,15 @@ def test_a_file_of_another_form_is_named(broken, package, end, image, message):
     name = f'{FRAMES["val"][0]}{end}'
     write(broken, package, 'val', name, image)
     with pytest.raises(InputError, match=f'{name}.*{message}.*unpack {package}_trainvaltest.zip'):
+        Cityscapes(broken, 'val')[0]
+
+
+def test_a_camera_without_a_baseline_is_named(broken):
+    file = broken / f'camera/val/munster/{FRAMES["val"][0]}_camera.json'
+    camera = json.loads(file.read_text())
+    camera['extrinsic']['baseline'] = 0.0
+    file.write_text(json.dumps(camera))
+    with pytest.raises(InputError, match=r'camera\.json gives a baseline of 0\.0 m'):
         Cityscapes(broken, 'val')[0]
 
 
