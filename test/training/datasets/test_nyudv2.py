@@ -229,6 +229,13 @@ def write_images(folder: Path, labels: str, unit: float = 0.001) -> Path:
     return folder
 
 
+def test_options_of_image_folders_are_in_the_key(tmp_path):
+    folder = write_images(tmp_path, '1..40')
+    options = ({}, {'depth_scale': 0.0002}, {'labels': '0..39'})
+    keys = [json.dumps(NyuDepthV2(folder, 'train', **given).describe()) for given in options]
+    assert len(set(keys)) == 3
+
+
 @pytest.mark.parametrize(('labels', 'unit'), [('1..40', 0.001), ('0..39', 0.0002)])
 def test_image_folders_give_the_frames_of_the_official_file(official, tmp_path, labels, unit):
     folder = write_images(tmp_path / 'images', labels, unit)
