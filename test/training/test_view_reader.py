@@ -37,3 +37,18 @@ def test_a_window_is_no_larger_than_what_is_shown(zoom):
         width = {1.0: 160, 1.2: 160, 2.0: 320, 4.0: 320}[zoom]
         assert abs(pixel_map[0, 0]) == pytest.approx(width / zoom / 160)
         np.testing.assert_array_less(image.shape[:2], np.array([60, 80]) * width / 80 / zoom + 4)
+
+
+def test_rotated_views_keep_the_pixels_of_their_frame_square():
+    sources = [{'labels': [np.zeros((5, 60, 120), np.uint8)]}]
+    config = TrainConfig(
+        seed=1, augment=AugmentConfig(max_zoom=1.5, aspect=1, whole=0, max_rotation_deg=40)
+    )
+    reader, sides = ViewReader(sources, config, {}, 0, 1, True), np.array([120, 60])
+    turned = []
+    for draw in range(10):
+        linear = reader.choose(draw)[2].to_frame[:, :2] * sides[:, None] / sides
+        square = linear.T @ linear
+        np.testing.assert_allclose(square, np.eye(2) * square[0, 0], atol=1e-9)
+        turned.append(abs(linear[0, 1]))
+    assert max(turned) > 0.3

@@ -148,6 +148,32 @@ def test_a_whole_unchanged_view_is_the_prepared_frame():
         np.testing.assert_array_equal(batch['labels'].numpy(), expected)
 
 
+def test_views_that_zoom_out_take_more_samples_of_small_images():
+    """Bilinear samples average two pixels an axis of colour at half the size of the frame."""
+    data = DataConfig(width=WIDTH // 4, height=HEIGHT // 4, workers=0)
+    for zoom, taps in ((1.0, 1), (0.5, 2), (0.25, 4)):
+        config = TrainConfig(augment=AugmentConfig(min_zoom=zoom), data=data)
+        assert (
+            TrainingViews(random_frames(1), None, config, None, 'cpu', ('rgb',)).rgb_taps == taps
+        )
+
+
+def test_noise_on_depth_is_not_that_on_colour():
+    frames = with_depth(random_frames(6))
+    flat = [np.full_like(level, 100) for level in frames.rgb]
+    metres = [np.ones_like(level) for level in frames.depth]
+    frames = dataclasses.replace(frames, rgb=tuple(flat), depth=tuple(metres))
+    noisy = dataclasses.replace(PLAIN, noise=9.0, depth_noise=0.01)
+    data = DataConfig(width=WIDTH // 2, height=HEIGHT // 2, workers=0)
+    config = TrainConfig(batch_size=4, augment=noisy, data=data)
+    size = HEIGHT // 2, WIDTH // 2
+    batch = next(TrainingViews(frames, None, config, size, 'cpu', ('rgb', 'depth')).batches(0, 1))
+    for colour, depth in zip(batch['rgb'], batch['depth'], strict=True):
+        assert float(depth.std()) > 0
+        planes = torch.cat([colour, depth]).flatten(1).numpy()
+        assert np.abs(np.corrcoef(planes) - np.eye(4)).max() < 0.3
+
+
 def test_a_sensor_that_fails_is_black_or_without_readings():
     def batch(**changes: float) -> Batch:
         changed = dataclasses.replace(PLAIN, **changes)
