@@ -409,6 +409,21 @@ def test_noise_on_depth_grows_with_its_square():
     assert np.abs(correlation).max() < 0.05
 
 
+def test_noise_on_depth_is_that_of_a_scene_brought_nearer():
+    options = {'whole': 0.0, 'flip': 0.0, 'aspect': 1.0, 'min_zoom': 2.0, 'max_zoom': 2.0}
+    board = np.full((240, 320), 4.0)
+    shown, drawn = depth_batch(board, 6, depth_noise=0.01, depth_scaling=True, **options)
+    for metres, view in zip(shown, drawn, strict=True):
+        assert metres.mean() == pytest.approx(2, abs=0.01)
+        assert metres.std() == pytest.approx(view.depth_noise * 2**2, rel=0.05)
+
+
+def test_depth_ends_where_that_of_the_runtime_does():
+    options = {'whole': 0.0, 'aspect': 1.0, 'min_zoom': 0.5, 'max_zoom': 0.5}
+    shown, _ = depth_batch(np.full((240, 320), 90.0), 3, depth_scaling=True, **options)
+    assert set(np.unique(shown)) == {0.0, preprocess.FARTHEST_INPUT_M}
+
+
 def test_without_depth_scaling_a_zoom_is_a_longer_lens():
     source = hha.encode_hha(floor_and_wall(), CAMERA)
     shown = warp(source, view_of(np.eye(2) / 2))
