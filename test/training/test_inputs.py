@@ -41,6 +41,18 @@ def test_whole_frames_are_what_the_runtime_feeds():
         np.testing.assert_array_equal(batch['labels'], frames.labels)
 
 
+def test_hha_of_another_size_comes_from_the_next_larger_one():
+    frames = random_frames(1)
+    small, large = ((HEIGHT // s, WIDTH // s) for s in (4, 2))
+    for size, level in (((small[0] - 8, small[1] - 8), 0), ((small[0] + 8, small[1] + 8), 1)):
+        (batch,) = whole_frames(frames, None, size, 'cpu')
+        expected = preprocess.rgb_image(frames.hha[level][0], size[1], size[0])
+        np.testing.assert_array_equal(batch['hha'][0].permute(1, 2, 0).numpy(), expected)
+    (batch,) = whole_frames(frames, None, (large[0] * 3, large[1] * 3), 'cpu')
+    expected = preprocess.rgb_image(frames.hha[1][0], large[1] * 3, large[0] * 3)
+    np.testing.assert_array_equal(batch['hha'][0].permute(1, 2, 0).numpy(), expected)
+
+
 def test_whole_frames_come_in_the_order_asked_for():
     frames = random_frames(6)
     batches = list(whole_frames(frames, None, HHA_SIZE, 'cpu', [4, 0, 2], batch_size=2))
