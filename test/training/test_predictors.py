@@ -158,6 +158,13 @@ def test_scales_set_the_inputs_sizes_and_hha_is_made_anew(frame):
     assert network.seen == expected
 
 
+def test_the_smallest_input_is_one_that_the_network_can_take(frame):
+    network = PixelNetwork(slope=0.0)
+    labels = predictor(network, scales=(0.01,)).predict(frame)
+    assert labels.shape == frame.depth.shape
+    assert network.seen == [{'rgb': (1, 3, 8, 8)}]
+
+
 def test_views_are_averaged_as_probabilities(frame):
     class BySize(PixelNetwork):
         def forward(self, inputs):
