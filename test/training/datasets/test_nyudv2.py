@@ -166,6 +166,17 @@ def test_a_missing_small_file_is_named_with_its_origin(official, tmp_path, name,
         NyuDepthV2(folder, 'train')
 
 
+@pytest.mark.parametrize('wrong', [0, 41])
+def test_a_mapping_beyond_the_classes_is_refused(official, tmp_path, wrong):
+    folder = tmp_path / 'copy'
+    shutil.copytree(official, folder)
+    mapping = MAP_CLASS.copy()
+    mapping[7] = wrong
+    scipy.io.savemat(folder / 'classMapping40.mat', {'mapClass': mapping[None].astype(np.uint8)})
+    with pytest.raises(InputError, match=r'does not map the 894 classes of .* to 1\.\.40'):
+        NyuDepthV2(folder, 'train')
+
+
 def test_a_small_file_that_is_cut_anywhere_is_told(official, tmp_path):
     folder = tmp_path / 'copy'
     shutil.copytree(official, folder)
