@@ -4,11 +4,15 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from safetensors import SafetensorError  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
 from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import (  # noqa: E402
     class_entries,
     load_checkpoint,
+    read_checkpoint,
     save_checkpoint,
     write_output,
 )
@@ -50,6 +54,7 @@ def test_what_a_killed_run_left_of_a_file_is_overwritten(tmp_path):
     ('error', 'words'),
     [
         (OSError(28, 'No space left on device'), 'No space left on device.; free some space'),
+        (SafetensorError('I/O error: no space'), 'I/O error: no space.; free some space'),
         (OSError(13, 'Permission denied'), 'Permission denied.; mend that'),
     ],
 )
@@ -68,8 +73,26 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
             load_checkpoint(tmp_path / name)
 
 
-def test_a_checkpoint_that_tells_too_little_is_named(tmp_path):
-    partial = {k: v for k, v in info().items() if k != 'classes'}
+@pytest.mark.parametrize('what', ['network', 'options', 'classes', 'statistics'])
+def test_a_checkpoint_that_tells_too_little_is_named(tmp_path, what):
+    partial = {k: v for k, v in info().items() if k != what}
     save_checkpoint(tmp_path / 'c.safetensors', build_network('erfnet_encoder', 4), partial)
-    with pytest.raises(InputError, match='does not tell its classes'):
+    with pytest.raises(InputError, match=f'does not tell its {what};'):
         load_checkpoint(tmp_path / 'c.safetensors')
+
+
+def test_halved_weights_are_kernels_alone_and_read_as_floats(tmp_path):
+    network = build_network('erfnet_encoder', 4)
+    for name, value in network.state_dict().items():
+        if name.endswith('running_var'):
+            value.fill_(1e6)  # beyond what sixteen bits hold
+    save_checkpoint(tmp_path / 'c.safetensors', network, info(), halved=True)
+    stored, read = (
+        load_file(tmp_path / 'c.safetensors'),
+        read_checkpoint(tmp_path / 'c.safetensors'),
+    )
+    for name, value in network.state_dict().items():
+        halved = value.ndim > 1
+        assert stored[name].dtype == (torch.float16 if halved else value.dtype), name
+        expected = value.half().float() if halved else value
+        torch.testing.assert_close(read[0][name], expected, rtol=0, atol=0, msg=name)
