@@ -236,3 +236,10 @@ def test_a_checkpoint_is_opened_with_its_classes_and_size(tmp_path, frame):
     assert 'width' not in load_checkpoint(path).info
     with pytest.raises(InputError, match='input size'):
         open_predictor(path, device='cpu')
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_a_pixel_with_a_value_that_is_not_finite_is_unlabelled(value):
+    values = torch.tensor([1.0, 3.0, 2.0]).view(1, 3, 1, 1).repeat(1, 1, 2, 2)
+    values[0, 2, 1, 0] = value
+    assert best_class(values).tolist() == [[[1, 1], [255, 1]]]
