@@ -242,3 +242,10 @@ def test_unknown_options_are_refused():
     for rates in ((), (0,), (3, -1)):
         with pytest.raises(ValueError, match='easpp_rates'):
             AdapNetPp(5, width=TINY, easpp_rates=rates)
+
+
+def test_colour_is_never_shrunk():
+    network = build_network('adapnetpp', 4, modality='rgb', shrink_depth=True, width=0.25)
+    assert (network.stride, network.hha_size(96, 64)) == (1, (96, 64))
+    logits = network.eval()({'rgb': torch.zeros(1, 3, 32, 64)})
+    assert logits.shape == (1, 4, 32, 64)
