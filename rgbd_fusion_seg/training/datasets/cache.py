@@ -29,7 +29,7 @@ import numpy as np
 
 from rgbd_fusion_seg import depth as depths
 from rgbd_fusion_seg import frame as frame_module
-from rgbd_fusion_seg import hha, hha_kernels, preprocess
+from rgbd_fusion_seg import hha, hha_kernels, image_files, preprocess
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.datasets import base, files, layouts
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource, LabelledFrame
@@ -37,12 +37,15 @@ from rgbd_fusion_seg.training.datasets.prepared_files import Images, Part, build
 
 FORMAT = 4
 """Of what this module makes, whose own code is not part of a part's name."""
-COLOUR_CODE: tuple[ModuleType, ...] = (base, files, layouts, depths, preprocess)
-"""Code that the content depends on, besides that of the reader."""
+COLOUR_CODE: tuple[ModuleType, ...] = (
+    *(base, files, layouts),
+    *(image_files, frame_module, depths, preprocess),
+)
+"""Code that the content depends on, besides that of the reader; a test compares imports."""
 DEPTH_TYPE = np.float16
 """Its steps are 1 mm from 1 to 2 m and 4 mm from 4 to 8 m; a Kinect's are 3 mm at 1 m and grow
 with the square (Khoshelham and Elberink, Sensors 2012). Whole millimetres would end at 65 m."""
-HHA_CODE: tuple[ModuleType, ...] = (*COLOUR_CODE, hha, hha_kernels, frame_module)
+HHA_CODE: tuple[ModuleType, ...] = (*COLOUR_CODE, hha, hha_kernels)
 
 Prepare = Callable[[LabelledFrame], Images]
 """Makes a frame's entry in each array of a part."""

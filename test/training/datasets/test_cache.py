@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import itertools
 import os
 import resource
@@ -15,13 +17,14 @@ import cv2
 import numpy as np
 import pytest
 
+import rgbd_fusion_seg
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.preprocess import depth_image, hha_image
 
 pytest.importorskip('torch')
 
-from rgbd_fusion_seg.training.datasets import cache, prepared_files
+from rgbd_fusion_seg.training.datasets import DATASETS, cache, prepared_files
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
 from rgbd_fusion_seg.training.datasets.cache import cached_frames
 
@@ -202,9 +205,34 @@ def test_changed_code_of_what_a_reader_inherits_makes_all_anew(tmp_path, monkeyp
     assert len(visible(folder)) == 2 * len(first)
 
 
-def test_the_code_that_makes_hha_is_part_of_the_key():
-    names = {Path(module.__file__).stem for module in cache.HHA_CODE}
-    assert {'hha', 'hha_kernels', 'depth', 'preprocess', 'frame'} <= names
+WITHOUT_CONTENT = {
+    *('errors', 'jit', 'bundle'),
+    'kernels',  # of it, preparing uses nothing: `normalize` serves the network's tensors
+    *('palette', 'cityscapes_classes', 'scannet_classes', 'sunrgbd_classes', 'nyudv2'),
+    *('calibration', 'yaml_text', 'synthetic', 'scene', 'sensor'),
+}
+"""Modules that no prepared number depends on, or whose part `describe` of the reader tells."""
+
+
+def imported(module: types.ModuleType) -> set[str]:
+    """Return the modules of the package that one imports, by the last part of their names."""
+    root, found = Path(rgbd_fusion_seg.__file__).parent.parent, set()
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith('rgbd_fusion_seg'):
+            is_package = root.joinpath(*node.module.split('.')).is_dir()
+            names = [alias.name for alias in node.names] if is_package else [node.module]
+            found |= {name.rpartition('.')[2] for name in names}
+    return found
+
+
+@pytest.mark.parametrize('kind', ['colour', 'hha'])
+def test_all_code_that_is_imported_for_the_content_is_part_of_the_key(kind):
+    code = cache.HHA_CODE if kind == 'hha' else cache.COLOUR_CODE
+    further = {'hha'} if kind == 'colour' else set()
+    readers = [inspect.getmodule(reader) for reader in DATASETS.values()]
+    hashed = {Path(module.__file__).stem for module in code}
+    for module in (*code, *readers):
+        assert imported(module) <= hashed | further | WITHOUT_CONTENT, module.__name__
 
 
 @pytest.mark.parametrize('change', [{'version': 2}, {'num_frames': 9}, {'size': (40, 30)}])
