@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import InputError
@@ -17,6 +19,19 @@ from rgbd_fusion_seg.training.network_options import check_options
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network
 from rgbd_fusion_seg.training.public_checkpoints import read_tensors
 from rgbd_fusion_seg.training.public_weights import public_tensors
+
+NO_FILES = {'init_from': '', 'init_rgb': '', 'init_hha': '', 'init_backbone': ''}
+"""Of a network whose weights a state replaces; the files it started from may be gone."""
+
+
+def bare_network(config: NetworkConfig) -> nn.Module:
+    """Build a network of two classes without memory for weights, to ask what it reads and takes.
+
+    Raises:
+        InputError: an unknown network or option.
+    """
+    with torch.device('meta'):
+        return make_network(dataclasses.replace(config, **NO_FILES), ('one', 'other'))
 
 
 def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:

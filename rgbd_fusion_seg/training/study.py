@@ -9,12 +9,10 @@ processes share the rows, which fills a large GPU with small networks.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
@@ -22,7 +20,7 @@ from rgbd_fusion_seg.file_lock import file_lock
 from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import STATE_NAME
-from rgbd_fusion_seg.training.initialisation import make_network
+from rgbd_fusion_seg.training.initialisation import bare_network
 from rgbd_fusion_seg.training.run_checks import check_frozen, check_network
 from rgbd_fusion_seg.training.run_lock import lock_of
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
@@ -42,7 +40,7 @@ from rgbd_fusion_seg.training.study_runs import (
     standing,
 )
 from rgbd_fusion_seg.training.study_scores import rescore as score_again
-from rgbd_fusion_seg.training.trainer import NO_FILES, Trainer
+from rgbd_fusion_seg.training.trainer import Trainer
 
 LOOK_AGAIN_S = 5.0
 """Pause of a process that has nothing to do until another has trained a row."""
@@ -146,9 +144,7 @@ def _wanted(study: StudyConfig, only: Sequence[str] | None) -> set[str]:
 def _check_network(config: TrainConfig) -> nn.Module:
     """Build a row's network without memory for its weights, for errors that it would end with."""
     check_frozen(config)
-    bare = dataclasses.replace(config.network, **NO_FILES)
-    with torch.device('meta'):
-        network = make_network(bare, ('one', 'other'))
+    network = bare_network(config.network)
     check_network(network, config)
     return network
 

@@ -31,10 +31,14 @@ from rgbd_fusion_seg.training.continuation import (
 )
 from rgbd_fusion_seg.training.cpu_norms import synchronise_norms_on_cpus
 from rgbd_fusion_seg.training.datasets import open_dataset
-from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.datasets.prepare import depth_fault, prepare_frames
 from rgbd_fusion_seg.training.evaluation import evaluate_network, predicted_labels
-from rgbd_fusion_seg.training.initialisation import first_statistics, make_network, origins
+from rgbd_fusion_seg.training.initialisation import (
+    NO_FILES,
+    first_statistics,
+    make_network,
+    origins,
+)
 from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics, given_statistics
 from rgbd_fusion_seg.training.loop import TrainingLoop
 from rgbd_fusion_seg.training.losses import class_weights, cross_entropy
@@ -51,8 +55,6 @@ from rgbd_fusion_seg.training.run_lock import only_trainer
 from rgbd_fusion_seg.training.views import TrainingViews
 
 TEST_SETS = ('test', 'synthetic_test')
-NO_FILES = {'init_from': '', 'init_rgb': '', 'init_hha': '', 'init_backbone': ''}
-"""Of a network whose weights a state replaces; the files it started from may be gone."""
 
 
 def train(run: TrainConfig) -> None:
@@ -87,7 +89,9 @@ class Trainer(TrainingLoop):
         self.modalities = network.modalities
         size = network.hha_size(config.data.height, config.data.width)
         self.hha_size = size if {'hha', 'depth'} & {*self.modalities} else None
-        self.frames = self._prepare(source.size)
+        # The first process builds what is missing, the others find it ready.
+        with self.fabric.rank_zero_first():
+            self.frames = prepare_frames(config.data, network)
         if self.hha_size and (fault := depth_fault(self.frames['train'])):
             raise InputError(fault)
         statistics = channel_statistics(self.frames['train']) | statistics
@@ -157,16 +161,6 @@ class Trainer(TrainingLoop):
             'seconds': 0.0,
             'best': 0.0,
         }
-
-    def _prepare(self, frame_size: tuple[int, int]) -> dict[str, CachedFrames]:
-        """Open the frames, depth at the network's size and, for views that zoom in, twice it."""
-        sizes = []
-        if self.hha_size:
-            height, width = self.hha_size
-            sizes = [(width * k, height * k) for k in (1, 2) if width * k <= frame_size[0]]
-        # The first process builds what is missing, the others find it ready.
-        with self.fabric.rank_zero_first():
-            return prepare_frames(self.config.data, sizes, 'depth' in self.modalities)
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
         """Yield this process's views."""

@@ -87,8 +87,7 @@ def test_what_is_published_are_the_scores_of_what_is_saved(tmp_path, nyu_pack):
     )  # fmt: skip
     checkpoint = load_checkpoint(output / 'last.safetensors')
     network = checkpoint.build()
-    height, width = network.hha_size(48, 64)
-    frames = prepare_frames(data, [(width, height), (2 * width, 2 * height)])['test']
+    frames = prepare_frames(data, network)['test']
     normalise = Normaliser(checkpoint.info['statistics'])
     ours = evaluate_network(network, normalise, frames, (64, 48))
     scores = json.loads((output / 'scores.json').read_text())['test']

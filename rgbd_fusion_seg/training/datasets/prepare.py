@@ -13,31 +13,39 @@ from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.errors import InputError, RgbdFusionSegError
 from rgbd_fusion_seg.plausibility import camera_fault
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.training.config import DataConfig
+from rgbd_fusion_seg.training.config import DataConfig, NetworkConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, cached_frames, read_frame
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.datasets.prepared_files import map_in_threads
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
+from rgbd_fusion_seg.training.initialisation import bare_network
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
+from rgbd_fusion_seg.training.run_checks import check_sides
 
 PLAUSIBLE_DEPTH_M = (0.2, 500.0)
 """Median depth of a frame outside this range is depth in another unit."""
 
 
-def prepare(data: DataConfig, check: bool = False) -> None:
+def prepare(data: DataConfig, network: NetworkConfig, check: bool = False) -> None:
     """Prepare the frames of a run, or check the data they are made of; prints class frequencies.
 
     Args:
         data: the data.
+        network: that is to be trained on them at `data.width` x `data.height`; which depth it
+            reads, and how large, its name and options tell.
         check: read every frame of the train and the test split and report all faults; nothing
             is prepared.
 
     Raises:
-        InputError: data that cannot be used; with `check`, after all faults are reported.
+        InputError: data or a network that cannot be used; with `check`, after all faults are
+            reported.
     """
     if not check:
-        for frames in prepare_frames(data).values():
+        bare, size = bare_network(network), (data.width, data.height)
+        check_sides(network.name, bare, size, 'data.width and data.height')
+        for frames in prepare_frames(data, bare).values():
             print(f'{frames.name}: {len(frames)} frames in {data.cache}')
             print(class_table(frames.classes, frames.class_pixels))
         return
@@ -54,15 +62,14 @@ def prepare(data: DataConfig, check: bool = False) -> None:
 
 
 def prepare_frames(
-    config: DataConfig, hha_sizes: Sequence[tuple[int, int]] | None = None, depth: bool = False
+    config: DataConfig, network: SegmentationNetwork | None = None
 ) -> dict[str, CachedFrames]:
     """Make or open the caches of all frames of a run.
 
     Args:
         config: the data.
-        hha_sizes: sizes (width, height) at which HHA is wanted besides the usual ones, see
-            `cached_frames`.
-        depth: have depth in metres, too.
+        network: has depth at its size and, for views that zoom in, at twice that, and in metres
+            where it reads them; None: what `cached_frames` makes for all.
 
     Returns:
         'train' and 'test'; for data of the NYU40 classes also 'synthetic' and 'synthetic_test'
@@ -79,11 +86,22 @@ def prepare_frames(
     if sources['train'].classes.names == NYU40.names and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
     folder = Path(config.cache)
-    found = {k: cached_frames(source, folder, hha_sizes, depth) for k, source in sources.items()}
+    sizes = _depth_sizes(network, config, sources['train'].size) if network else []
+    metres = network is not None and 'depth' in network.modalities
+    found = {k: cached_frames(source, folder, sizes, metres) for k, source in sources.items()}
     for frames in found.values():
         if fault := label_fault(frames.name, frames.class_pixels):
             raise InputError(fault)
     return found
+
+
+def _depth_sizes(
+    network: SegmentationNetwork, config: DataConfig, frame_size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    if not {'hha', 'depth'} & {*network.modalities}:
+        return []
+    height, width = network.hha_size(config.height, config.width)
+    return [(width * k, height * k) for k in (1, 2) if width * k <= frame_size[0]]
 
 
 def _rooms(config: DataConfig) -> dict[str, FrameSource]:

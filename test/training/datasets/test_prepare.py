@@ -14,12 +14,15 @@ from rgbd_fusion_seg.errors import InputError
 
 pytest.importorskip('torch')
 
-from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig, NetworkConfig, TrainConfig
 from rgbd_fusion_seg.training.datasets import DATASETS, open_dataset
 from rgbd_fusion_seg.training.datasets.prepare import check_data, prepare, prepare_frames
 from rgbd_fusion_seg.training.evaluation import scored_sources
+from rgbd_fusion_seg.training.initialisation import bare_network
+from rgbd_fusion_seg.training.trainer import Trainer
 
 CLASSES = ('floor', 'wall', 'chair')
+RFBNET = NetworkConfig()
 
 
 def write_frame(folder: Path, number: int) -> None:
@@ -72,7 +75,7 @@ def cut(path: Path, share: float) -> None:
 
 
 def test_data_without_a_fault_pass_and_class_frequencies_are_printed(whole, capsys):
-    prepare(config(whole), check=True)
+    prepare(config(whole), RFBNET, check=True)
     text = capsys.readouterr().out
     assert 'no faults' in text
     assert not (whole / 'cache').exists()
@@ -96,7 +99,7 @@ def test_all_faults_are_reported_each_with_its_file(copy, capsys):
     shutil.copy(copy / 'rgb/7.jpg', copy / 'rgb/8.jpg')
     (copy / 'test.txt').write_text('8\n9\n10\n')
     with pytest.raises(InputError, match='10 faults in the data'):
-        prepare(config(copy), check=True)
+        prepare(config(copy), RFBNET, check=True)
     found = [line for line in capsys.readouterr().out.splitlines() if line.startswith('fault: ')]
     expected = [
         ('tiny-train frame 0', 'rgb/0.jpg is cut short'),
@@ -219,7 +222,7 @@ def test_classes_that_never_occur_are_named(copy, capsys):
     description['classes'] += ['door', 'lamp']
     (copy / 'data.yaml').write_text(yaml.safe_dump(description))
     for check in (True, False):
-        prepare(config(copy), check=check)
+        prepare(config(copy), RFBNET, check=check)
         assert capsys.readouterr().out.count('never: door, lamp\n') == 2
 
 
@@ -228,20 +231,39 @@ def test_two_equal_pictures_within_a_split_are_none(copy):
     assert faults(copy) == []
 
 
-def test_prepare_makes_the_caches_that_training_opens(copy, capsys, monkeypatch):
-    prepare(config(copy))
+@pytest.mark.parametrize(
+    ('network', 'sizes'),
+    [
+        (RFBNET, [16, 32, 64]),
+        (NetworkConfig('erfnet_encoder', {'modality': 'rgb'}), [16, 32]),
+        (NetworkConfig('erfnet_encoder', {'modality': 'depth'}), [16, 32, 64]),
+    ],
+)
+def test_prepare_makes_the_caches_that_training_opens(copy, capsys, monkeypatch, network, sizes):
+    """At the size of its views, and only what the network reads."""
+    data = config(copy, width=64, height=48)
+    prepare(data, network)
     assert 'tiny-train: 8 frames' in capsys.readouterr().out
     monkeypatch.setattr(DATASETS['folder'], '__getitem__', None)
-    frames = prepare_frames(config(copy))
+    run = TrainConfig(str(copy / 'run'), network=network, data=data, accelerator='cpu')
+    frames = Trainer(run).frames
     assert list(frames) == ['train', 'test']
     assert [len(part) for part in frames.values()] == [8, 2]
     assert frames['train'].classes.names == CLASSES
+    assert [level.shape[2] for level in frames['train'].hha] == sizes
+
+
+def test_prepare_refuses_a_size_that_training_would_refuse(copy):
+    with pytest.raises(InputError, match=r'rfbnet_erfnet needs data\.width .* multiples of 16'):
+        prepare(config(copy, width=60, height=44), RFBNET)
+    assert not (copy / 'cache').exists()
 
 
 def test_synthetic_rooms_join_data_of_the_nyu40_classes(nyu_pack, tmp_path):
     dataset = DatasetConfig(folder=str(nyu_pack))
     options = {'dataset': dataset, 'cache': str(tmp_path), 'synthetic_test_frames': 0}
-    frames = prepare_frames(DataConfig(synthetic_frames=2, **options), [(80, 60)])
+    data = DataConfig(synthetic_frames=2, width=160, height=120, **options)
+    frames = prepare_frames(data, bare_network(RFBNET))
     assert {name: len(part) for name, part in frames.items()} == {
         'train': 6, 'test': 2, 'synthetic': 2,
     }  # fmt: skip
