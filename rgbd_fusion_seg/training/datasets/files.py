@@ -71,6 +71,7 @@ def labelled_frame(
     intrinsics: Intrinsics,
     num_classes: int,
     where: object,
+    depth_file: object = None,
 ) -> LabelledFrame:
     """Put a frame together and check it.
 
@@ -81,10 +82,17 @@ def labelled_frame(
         intrinsics: of the colour image.
         num_classes: how many classes there are.
         where: what names the frame to the user, such as the path of its labels.
+        depth_file: what names its depth; default: ``where``.
 
     Raises:
         InputError: sizes that differ, or labels that are no classes.
     """
+    if depth.shape != rgb.shape[:2]:
+        raise InputError(
+            f'{depth_file or where}: depth is {depth.shape[1]}x{depth.shape[0]} but colour is '
+            f'{rgb.shape[1]}x{rgb.shape[0]}; give depth that was brought to the pixels of colour '
+            '(registered)'
+        )
     if labels.shape != rgb.shape[:2]:
         raise InputError(
             f'{where}: labels are {labels.shape[1]}x{labels.shape[0]} but colour is '

@@ -117,8 +117,11 @@ class NyuDepthV2:
         """Read frame ``index``; see `FrameSource`."""
         frame_id = self.ids[index]
         rgb, depth, labels = self._form.read(frame_id)
-        where = f'{self._form.paths(frame_id)[-1]} ({self.name} {frame_id})'
-        return files.labelled_frame(rgb, depth, labels, INTRINSICS, len(NYU40), where)
+        _, depth_file, label_file = self._form.paths(frame_id)
+        where, depth_where = (
+            f'{path} ({self.name} {frame_id})' for path in (label_file, depth_file)
+        )
+        return files.labelled_frame(rgb, depth, labels, INTRINSICS, len(NYU40), where, depth_where)
 
 
 def depth_from_levels(levels: np.ndarray) -> np.ndarray:
@@ -190,7 +193,7 @@ class _Official:
         return [f'{i:04d}' for i in indices]
 
     def paths(self, frame_id: str) -> Sequence[Path]:
-        return self.file.with_name('classMapping40.mat'), self.file
+        return self.file.with_name('classMapping40.mat'), self.file, self.file
 
     def read(self, frame_id: str) -> Arrays:
         i = int(frame_id) - 1
@@ -260,7 +263,7 @@ class _Images:
         remedy = 'give depth images in units of depth_scale, such as millimetres'
         units = layouts.read_16bit(depth, remedy)
         metres = units.astype(np.float32) * np.float32(self.depth_scale)
-        return image_files.read_rgb(rgb), metres, classes
+        return _read_colour(rgb), metres, classes
 
 
 class _Pack:
@@ -280,7 +283,14 @@ class _Pack:
     def read(self, frame_id: str) -> Arrays:
         rgb, levels, labels = self.paths(frame_id)
         depth = depth_from_levels(image_files.read_plane(levels))
-        return image_files.read_rgb(rgb), depth, image_files.read_plane(labels)
+        return _read_colour(rgb), depth, image_files.read_plane(labels)
+
+
+def _read_colour(path: Path) -> np.ndarray:
+    rgb = image_files.read_rgb(path)
+    remedy = 'give images as the authors publish them, of which the camera is known'
+    layouts.require_size(rgb, path, NyuDepthV2.size, remedy)
+    return rgb
 
 
 def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -139,6 +139,7 @@ class OwnFolder:
             self.intrinsics,
             len(self.classes),
             labels,
+            depth,
         )
 
     def _error(self, text: str) -> InputError:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -93,6 +94,26 @@ def test_a_missing_image_is_named(nyu_pack, tmp_path):
     assert source[0].labels.shape == (480, 640)
     with pytest.raises(InputError, match=r'depth8/0002\.png is missing'):
         source[1]
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        (
+            'depth8/0002.png',
+            r'0002\.png \(nyudv2-train 0002\): depth is 320x240 but colour is 640x480',
+        ),
+        ('rgb/0002.jpg', r'0002\.jpg is 320x240 where 640x480 is expected'),
+        ('label40/0002.png', r'0002\.png .*: labels are 320x240 but colour is 640x480'),
+    ],
+)
+def test_an_image_of_another_size_is_named(nyu_pack, tmp_path, name, words):
+    broken = Path(shutil.copytree(nyu_pack, tmp_path / 'pack'))
+    image = cv2.imread(str(broken / name), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(broken / name), image[::2, ::2])
+    folder = re.escape(str((broken / name).parent))
+    with pytest.raises(InputError, match=f'^{folder}/{words}'):
+        NyuDepthV2(broken, 'train')[1]
 
 
 def official_frames() -> list[tuple[np.ndarray, ...]]:

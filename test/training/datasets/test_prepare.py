@@ -107,7 +107,7 @@ def test_all_faults_are_reported_each_with_its_file(copy, capsys):
         ('tiny-train frame 2', 'labels/2.png is missing'),
         ('tiny-train frame 3', 'labels/3.png has the label 3'),
         ('tiny-train frame 4', 'labels are 32x24 but colour is 64x48'),
-        ('tiny-train frame 5', 'colour is 64x48 but depth is 32x48'),
+        ('tiny-train frame 5', 'depth/5.png: depth is 32x48 but colour is 64x48'),
         ('tiny-train frame 6', 'median depth is 0.003 m'),
         ('tiny-train frame 7', 'no reading'),
         ('tiny-test frame 8', 'the same picture as tiny-train frame 7'),
