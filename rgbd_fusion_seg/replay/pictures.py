@@ -197,7 +197,10 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
     """
     image = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if rgb.ndim == 3 else rgb
     if not cv2.imwrite(str(path), image):
-        raise InputError(f'{path} cannot be written; check the folder and its permissions')
+        raise InputError(
+            f'{path} cannot be written; check that its folder is there and may be written to, and '
+            'that the disk has space left'
+        )
 
 
 def evenly(count: int, wanted: int) -> list[int]:

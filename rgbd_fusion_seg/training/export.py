@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -345,7 +346,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     """Yield the path for a new folder of this name, which replaces it when nothing was raised.
 
     Raises:
-        InputError: what is there is no bundle, or the place cannot be written to.
+        InputError: what is there is no bundle, or the place cannot be written to or is full.
     """
     if folder.exists() and not (folder / CARD_NAME).is_file():
         raise InputError(f'{folder} exists and is no bundle; choose another folder')
@@ -356,7 +357,15 @@ def replacing(folder: Path) -> Iterator[Path]:
         raise InputError(f'{folder} cannot be written: {error}; choose another folder') from error
     with temporary as place:
         draft = Path(place) / folder.name
-        yield draft
+        try:
+            yield draft
+        except OSError as error:  # of writing it; what was read has errors of its own
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(
+                f'{folder} cannot be written: {error}; free some space there and start the same '
+                'command again'
+            ) from error
         try:
             replace_folder(draft, folder)
         except OSError as error:

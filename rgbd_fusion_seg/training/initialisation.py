@@ -65,7 +65,10 @@ def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:
                 f'{path} was trained on {seen} but is given as init_{modality}; give a unimodal '
                 f'checkpoint of {modality}'
             )
-        network.initialise_encoder(modality, checkpoint.weights)
+        try:
+            network.initialise_encoder(modality, checkpoint.weights)
+        except InputError as error:
+            raise InputError(f'init_{modality} {path}: {error}') from error
     if config.init_backbone:
         _start_backbone(network, config)
     if config.init_from:

@@ -179,10 +179,8 @@ class TrainingLoop(ABC):
         """
         finite = [x.isfinite().all() for x in network.state_dict().values()]
         if not bool(torch.stack(finite).all()):
-            raise DivergenceError(
-                f'weights are not finite any more at step {self.state["step"]}; nothing was '
-                f'written, start again with a lower {self.RATE}'
-            )
+            step = self.state['step']
+            raise self._divergence(f'weights are not finite any more at step {step}')
 
     def _agree(self, here: bool) -> bool:
         if self.fabric.world_size == 1:

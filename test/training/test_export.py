@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -395,6 +397,21 @@ def test_a_bundle_is_replaced_at_once_or_not_at_all(tmp_path):
         draft.mkdir(1 // 0)
     assert contents(target) == {'model.yaml': b'second'}
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_told_with_the_bundle_and_leaves_the_older_one(tmp_path):
+    target = tmp_path / 'mine'
+    target.mkdir()
+    (target / 'model.yaml').write_text('first')
+    words = (
+        rf'{re.escape(str(target))} cannot be written: .*No space left.*; free some space there'
+    )
+    with pytest.raises(InputError, match=words), replacing(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write does, without a path
+    assert contents(target) == {'model.yaml': b'first'}
+    assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(PermissionError), replacing(target):
+        raise PermissionError
 
 
 def test_other_folders_are_never_replaced(tmp_path):

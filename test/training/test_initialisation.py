@@ -222,3 +222,11 @@ def test_an_export_hands_on_weights_and_takes_them(nyu_pack, tmp_path):
     with closing(open_engine(load_bundle(target), 'onnxruntime')) as engine, torch.no_grad():
         ours, theirs = engine.infer(rgb=x['rgb'].numpy()), checkpoint.build()(x).numpy()
     np.testing.assert_allclose(ours, theirs, atol=0.01 * np.abs(theirs).max())
+
+
+def test_an_encoder_that_does_not_fit_is_told_with_its_file(tmp_path):
+    path = saved(tmp_path / 'other.safetensors', tiny_checkpoint('adapnetpp', {}))
+    with pytest.raises(
+        InputError, match=rf'^init_rgb {path}: weights for the rgb encoder .*; give'
+    ):
+        make_network(NetworkConfig('rfbnet_erfnet', init_rgb=path), CLASSES.names)
