@@ -1,4 +1,7 @@
-"""A lock between processes of a machine; the system lets it go when its holder dies."""
+"""A lock between processes of a machine; the system lets it go when its holder dies.
+
+What its holder forks, such as loader processes, does not hold it: they may outlive it by seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_held: set[int] = set()
+"""Descriptors of open locks."""
 
 
 @contextmanager
@@ -22,10 +28,21 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
         OSError: the file cannot be opened, or is on a disk without locks.
     """
     file, mine = _locked(path, wait)
+    _held.add(file)
     try:
         yield mine
     finally:
-        os.close(file)
+        if file in _held:  # not where it was forked meanwhile
+            _held.remove(file)
+            os.close(file)
+
+
+def _leave_to_parent() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def open_lock(path: Path) -> int:

@@ -3,6 +3,9 @@
 import errno
 import fcntl
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -61,6 +64,35 @@ def test_a_lock_that_its_holder_removes_is_one_of_nobody(tmp_path, monkeypatch, 
     monkeypatch.setattr(fcntl, 'flock', flock_after_the_removal)
     with file_lock(path, wait) as late, file_lock(path) as next_one:
         assert (late, next_one) == (True, False)
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from rgbd_fusion_seg.file_lock import file_lock
+
+with file_lock(Path(sys.argv[1])) as mine:
+    if not os.fork():
+        print(mine, os.getpid(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_process_that_its_holder_forked_does_not_keep_the_lock(tmp_path):
+    path = tmp_path / 'lock'
+    command = [sys.executable, '-c', HOLDER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        mine, child = holder.stdout.readline().split()
+        try:
+            with file_lock(path) as ours:
+                assert (mine, ours) == ('True', False)
+            holder.kill()
+            holder.wait()
+            os.kill(int(child), 0)  # is there still, as a loader process is for seconds
+            with file_lock(path) as ours:
+                assert ours
+        finally:
+            os.kill(int(child), signal.SIGKILL)
 
 
 def test_processes_of_one_run_do_not_lock_each_other_out(tmp_path, monkeypatch):
