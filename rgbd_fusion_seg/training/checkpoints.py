@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.atomic_files import replacing_file
+from rgbd_fusion_seg.card import read_card
 from rgbd_fusion_seg.errors import BundleError, InputError, TrainingError
-from rgbd_fusion_seg.locations import find_bundle
+from rgbd_fusion_seg.locations import CARD_NAME, find_bundle
 from rgbd_fusion_seg.training.datasets.base import ClassSet
 from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.public_weights import from_public as from_public
@@ -38,7 +39,8 @@ class Checkpoint:
         weights: the network's state dict.
         info: 'network' and 'options' as for `build_network`; 'classes' as of `class_entries`;
             'statistics', input name -> [mean, std]; 'width' and 'height' of the colour input;
-            'step', 'minutes', 'command' and 'data' of the training.
+            'step', 'minutes', 'command' and 'data' of the training, and what it 'started_from', as
+            of `initialisation.origins`.
     """
 
     weights: dict[str, Tensor]
@@ -171,7 +173,7 @@ def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of a segmentation network.
+    """Read a checkpoint of a segmentation network; one in a bundle, with what its card tells.
 
     Raises:
         InputError: no such file, or not such a checkpoint of this package.
@@ -187,7 +189,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f'the checkpoint {path} does not tell its {", ".join(sorted(missing))}; '
             'it is of an older version, train it anew'
         )
-    return Checkpoint(weights, info)
+    return Checkpoint(weights, info | _told_by_card(Path(path)))
+
+
+def _told_by_card(path: Path) -> dict[str, Any]:
+    """Return how the weights in a bundle were trained, which its card knows best."""
+    card = path.with_name(CARD_NAME)
+    if path.name != TRAINABLE_NAME or not card.is_file():
+        return {}
+    training = read_card(card).get('training', dict)
+    names = {name: name for name in ('command', 'data', 'started_from', 'minutes', 'notes')}
+    return {ours: training[k] for k, ours in {**names, 'steps': 'step'}.items() if k in training}
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -322,6 +322,7 @@ def describe(
             'started_from': info.get('started_from', []),
             'steps': info.get('step', 0),
             'minutes': info.get('minutes', 0.0),
+            **({'notes': info['notes']} if info.get('notes') else {}),
         },
         'export': {
             'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rgbd_fusion_seg.bundle import file_sha256
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
 from rgbd_fusion_seg.training.config import NetworkConfig
@@ -206,19 +207,26 @@ def first_statistics(config: NetworkConfig, network: nn.Module) -> dict[str, lis
 
 
 def origins(config: NetworkConfig, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a network starts from: file, command and steps of each checkpoint.
+    """Return what a network starts from, one entry for each checkpoint.
 
-    A checkpoint of other classes also tells 'classes_taken', how many of ``classes`` it has.
+    Returns:
+        'file' and its 'sha256', 'command' and 'steps' of its training, and 'started_from' where
+        that began with others, so that the whole way of the weights is told. A checkpoint of other
+        classes also tells 'classes_taken', how many of ``classes`` it has.
     """
     found = []
     for path in (config.init_from, config.init_rgb, config.init_hha):
         if not path:
             continue
-        checkpoint = load_checkpoint(find_checkpoint(path))
+        file = find_checkpoint(path)
+        checkpoint = load_checkpoint(file)
+        info = checkpoint.info
         origin = {
             'file': path,
-            'command': checkpoint.info.get('command', ''),
-            'steps': checkpoint.info.get('step', 0),
+            'sha256': file_sha256(file),
+            'command': info.get('command', ''),
+            'steps': info.get('step', 0),
+            **{key: info[key] for key in ('notes', 'started_from') if info.get(key)},
         }
         if path == config.init_from and checkpoint.classes.names != tuple(classes):
             origin['classes_taken'] = len(list(_common_classes(checkpoint, classes)))

@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 torch = pytest.importorskip('torch')
 
-from tiny_checkpoints import CLASSES, STATISTICS, ToyFrames, tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import (  # noqa: E402
+    CLASSES,
+    STATISTICS,
+    ToyFrames,
+    small_options,
+    tiny_checkpoint,
+)
 
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
+from rgbd_fusion_seg.card import write_card  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import (  # noqa: E402
@@ -230,3 +240,30 @@ def test_an_encoder_that_does_not_fit_is_told_with_its_file(tmp_path):
         InputError, match=rf'^init_rgb {path}: weights for the rgb encoder .*; give'
     ):
         make_network(NetworkConfig('rfbnet_erfnet', init_rgb=path), CLASSES.names)
+
+
+def test_the_whole_way_of_the_weights_is_told(tmp_path):
+    """From a file, and from a bundle, whose card tells more than its checkpoint does."""
+    old = {'file': 'a.safetensors', 'sha256': 64 * '0', 'command': 'train --a', 'steps': 3}
+    told = {'command': 'train --b', 'step': 5, 'started_from': [old]}
+    path = saved(tmp_path / 'b.safetensors', tiny_checkpoint('erfnet_encoder', {}, **told))
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    expected = {
+        'file': path, 'sha256': digest, 'command': 'train --b', 'steps': 5, 'started_from': [old],
+    }  # fmt: skip
+    config = NetworkConfig('erfnet_encoder', small_options('erfnet_encoder'), init_from=path)
+    assert origins(config, CLASSES.names) == [expected]
+
+    bundle, checkpoint = tmp_path / 'bundle', load_checkpoint(Path(path))
+    write_bundle(checkpoint, bundle, ToyFrames(), GraphOptions())
+    os.rename(path, bundle / TRAINABLE_NAME)
+    card = yaml.safe_load((bundle / 'model.yaml').read_text())
+    assert card['training']['started_from'] == [old]
+    card['training'] |= {'notes': 'by hand', 'started_from': [old | {'notes': 'too'}]}
+    write_card(bundle / 'model.yaml', card)
+    more = {'notes': 'by hand', 'started_from': [old | {'notes': 'too'}], 'file': str(bundle)}
+    config = dataclasses.replace(config, init_from=str(bundle))
+    assert origins(config, CLASSES.names) == [expected | more]
+    again = tmp_path / 'again'
+    write_bundle(load_checkpoint(bundle / TRAINABLE_NAME), again, ToyFrames(), GraphOptions())
+    assert yaml.safe_load((again / 'model.yaml').read_text())['training'] == card['training']
