@@ -50,8 +50,12 @@ class SsmaAdapNetPp(FusionNetwork):
 
     For 12 classes 56,285,688 numbers with the norms' statistics, variable by variable those of
     the public checkpoint. AsymFusion's Table 2 says 56.44 M; the 0.15 M (0.3 %) it has more are
-    in no variable of the released code. The 3x3 projection with batch norm of the SSMA paper's
-    block does not explain them: the deepest block's alone would add 1.05 M to the 1x1 of the code.
+    in no variable of the released code, and counting does not find them: 11 to 41 classes are
+    56.28 to 56.39 M, auxiliary heads 0.01 to 0.02 M, biases at all convolutions that have none
+    0.06 M. These, statistics and 40 classes together come nearest, 56.45 M, but the same table's
+    30.20 M of AdapNet++ are those of 12 classes without biases. Another eta of the deepest block
+    would have to be 10.4, and the 3x3 projection with batch norm of the SSMA paper's block adds
+    1.05 M there to the 1x1 of the code.
 
     The decoder is AdapNet++'s, with skips weighted by channel gates (with ``multi_level``).
 
