@@ -213,7 +213,7 @@ class AsymmetricFusion(BlockFusion):
         split: str = 'public',
     ) -> None:
         super().__init__()
-        self.sources, self.split = sources, split
+        self.sources = sources
         self.own = self.group = 0
         self.offsets = ((0, 0),) * 4 if operations == 'unmoved' else OFFSETS[split]
         if operations in ('both', 'unmoved', 'shuffle'):
@@ -230,19 +230,13 @@ class AsymmetricFusion(BlockFusion):
 
         Args:
             maps: (N, C, h, w).
-            first: (N, C, h', w') of the same block, before the first shuffle. In a block with a
-                stride of 2, which is the last of its stage only in ResNet-14, they are larger;
+            first: (N, C, h', w'), what is shifted, as `after_first` returned it. In a block with
+                a stride of 2, which is the last of its stage only in ResNet-14, they are larger;
                 then the pixels on which the convolution is centred are taken.
         """
-        # Of public splits no channel that is shifted was shuffled.
-        source = self.after_first(first) if self.group and self.split == 'paper' else first
-        return self.added_and_shuffled(maps, source)
-
-    def added_and_shuffled(self, maps: Maps, source: Maps) -> Maps:
-        """Add the others' shifted features of `source`, and shuffle; sizes of `after_second`."""
         if not self.group:
             return self.after_first(maps)
-        shifted = self._shifted(source, halved=source[0].shape[2:] != maps[0].shape[2:])
+        shifted = self._shifted(first, halved=first[0].shape[2:] != maps[0].shape[2:])
         end = self.group * len(self.offsets)
         added = [
             x[:, :end] + mean([shifted[giver] for giver in givers]) if givers else x[:, :end]

@@ -167,7 +167,7 @@ class BlockFusion(nn.Module):
         return maps
 
     def after_second(self, maps: Maps, first: Maps) -> Maps:
-        """Change the maps after the second ReLU; ``first`` is what `after_first` was given."""
+        """Change the maps after the second ReLU; ``first`` is what `after_first` returned."""
         return maps
 
 

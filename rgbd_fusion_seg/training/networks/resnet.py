@@ -80,8 +80,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, maps: Maps) -> list[Tensor]:
         """Maps (N, in, h, w) -> maps (N, 4 width, h/stride, w/stride)."""
-        first = each(F.relu, self.bn1(self.conv1(maps)))
-        second = self.bn2(self.conv2(self.fusion.after_first(first)))
+        first = self.fusion.after_first(each(F.relu, self.bn1(self.conv1(maps))))
+        second = self.bn2(self.conv2(first))
         second = each(F.relu, self.fusion.after_norm(second, self.bn2))
         third = self.bn3(self.conv3(self.fusion.after_second(second, first)))
         shortcut = self.downsample(maps) if self.downsample is not None else maps

@@ -161,8 +161,8 @@ class XceptionBlock(nn.Module):
     def with_second(self, maps: Maps) -> tuple[list[Tensor], Maps]:
         """Return the output, and the maps behind the second convolution, before their ReLU."""
         first = self.separable1(maps if self.last else each(F.relu, maps))
-        first = each(F.relu, first)
-        second = self.separable2(self.fusion.after_first(first))
+        first = self.fusion.after_first(each(F.relu, first))
+        second = self.separable2(first)
         second = self.fusion.after_norm(second, self.bn2)
         third = self.separable3(self.fusion.after_second(each(F.relu, second), first))
         if self.last:

@@ -47,7 +47,7 @@ class Asymmetric(AsymmetricFusion):
 
     def forward(self, maps: Maps, scales: Sequence[Tensor]) -> Maps:
         """M maps (N, C, h, w) -> the same shapes."""
-        return self.added_and_shuffled(maps, maps)
+        return self.after_second(maps, maps)
 
 
 class Symmetric(SymmetricFusion):
