@@ -34,18 +34,27 @@ def _check(name: str, kind: type, options: dict[str, Any]) -> dict[str, Any]:
     known = parser.add_class_arguments(kind, skip=NOT_CHOSEN)
     for option in options.keys() - {*known}:
         raise InputError(f'{name} has no option {option!r}; it has {", ".join(known)}')
-    try:
-        parsed = parser.parse_object(options, defaults=False)
-    except ArgumentError as error:
-        reason = ' '.join(str(error).replace('Parser key', 'option').split())
-        raise InputError(f'{name} cannot be built, {reason}') from error
     defaults = parser.get_defaults()
     for option, value in options.items():
-        absent = value is None and defaults[option] is not None
-        # A number that YAML reads as text, such as 2e-2, would be text in the checkpoint too.
-        if absent or (isinstance(value, str) and parsed[option] != value):
+        try:
+            read = parser.parse_object({option: value}, defaults=False)[option]
+        except ArgumentError:
+            read = None
+        missing = read is None and not (value is None and defaults[option] is None)
+        # A number in quotes, such as '2e-2', would be text in the checkpoint too.
+        quoted = isinstance(value, str) and read != value
+        if missing or quoted:
+            remedy = '' if missing else '; write it without quotes'
             raise InputError(
-                f'the option {option} of {name} must be a {type(defaults[option]).__name__}, '
-                f'got {value!r}; YAML reads a number such as 2.0e-2 only with its point'
+                f'the option {option} of {name} must be of type {_type(kind, option)}, '
+                f'got {value!r}{remedy}'
             )
     return dict(defaults)
+
+
+def _type(kind: type, option: str) -> str:
+    """Return the type of a class's option in words, which a base class may take."""
+    annotations: dict[str, str] = {}
+    for owner in reversed(kind.__mro__):
+        annotations |= getattr(owner.__init__, '__annotations__', {})
+    return annotations[option].replace(' | ', ' or ')

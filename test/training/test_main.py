@@ -179,6 +179,14 @@ def test_the_recipe_of_cens_text_has_its_rates_and_its_loss(training):
         assert sorted(rates) == pytest.approx([5e-4 * factor, 3e-3 * factor]), epoch
 
 
+def test_numbers_in_the_papers_notation_are_numbers(training, tmp_path):
+    """PyYAML alone reads 2e-4 as text."""
+    path = tmp_path / 'run.yaml'
+    path.write_text('run:\n  network:\n    name: cen\n    options: {sparsity: 2e-4}\n')
+    (network,) = settings_of(training, path)['networks']
+    assert network['options'] == {'sparsity': 0.0002}
+
+
 @pytest.mark.parametrize('row', ['ResNet-152', 'PSPNet', 'SUN RGB-D'])
 def test_settings_told_for_other_figures_of_cen_make_their_networks(training, row):
     """Parameters by the papers and the public code; stages of 150 and 20 epochs, NeurIPS §4.1."""
