@@ -8,7 +8,7 @@ opens a graph and labels images, beyond one that has only imported the library; 
 step keeps for its backward pass, with the parameters.
 
     python benchmarks/bench_exchange.py [--backbone resnet50] [--head refinenet]
-        [--size 320x240] [--batch 2] [--part training]
+        [--modalities rgb,hha] [--shares 0.04,0.3] [--size 320x240] [--batch 2] [--part training]
 
 On a large GPU training steps of so little are bound by the launching of kernels, of which the
 exchange has more: there measure those of a training run, too, `--part training --size 640x480
@@ -37,10 +37,10 @@ from rgbd_fusion_seg.training.networks import build_network
 from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph
 
 NUM_CLASSES = 40
-SHARES = (0.04, 0.3)
+SHARES = '0.04,0.3'
 """Exchanged channels: in the authors' log 8 % of the penalised half; CEN's fixed portion."""
 LIMITS = {'training': 1.10, 'inference': 1.03, 'memory': 2.1}
-"""What the exchange may cost; memory against the unimodal network."""
+"""What the exchange between two modalities may cost; memory against the unimodal network."""
 PEAK_OF_SESSION = """
 import resource, sys
 import numpy as np, onnxruntime
@@ -63,6 +63,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--backbone', default='resnet50')
     parser.add_argument('--head', default='refinenet')
+    parser.add_argument(
+        '--modalities', type=lambda text: text.split(','), default='rgb,hha', help='of CEN'
+    )
+    parser.add_argument(
+        '--shares',
+        type=lambda text: [float(share) for share in text.split(',')],
+        default=SHARES,
+        help='of the channels, exchanged; training and its memory take the last',
+    )
     parser.add_argument('--size', type=parse_size, default=(320, 240), metavar='WxH')
     parser.add_argument('--batch', type=int, default=2, help='of the training steps')
     parser.add_argument('--repeats', type=int, default=15)
@@ -75,7 +84,12 @@ def main() -> int:
         'inference': inference,
         'memory': memory,
     }
-    shape = {**parts_of(options), 'size': list(options.size), 'batch': options.batch}
+    shape = {
+        **parts_of(options),
+        'modalities': options.modalities,
+        'size': list(options.size),
+        'batch': options.batch,
+    }
     on_gpu = options.device.startswith('cuda')
     device = torch.cuda.get_device_name(options.device) if on_gpu else 'cpu'
     file = '_'.join(['exchange', *['cuda'] * on_gpu, *([options.part] if options.part else [])])
@@ -100,7 +114,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     """Time training steps with exchange, and without exchange and penalty."""
     networks = {
         'without exchange': network(options, exchange='none', penalised='none'),
-        'with exchange': network(options, share=SHARES[1]),
+        'with exchange': network(options, share=options.shares[-1]),
     }
     steps = {name: step(net, options) for name, net in networks.items()}
     timing = measure.interleaved(steps, options.repeats)
@@ -111,7 +125,10 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
 def network(options: argparse.Namespace, share: float = 0.0, **others: Any) -> nn.Module:
     """Build a CEN in which a share of the channels is below the threshold."""
     torch.manual_seed(0)
-    net = build_network('cen', NUM_CLASSES, **parts_of(options), **others)
+    net = build_network(
+        'cen', NUM_CLASSES, **parts_of(options), modalities=options.modalities,
+        parts='nearly_equal', **others,
+    )  # fmt: skip
     for _, norm in net.exchanges().values():
         for layer in norm:
             small = torch.rand_like(layer.weight) < share
@@ -149,7 +166,8 @@ def step(net: nn.Module, options: argparse.Namespace) -> Callable[[], None]:
     def run() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             outputs = net(images, auxiliary=True)
-        predictions, terms = outputs[:3], outputs[3:]
+        count = 1 + len(net.auxiliary_weights)
+        predictions, terms = outputs[:count], outputs[count:]
         sum([loss(x) for x in predictions] + terms).backward()
         net.zero_grad()
         if device.type == 'cuda':
@@ -161,7 +179,7 @@ def step(net: nn.Module, options: argparse.Namespace) -> Callable[[], None]:
 def graphs(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """Export what is compared; return the files by name, that without exchange first."""
     networks = {'without exchange': network(options, exchange='none')}
-    for share in SHARES:
+    for share in options.shares:
         networks[f'{share:.0%} exchanged'] = network(options, share)
     networks['unimodal'] = unimodal(options)
     width, height = options.size
@@ -205,7 +223,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
         print(f'{name:18} {mib:8.1f} MiB')
     kept = {
         'unimodal': kept_for_backward(unimodal(options), options),
-        'with exchange': kept_for_backward(network(options, SHARES[1]), options),
+        'with exchange': kept_for_backward(network(options, options.shares[-1]), options),
     }
     print(
         f'kept in training: {kept["unimodal"]:.1f} MiB unimodal, {kept["with exchange"]:.1f} MiB'

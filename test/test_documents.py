@@ -105,6 +105,12 @@ def test_the_readme_tells_what_was_measured():
     assert [figure for figure in readme_figures() if figure not in told] == []
 
 
+def test_the_exchange_costs_what_was_measured():
+    told = ' '.join((ROOT / 'docs/networks.md').read_text(encoding='utf-8').split())
+    ratio = result('exchange')['inference']['ratio']
+    assert f'takes at most {ratio:.2f} times as long as without exchange' in told
+
+
 @pytest.mark.parametrize(
     ('bundle', 'file'),
     [
