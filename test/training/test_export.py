@@ -15,7 +15,9 @@ import yaml
 
 torch = pytest.importorskip('torch')
 onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 
+import goldens  # noqa: E402
 from tiny_checkpoints import STATISTICS, ToyFrames, tiny_checkpoint  # noqa: E402
 
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
@@ -25,7 +27,11 @@ from rgbd_fusion_seg.errors import BundleError, InputError  # noqa: E402
 from rgbd_fusion_seg.postprocess import labels_and_confidence  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
 from rgbd_fusion_seg.training import export as exporting  # noqa: E402
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
+from rgbd_fusion_seg.training.checkpoints import (  # noqa: E402
+    from_public,
+    load_checkpoint,
+    save_checkpoint,
+)
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
 from rgbd_fusion_seg.training.export import (  # noqa: E402
@@ -72,6 +78,28 @@ def assert_same_logits(checkpoint, bundle, count: int, tolerance: float) -> None
     logits = open_engine(bundle, num_threads=1).infer(**tensors)
     assert logits.shape == expected.shape == (count, *bundle.logits_shape[1:])
     assert np.abs(logits - expected).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'file'), [('cen', 'cen'), ('asymfusion', 'asym')])
+def test_graphs_are_as_near_to_the_public_code_as_is_told(goldens_dir, name, file):
+    """docs/training.md tells how near, and that the labels are the same."""
+    golden = np.load(goldens_dir / f'{file}_refinenet50.npz')
+    weights = goldens.refinenet_weights(golden, exchanging=name == 'cen')
+    weights = from_public(name, {k: torch.from_numpy(v) for k, v in weights.items()})
+    with torch.device('meta'):
+        network = build_network(name, 40, backbone='resnet50', modalities=['rgb', 'depth'])
+    network.load_state_dict(weights, assign=True)
+    tensors = {m: golden[f'x_{m}'][:1] for m in network.modalities}
+    expected = golden['out_ens'][:1]
+    model = build_graph(network.eval(), *tensors['rgb'].shape[2:], GraphOptions(storage='fp32'))
+    for storage, limit in (('fp32', 1e-5), ('fp16', 1e-3)):
+        if storage == 'fp16':
+            store_as_half(model)
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        (logits,) = session.run(None, tensors)
+        assert np.abs(logits - expected).max() < limit * np.abs(expected).max()
+        np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
 
 
 def norms(model) -> list:
