@@ -220,6 +220,35 @@ def test_a_training_step_stays_on_its_device_and_never_waits_for_it(name, option
     assert all(p.grad.device.type == 'meta' for p in network.parameters())
 
 
+def kept_for_backward(name: str, **options) -> int:
+    """Return the bytes that a float32 training step keeps for its backward pass, losses too."""
+    with torch.device('meta'):
+        network = build_network(name, 40, backbone='resnet101', **options).train()
+        x = {m: torch.empty(2, 3, 480, 640) for m in network.modalities}
+        labels = torch.empty(2, 480, 640, dtype=torch.uint8)
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that its address is not given anew
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(x, auxiliary=True)
+        count = 1 + len(network.auxiliary_weights)
+        scored = [cross_entropy(y, labels, None, labels.shape[1:]) for y in outputs[:count]]
+        loss = torch.stack([*(total / n for total, n in scored), *outputs[count:]]).sum()
+    assert loss.requires_grad
+    own = {t.untyped_storage()._cdata for t in network.state_dict().values()}
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize('name', ['cen', 'asymfusion'])
+def test_two_branches_keep_little_more_than_twice_what_one_does(name):
+    ratio = kept_for_backward(name) / kept_for_backward('multimodal', modalities=['rgb'])
+    assert 2 < ratio <= 2.1  # docs/networks.md
+
+
 @every_network
 def test_the_prediction_depends_on_every_input_it_reads(name, options):
     network = built(name, options)
