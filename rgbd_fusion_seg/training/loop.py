@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,8 @@ class TrainingLoop(ABC):
     state: dict[str, Any]
     steps_per_epoch: int
     num_steps: int
+    deadline: float = math.inf
+    """Of `time.monotonic`: then the run is saved and ends, as by a signal."""
     START: ClassVar[str] = 'network.init_from'
     """The setting that starts a run from weights."""
     RATE: ClassVar[str] = 'optimiser.lr'
@@ -104,7 +107,7 @@ class TrainingLoop(ABC):
         """Take the steps that are left, save, and score the result.
 
         Returns:
-            False when a signal ended the run early; the state was saved then.
+            False when a signal or the deadline ended the run early; the state was saved then.
 
         Raises:
             DivergenceError: a loss or a weight is not finite any more.
@@ -141,7 +144,8 @@ class TrainingLoop(ABC):
                     self._look(sums, self.state['step'] - looked, clock, monitor)
                     sums, looked = {}, self.state['step']
                 self._after_step(monitor, clock)
-                if (look or self.fabric.world_size == 1) and self._agree(stop.received):
+                ends = stop.received or time.monotonic() >= self.deadline
+                if (look or self.fabric.world_size == 1) and self._agree(ends):
                     self.state['seconds'] = clock.seconds
                     return False
         if sums:

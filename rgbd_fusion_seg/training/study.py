@@ -9,6 +9,7 @@ processes share the rows, which fills a large GPU with small networks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from rgbd_fusion_seg.training.initialisation import bare_network
 from rgbd_fusion_seg.training.run_checks import check_frozen, check_network
 from rgbd_fusion_seg.training.run_lock import lock_of
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
-from rgbd_fusion_seg.training.study_plan import planned_epochs
+from rgbd_fusion_seg.training.study_plan import planned_epochs, planned_seconds
 from rgbd_fusion_seg.training.study_record import check_record, write_record
 from rgbd_fusion_seg.training.study_report import around, write_report
 from rgbd_fusion_seg.training.study_runs import (
@@ -33,10 +34,12 @@ from rgbd_fusion_seg.training.study_runs import (
     collect,
     failed_runs,
     failure,
+    forms,
     is_done,
     origin_rows,
     recorded_runs,
     row_config,
+    run_folder,
     standing,
 )
 from rgbd_fusion_seg.training.study_scores import rescore as score_again
@@ -71,6 +74,7 @@ def study(
             for the study; a record of another study.
         TrainingError: rows diverged; all others that do not start from them were trained.
     """
+    deadline = time.monotonic() + (60 * study.minutes or math.inf)
     _check(study)
     wanted = _wanted(study, only)
     if not rescore and (flip or tuple(scales) != (1.0,)):
@@ -83,7 +87,7 @@ def study(
     elif not report_only:
         with file_lock(output / 'plan.lock', wait=True):
             plan = planned_epochs(study, output)
-        _train_rows(study, plan, output, wanted)
+        _train_rows(study, plan, output, wanted, deadline)
     failures, entries = failed_runs(study), collect(study)
     write_report(study, entries, output, failures)
     if study.record and entries:
@@ -116,14 +120,15 @@ def _check(study: StudyConfig) -> None:
     if study.document:
         around(Path(study.document), study.name)
     check_record(study)
-    recorded_runs(study)
     networks: dict[str, nn.Module] = {}
     for row in study.rows:
         try:
-            networks[row.name] = _check_network(row_config(study, row, study.seeds[0], 1))
-            _check_start(row, networks)
+            for form in forms(study, row):
+                networks[row.name] = _check_network(row_config(study, form, study.seeds[0], 1))
+                _check_start(form, networks)
         except InputError as error:
             raise InputError(f'the study row {row.name!r}: {error}') from error
+    recorded_runs(study)
 
 
 def _wanted(study: StudyConfig, only: Sequence[str] | None) -> set[str]:
@@ -174,36 +179,64 @@ def _check_start(row: RowConfig, networks: Mapping[str, nn.Module]) -> None:
 
 
 def _train_rows(
-    study: StudyConfig, plan: dict[str, int], output: Path, wanted: Collection[str]
+    study: StudyConfig,
+    plan: dict[str, int],
+    output: Path,
+    wanted: Collection[str],
+    deadline: float,
 ) -> None:
     """Train what of the wanted rows is not done and has not failed.
 
-    A signal ends it after the run that it met has been saved.
+    A signal ends it after the run that it met has been saved; so does the deadline, before which
+    no run is begun that would end after it.
     """
+    seconds = planned_seconds(output)
 
     def done(row: RowConfig, seed: int) -> bool:
         return is_done(study, row, seed, plan[row.name])
 
+    def is_ready(row: RowConfig, seed: int) -> bool:
+        origins = [standing(study, name, seed) for name in origin_rows(row)]
+        return all(done(*run) or (row.best_of and failure(study, *run)) for run in origins)
+
+    def is_late(row: RowConfig, seed: int) -> bool:
+        once, epoch = seconds.get(row.name, (0.0, 0.0))
+        is_under_way = (run_folder(study, row, seed) / STATE_NAME).is_file()
+        needed = once + epoch * (1 if is_under_way else plan[row.name])
+        return time.monotonic() + needed > deadline
+
     runs = [run for run in all_runs(study) if run[0].name in wanted]
     left = sorted(runs, key=lambda run: study.seeds.index(run[1]))
     while left := [run for run in left if not done(*run) and not failure(study, *run)]:
-        for row, seed in left:
-            if not all(done(*standing(study, name, seed)) for name in origin_rows(row)):
+        ready = [run for run in left if is_ready(*run)]
+        for row, seed in ready:
+            if is_late(row, seed):
                 continue
             with file_lock(lock_of(output / f'{row.name}-{seed}')) as mine:
                 if not mine or done(row, seed) or failure(study, row, seed):
                     continue
-                if not _train_row(study, row, seed, plan[row.name]):
-                    return
+                ends = deadline - seconds.get(row.name, (0.0,))[0]  # its scores come after that
+                if not _train_row(study, row, seed, plan[row.name], ends):
+                    return _tell_left(left)
                 break
         else:
+            if any(is_late(*run) for run in ready):
+                return _tell_left(left)
             time.sleep(LOOK_AGAIN_S)
 
 
-def _train_row(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> bool:
-    """Train a row, or note that it diverged; False when a signal ended it early."""
+def _tell_left(runs: Sequence[tuple[RowConfig, int]]) -> None:
+    names = ', '.join(f'{row.name}-{seed}' for row, seed in runs)
+    print(f'left to train: {names}; start the same command again to go on', flush=True)
+
+
+def _train_row(
+    study: StudyConfig, row: RowConfig, seed: int, epochs: int, deadline: float
+) -> bool:
+    """Train a row, or note that it diverged; False when it was saved to be continued."""
     print(f'{row.name}, seed {seed}: {epochs} epochs', flush=True)
     trainer = Trainer(row_config(study, row, seed, epochs))
+    trainer.deadline = deadline
     try:
         if not trainer.fit():
             return False

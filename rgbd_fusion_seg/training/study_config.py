@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rgbd_fusion_seg.training.config import NetworkConfig, TrainConfig
 from rgbd_fusion_seg.training.rules import is_folder_name, require
+
+OF_ROWS = ('output', 'network', 'epochs', 'seed')
+"""Settings of a run that the study gives each row."""
 
 
 @dataclass
@@ -19,6 +23,9 @@ class RowConfig:
         epochs: how many, 1 or more, before the budget scales all rows alike.
         encoders: modality -> name of the unimodal row whose encoder it starts from.
         continues: name of a row whose weights it goes on with.
+        best_of: names of rows; it goes on with the network and the weights of the one of them that
+            scored best with the first seed, in place of `network` and `continues`.
+        run: what is otherwise than in the study's run, such as {data: {width: 640, height: 480}}.
         shown: whether the table has it; rows that others only start from need not be.
         optional: it is trained where ``only`` names it alone, and the table has it once it was.
         paper_parameters, paper_miou, paper_branches: the paper's figures, as text; the last of
@@ -31,6 +38,8 @@ class RowConfig:
     epochs: float = 10
     encoders: dict[str, str] = field(default_factory=dict)
     continues: str = ''
+    best_of: list[str] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
     shown: bool = True
     optional: bool = False
     paper_parameters: str = ''
@@ -39,7 +48,13 @@ class RowConfig:
 
     def __post_init__(self) -> None:
         named = is_folder_name(self.name)
-        rules = {'a name that a folder can have': named, 'epochs >= 1': self.epochs >= 1}
+        rules = {
+            'a name that a folder can have': named,
+            'epochs >= 1': self.epochs >= 1,
+            f'no {", ".join(OF_ROWS)} in run': not {*self.run} & {*OF_ROWS},
+            'neither encoders nor continues beside best_of': not self.best_of
+            or not (self.encoders or self.continues),
+        }
         require(self, rules)
 
 
@@ -67,7 +82,9 @@ class StudyConfig:
         name: of the study; names its section in the document.
         output: folder for its runs and results.
         minutes: time for everything, measuring and scoring too; every row's epochs are scaled
-            by one factor, from measured speeds, to fit into it. 0 trains the epochs as they stand.
+            by one factor, from measured speeds, to fit into it. What is left when so many minutes
+            have passed since the start of the command is left to the next start: a row under way
+            is saved, and none is begun that would not end. 0 trains the epochs as they stand.
         seeds: every row is trained with each; rows that are not shown with the first alone, and
             what starts from them starts from that.
         run: what all rows share.

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import write_output
 from rgbd_fusion_seg.training.evaluation import predicted_labels
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
-from rgbd_fusion_seg.training.study_runs import row_config, row_seeds
+from rgbd_fusion_seg.training.study_runs import forms, row_config, row_seeds
 from rgbd_fusion_seg.training.trainer import Trainer
 
+RESERVE = 0.05
+"""Share of a study's time that is not planned for, so that slower rows still end within it."""
 PLAN_NAME = 'plan.json'
 MEASURED_STEPS, MEASURED_SECONDS = 4, 2.0
 """How many steps, and for how long at least, a row trains for its speed to be measured."""
@@ -34,8 +37,9 @@ def planned_epochs(study: StudyConfig, output: Path) -> dict[str, int]:
     path = output / PLAN_NAME
     plan = _read_plan(path)
     if plan is None:
-        factor = _factor(study, output)
-        plan = {'minutes': study.minutes, 'factor': factor, 'asked': {}, 'epochs': {}}
+        factor, seconds = _factor(study, output)
+        plan = {'minutes': study.minutes, 'factor': factor, 'seconds': seconds}
+        plan |= {'asked': {}, 'epochs': {}}
     elif 'factor' in plan:
         _check_plan(study, plan, path)
     new = [row for row in study.rows if row.name not in plan['epochs']]
@@ -54,10 +58,19 @@ def planned_epochs(study: StudyConfig, output: Path) -> dict[str, int]:
     return plan['epochs']
 
 
+def planned_seconds(output: Path) -> dict[str, tuple[float, float]]:
+    """Return what each row takes as measured when it was planned, see `measured_seconds`.
+
+    Rows of which that is not known are not in it.
+    """
+    plan = _read_plan(output / PLAN_NAME) or {}
+    return {row: (once, epoch) for row, (once, epoch) in plan.get('seconds', {}).items()}
+
+
 def _read_plan(path: Path) -> dict[str, Any] | None:
     """Return a plan: 'epochs', 'asked' epochs and their 'factor', 'minutes' of the whole study.
 
-    Plans of older versions hold the epochs alone.
+    Besides, 'seconds' as of `planned_seconds`. Plans of older versions hold the epochs alone.
     """
     if not path.is_file():
         return None
@@ -92,37 +105,43 @@ def _check_plan(study: StudyConfig, plan: dict[str, Any], path: Path) -> None:
     )
 
 
-def _factor(study: StudyConfig, output: Path) -> float:
-    """Return by what every row's epochs are multiplied to fit into the time.
+def _factor(study: StudyConfig, output: Path) -> tuple[float, dict[str, tuple[float, float]]]:
+    """Return by what every row's epochs are multiplied to fit into the time, and what each takes.
 
     Raises:
         InputError: some row has not a single epoch then.
     """
     if not study.minutes:
-        return 1.0
+        return 1.0, {}
     start = time.monotonic()
     rows = [row for row in study.rows if not row.optional]
-    costs = [measured_seconds(study, row, output) for row in rows]
+    costs = [
+        max(
+            (measured_seconds(study, form, output) for form in forms(study, row)),
+            key=itemgetter(1),
+        )
+        for row in rows
+    ]
     runs = [len(row_seeds(study, row)) for row in rows]
     fixed = time.monotonic() - start
     fixed += sum(n * once for n, (once, _) in zip(runs, costs, strict=True))
     whole = sum(
         n * row.epochs * epoch for n, row, (_, epoch) in zip(runs, rows, costs, strict=True)
     )
-    factor = (60 * study.minutes - fixed) / whole
+    factor = (60 * study.minutes * (1 - RESERVE) - fixed) / whole
     least = 1 / min(row.epochs for row in rows)
     if factor < least:
-        needed = math.ceil((fixed + least * whole) / 6) / 10
+        needed = math.ceil((fixed + least * whole) / (1 - RESERVE) / 6) / 10
         raise InputError(
             f'in {study.minutes:g} minutes not every row of the study gets an epoch; give '
             f'study.minutes {needed:g} or more, or fewer rows or seeds'
         )
-    return factor
+    return factor, {row.name: cost for row, cost in zip(rows, costs, strict=True)}
 
 
 def measured_seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[float, float]:
     """Return what a row takes besides its epochs, to start and to be scored, and an epoch."""
-    bare = RowConfig(row.name, network=row.network)
+    bare = RowConfig(row.name, network=row.network, run=row.run)
     config = row_config(study, bare, 0, 1)
     config.output = str(output / 'speed' / row.name)
     for option in ('freeze_norms', 'freeze_experts'):  # are for weights that it lacks here

@@ -80,7 +80,12 @@ def report(study: StudyConfig, entries: list[Entry], failures: Sequence[Entry] =
         parameters = f'{first["parameters"] / 1e6:.2f} M'
         if row.paper_parameters:
             parameters += f' ({row.paper_parameters})'
-        title = f'{row.title} (failed with seed {", ".join(failed)})' if failed else row.title
+        title = row.title
+        if row.best_of:  # the run's first weights lie in the folder of the one that was the best
+            best = Path(first['settings']['network.init_from']).parent.name.rpartition('-')[0]
+            title += f': {next((r.title for r in study.rows if r.name == best), best)}'
+        if failed:
+            title += f' (failed with seed {", ".join(failed)})'
         cells = [title, parameters, f'{first["gflops"]:.1f}', str(epochs(study, entries, row))]
         scores = [spread(values(runs, key)) for key in ('pixel_accuracy', 'mean_accuracy')]
         added = [cell(row, runs) for cell in measured.values()]
@@ -120,7 +125,7 @@ def epochs(study: StudyConfig, entries: list[Entry], row: Any) -> str:
     '?' stands for those of a row whose run is neither here nor in a record.
     """
     own = next((e['epochs'] for e in entries if e['row'] == row.name), '?')
-    origins = {row.continues, *row.encoders.values()} - {''}
+    origins = {row.continues, *row.encoders.values(), *row.best_of} - {''}
     before = {e['epochs'] for e in entries if e['row'] in origins}
     for origin in (r for r in study.rows if r.name in origins and (r.continues or r.encoders)):
         return f'{epochs(study, entries, origin)} + {own}'

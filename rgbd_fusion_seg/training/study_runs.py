@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
+
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint
 from rgbd_fusion_seg.training.config import TrainConfig
@@ -52,7 +54,32 @@ def standing(study: StudyConfig, name: str, seed: int) -> tuple[RowConfig, int]:
 
 def origin_rows(row: RowConfig) -> set[str]:
     """Return the names of the rows that a row starts from."""
-    return {*row.encoders.values(), *([row.continues] if row.continues else [])}
+    return {*row.encoders.values(), *row.best_of, *([row.continues] if row.continues else [])}
+
+
+def forms(study: StudyConfig, row: RowConfig) -> list[RowConfig]:
+    """Return what a row may become: itself, or a row that goes on with each of its `best_of`."""
+    return [
+        dataclasses.replace(row, network=other.network, continues=other.name, best_of=[])
+        for other in study.rows
+        if other.name in row.best_of
+    ] or [row]
+
+
+def settled(study: StudyConfig, row: RowConfig) -> RowConfig:
+    """Return a row as it is trained; where none of its `best_of` has scores, the first counts."""
+
+    def score(form: RowConfig) -> float:
+        if any(failure(study, *standing(study, form.continues, n)) for n in study.seeds):
+            return -2.0
+        source, seed = standing(study, form.continues, study.seeds[0])
+        path = run_folder(study, source, seed) / 'scores.json'
+        if path.is_file():
+            return json.loads(path.read_text())['test']['mIoU']
+        told = (e for e in read_record(study) if (e['row'], e['seed']) == (source.name, seed))
+        return next((e['scores']['test']['mIoU'] for e in told), -1.0)
+
+    return max(forms(study, row), key=score) if row.best_of else row
 
 
 def run_folder(study: StudyConfig, row: RowConfig, seed: int) -> Path:
@@ -62,7 +89,8 @@ def run_folder(study: StudyConfig, row: RowConfig, seed: int) -> Path:
 
 def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> TrainConfig:
     """Return the training run of a row."""
-    config = copy.deepcopy(study.run)
+    row = settled(study, row)
+    config = _run_of(study.run, row)
     config.output = str(run_folder(study, row, seed))
     config.network, config.epochs, config.seed = copy.deepcopy(row.network), epochs, seed
 
@@ -74,6 +102,32 @@ def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> Tr
     config.network.init_rgb = last(row.encoders['rgb']) if 'rgb' in row.encoders else ''
     config.network.init_hha = last(row.encoders['hha']) if 'hha' in row.encoders else ''
     return config
+
+
+def _run_of(run: TrainConfig, row: RowConfig) -> TrainConfig:
+    """Return a study's run with what is otherwise in a row."""
+    if not row.run:
+        return copy.deepcopy(run)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(run))
+    try:
+        parsed = parser.parse_object(_merged(dataclasses.asdict(run), row.run))
+    except ArgumentError as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(f'run has what no run takes: {reason}') from error
+    return type(run)(**vars(parser.instantiate(parsed)))
+
+
+def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**old, **new}
+    for key in new:
+        if isinstance(old.get(key), dict):
+            if not isinstance(new[key], Mapping):
+                raise InputError(
+                    f'run has {key}: {new[key]!r}, but {key} is a section of settings'
+                )
+            merged[key] = _merged(old[key], new[key])
+    return merged
 
 
 def is_done(study: StudyConfig, row: RowConfig, seed: int, epochs: int | None = None) -> bool:
@@ -107,7 +161,9 @@ def _changed(
     seeds = list(dict.fromkeys([*study.seeds, seed]))
     there = dataclasses.replace(study, output=str(Path(before['output']).parent), seeds=seeds)
     config = row_config(there, row, seed, before['epochs'] if epochs is None else epochs)
-    return changed_settings(config, before, FREE_IN_ROWS)
+    changed = changed_settings(config, before, FREE_IN_ROWS)
+    # Which of several was the best is known of the time when it began.
+    return [name for name in changed if not (row.best_of and name.startswith('network.'))]
 
 
 def failed_runs(study: StudyConfig) -> list[dict[str, Any]]:
@@ -123,6 +179,8 @@ def failure(study: StudyConfig, row: RowConfig, seed: int) -> str:
         return file.read_text(encoding='utf-8').strip()
     origins = [standing(study, name, seed) for name in sorted(origin_rows(row))]
     failed = [f'{source.name}-{n}' for source, n in origins if failure(study, source, n)]
+    if len(failed) < len(row.best_of):  # the best of the others
+        return ''
     return f'it starts from {", ".join(failed)}' if failed else ''
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cv2
@@ -20,8 +21,8 @@ torch = pytest.importorskip('torch')
 from jsonargparse import ArgumentParser  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
+from rgbd_fusion_seg.training import loop, study_plan, study_report  # noqa: E402
 from rgbd_fusion_seg.training import study as study_module  # noqa: E402
-from rgbd_fusion_seg.training import study_plan, study_report  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
     DataConfig,
@@ -48,6 +49,7 @@ from rgbd_fusion_seg.training.translation.study import row_config as translation
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / 'config' / 'training').glob('study_*.yaml'))
+PUBLISHED = [path for path in STUDIES if 'document' in yaml.safe_load(path.read_text())['study']]
 
 
 def rows() -> list[RowConfig]:
@@ -252,6 +254,7 @@ def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path, 
         study_plan, 'measured_seconds', lambda study, row, output: (5.0, seconds[row.name])
     )
     monkeypatch.setattr(study_plan.time, 'monotonic', lambda: 0.0)
+    monkeypatch.setattr(study_plan, 'RESERVE', 0.0)
     tiny_study.minutes, tiny_study.seeds = 3.5, [0, 1]
     output = tmp_path / 'study'
     output.mkdir()
@@ -280,11 +283,141 @@ def test_a_time_budget_scales_all_rows_alike(tiny_study, monkeypatch, tmp_path, 
 def test_a_time_without_an_epoch_for_each_row_is_refused(tiny_study, monkeypatch, tmp_path):
     monkeypatch.setattr(study_plan, 'measured_seconds', lambda study, row, output: (5.0, 2.0))
     monkeypatch.setattr(study_plan.time, 'monotonic', lambda: 0.0)
-    tiny_study.minutes = 0.5  # four rows take 20 seconds and 12 for six epochs
-    with pytest.raises(InputError, match=r'in 0\.5 minutes .* give study\.minutes 0\.6 or more'):
+    monkeypatch.setattr(study_plan, 'RESERVE', 0.2)
+    tiny_study.minutes = 0.6  # four rows take 20 seconds and 12 for six epochs, and 8 are kept
+    with pytest.raises(InputError, match=r'in 0\.6 minutes .* give study\.minutes 0\.7 or more'):
         study_plan.planned_epochs(tiny_study, tmp_path)
-    tiny_study.minutes = 0.6
+    tiny_study.minutes = 0.7
     assert study_plan.planned_epochs(tiny_study, tmp_path)['fused'] == 1
+
+
+@pytest.mark.parametrize(
+    ('step', 'done', 'under_way'),
+    [
+        (0.5, ['rgb_first', 'hha_first', 'rgb', 'fused'], []),
+        (2.5, ['rgb_first'], ['hha_first']),  # of the 15 seconds that it needs 9.5 are left
+        (3.6, ['rgb_first'], []),  # 4.9 seconds are left, of which the shortest needs 5
+    ],
+)
+def test_a_study_ends_in_its_time_and_tells_what_is_left(
+    tiny_study, monkeypatch, tmp_path, capsys, step, done, under_way
+):
+    """As planned a run takes 2 seconds besides its epochs, and these one for each of 3 steps."""
+    monkeypatch.setattr(study_plan, 'measured_seconds', lambda *_: (2.0, 3.0))
+    monkeypatch.setattr(study_plan, 'RESERVE', 0.0)
+    tiny_study.minutes = 26.5 / 60
+    clock, real = [0.0], study_module.Trainer.step
+
+    def slow_step(self, batch):
+        clock[0] += step
+        return real(self, batch)
+
+    fake = types.SimpleNamespace(monotonic=lambda: clock[0], sleep=None)
+    monkeypatch.setattr(study_module, 'time', fake)
+    monkeypatch.setattr(loop, 'time', fake)
+    monkeypatch.setattr(study_module.Trainer, 'step', slow_step)
+    study(tiny_study)
+    assert clock[0] <= 26.5
+    folders, names = tmp_path / 'study', [row.name for row in tiny_study.rows]
+    assert [x for x in names if (folders / f'{x}-0/scores.json').is_file()] == done
+    assert [x for x in names if (folders / f'{x}-0/resume.ckpt').is_file()] == under_way
+    assert [x for x in names if (folders / f'{x}-0').is_dir()] == done + under_way
+    left = ', '.join(f'{name}-0' for name in names if name not in done)
+    assert (f'left to train: {left}; start the same' in capsys.readouterr().out) == bool(left)
+    monkeypatch.setattr(study_module.Trainer, 'step', real)
+    study(tiny_study)
+    assert all((folders / f'{name}-0/scores.json').is_file() for name in names)
+
+
+def test_a_row_may_have_settings_of_its_own(tiny_study, tmp_path):
+    tiny_study.rows[2].run = {'batch_size': 3, 'data': {'width': 96, 'height': 64}}
+    study(tiny_study, only=['rgb'])
+    first, own = (
+        json.loads((tmp_path / 'study' / name / 'run.json').read_text())
+        for name in ('rgb_first-0', 'rgb-0')
+    )
+    assert (own['batch_size'], own['data']['width'], own['data']['height']) == (3, 96, 64)
+    same = {'output', 'epochs', 'network', 'batch_size', 'data'}
+    assert {k: own[k] for k in {*own} - same} == {k: first[k] for k in {*first} - same}
+    own['data'] |= {'width': 64, 'height': 48}
+    assert own['data'] == first['data']
+    runs = json.loads((tmp_path / 'study' / 'results.json').read_text())['runs']
+    assert [run['size'] for run in runs] == [[64, 48], [96, 64]]
+    assert runs[1]['gflops'] == pytest.approx(2 * runs[0]['gflops'], rel=0.03)
+    for run, words in (
+        ({'data': {'widht': 96}}, "the study row 'rgb': run has .*widht"),
+        ({'batch_size': 'three'}, "the study row 'rgb': run has .*batch_size.*three"),
+        ({'data': 3}, "the study row 'rgb': run has data: 3, but data is a section"),
+        ({'batch_size': 0}, 'batch_size >= 1, but batch_size is 0'),
+        ({'data': {'width': 20}}, "the study row 'rgb': .*multiples of 8, not 20x48"),
+    ):
+        tiny_study.rows[2].run = run
+        with pytest.raises(InputError, match=words):
+            study(tiny_study)
+    with pytest.raises(InputError, match='no output, network, epochs, seed in run'):
+        RowConfig('other', run={'seed': 3})
+
+
+@pytest.mark.parametrize('best', ['rgb_first', 'hha_first'])
+def test_the_best_of_several_rows_goes_on(tiny_study, tmp_path, monkeypatch, best):
+    output, larger = tmp_path / 'study', {'data': {'width': 96, 'height': 64}}
+    row = RowConfig('best', 'The best', best_of=['rgb_first', 'hha_first'], run=larger)
+    tiny_study.rows, tiny_study.claims = [*tiny_study.rows[:2], row], []
+    study(tiny_study, only=['rgb_first', 'hha_first'])
+
+    def score(name: str, miou: float) -> None:
+        path = output / f'{name}-0' / 'scores.json'
+        scores = json.loads(path.read_text())
+        scores['test']['mIoU'] = miou
+        path.write_text(json.dumps(scores))
+
+    score('rgb_first', 0.3)
+    score('hha_first', 0.4 if best == 'hha_first' else 0.2)
+    study(tiny_study)
+    info = load_checkpoint(output / 'best-0' / 'last.safetensors').info
+    assert (info['network'], info['options']) == ('erfnet_encoder', {'modality': best[:3]})
+    assert (info['width'], info['height']) == (96, 64)
+    (origin,) = info['started_from']
+    assert origin['file'] == str(output / f'{best}-0' / 'last.safetensors')
+    title = next(r.title for r in tiny_study.rows if r.name == best)
+    assert f'| The best: {title} | ' in (output / 'report.md').read_text()
+    # Which it was is settled.
+    score(best, 0.1)
+    monkeypatch.setattr(study_module, 'Trainer', None)
+    study(tiny_study)
+    with pytest.raises(InputError, match='neither encoders nor continues beside best_of'):
+        dataclasses.replace(row, continues='rgb_first')
+
+
+def test_a_row_that_failed_is_not_the_best(tiny_study, tmp_path):
+    row = RowConfig('best', 'The best', best_of=['rgb_first', 'hha_first'], epochs=1)
+    tiny_study.rows, tiny_study.claims = [*tiny_study.rows[:2], row], []
+    failed = tmp_path / 'study' / 'rgb_first-0' / 'failed.txt'
+    failed.parent.mkdir(parents=True)
+    failed.write_text('the loss is nan')
+    with pytest.raises(TrainingError, match=r'rgb_first-0: the loss is nan [^;]*$'):
+        study(tiny_study)
+    info = load_checkpoint(tmp_path / 'study' / 'best-0' / 'last.safetensors').info
+    assert info['options'] == {'modality': 'hha'}
+
+
+def test_the_study_for_a_gpu_trains_the_whole_family(tiny_study, tmp_path):
+    """Each of its rows, for three steps of few pixels, and AdapNet++ with few channels."""
+    shipped = shipped_study(ROOT / 'config' / 'training' / 'study_rfbnet_gpu_nyudv2.yaml')
+    shipped.output, shipped.minutes, shipped.run = tiny_study.output, 0, tiny_study.run
+    for row in shipped.rows:
+        row.epochs = 1
+        if 'adapnetpp' in row.network.name:
+            row.network.options['width'] = 0.125
+        if 'data' in row.run:
+            row.run['data'] = {key: side // 5 for key, side in row.run['data'].items()}
+    study(shipped)
+    runs = json.loads((tmp_path / 'study' / 'results.json').read_text())['runs']
+    assert [run['row'] for run in runs] == [row.name for row in shipped.rows]
+    assert [run['size'] for run in runs] == [[64, 48]] * 13 + [[128, 96]]
+    table = (tmp_path / 'study' / 'report.md').read_text()
+    assert 'not trained' not in table
+    assert re.search(r'640x480: (SSMA|RFBNet)\(', table)
 
 
 def test_a_plan_of_an_older_version_is_kept(tiny_study, tmp_path):
@@ -516,7 +649,7 @@ def test_optional_rows_are_trained_where_they_are_named(tiny_study, monkeypatch)
     tiny_study.rows[2].optional = True  # rgb, which goes on with rgb_first
     trained = []
     monkeypatch.setattr(
-        study_module, '_train_rows', lambda study, plan, output, wanted: trained.append(wanted)
+        study_module, '_train_rows', lambda *arguments: trained.append(arguments[3])
     )
     study(tiny_study)
     study(tiny_study, only=['rgb'])
@@ -720,14 +853,18 @@ def test_a_record_that_does_not_fit_is_refused_before_training(
         study(tiny_study)
 
 
-@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def shipped_study(path: Path, kind: type = StudyConfig) -> StudyConfig | TranslationStudyConfig:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument('--config', action='config')
+    parser.add_class_arguments(kind, 'study')
+    return parser.instantiate(parser.parse_args(['--config', str(path)])).study
+
+
+@pytest.mark.parametrize('path', PUBLISHED, ids=lambda path: path.stem)
 def test_published_tables_are_those_of_the_records(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     translates = 'translation' in path.stem
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument('--config', action='config')
-    parser.add_class_arguments(TranslationStudyConfig if translates else StudyConfig, 'study')
-    shipped = parser.instantiate(parser.parse_args(['--config', str(path)])).study
+    shipped = shipped_study(path, TranslationStudyConfig if translates else StudyConfig)
     shipped.output = str(tmp_path)
     if translates:
         runs = [(row, seed) for row in shipped.rows for seed in shipped.seeds]
@@ -739,7 +876,7 @@ def test_published_tables_are_those_of_the_records(path, monkeypatch, tmp_path):
     assert published.strip().startswith(expected.strip())
 
 
-@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', PUBLISHED, ids=lambda path: path.stem)
 def test_the_documents_of_the_shipped_studies_have_a_place_for_them(path):
     described = yaml.safe_load(path.read_text())['study']
     assert study_report.around(ROOT / described['document'], described['name'])
