@@ -199,7 +199,7 @@ def _told_by_card(path: Path) -> dict[str, Any]:
         return {}
     training = read_card(card).get('training', dict)
     names = {name: name for name in ('command', 'data', 'started_from', 'minutes', 'notes')}
-    return {ours: training[k] for k, ours in {**names, 'steps': 'step'}.items() if k in training}
+    return {ours: training[k] for k, ours in {**names, 'steps': 'step'}.items() if training.get(k)}
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
