@@ -1,9 +1,17 @@
-"""The contract that every network keeps, whatever is inside."""
+"""The contract that every network keeps, whatever is inside, and what each computed so far.
+
+`fingerprints.json` holds some numbers of every output. Where a network is to compute something
+else from now on, or a case is new, `python test/training/networks/test_networks.py` writes them
+anew: look at the difference, which has to be in the lines of that network alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
@@ -107,9 +115,9 @@ def variants(cases: list[tuple[str, dict]]) -> list:
     ]
 
 
-every_network = pytest.mark.parametrize(
-    ('name', 'options'), variants([(name, {}) for name in NETWORKS] + FURTHER_VARIANTS)
-)
+EVERY_NETWORK = variants([(name, {}) for name in NETWORKS] + FURTHER_VARIANTS)
+every_network = pytest.mark.parametrize(('name', 'options'), EVERY_NETWORK)
+FINGERPRINTS = Path(__file__).with_name('fingerprints.json')
 
 
 def built(name: str, options: dict, seed: int = 0) -> nn.Module:
@@ -151,6 +159,30 @@ def inputs(network: nn.Module, batch: int = 2, height: int = 0, width: int = 0) 
 def run(network: nn.Module, x: dict, **options: bool) -> Tensor | list[Tensor]:
     with torch.no_grad():
         return network(x, **options)
+
+
+def fingerprint(name: str, options: dict) -> list[list[float]]:
+    """Return five numbers of each output, or the one of a loss term."""
+    network = built(name, options)
+    torch.manual_seed(0)  # of the pixels that an alignment compares
+    outputs = run(network, inputs(network), auxiliary=True)
+    places = [np.linspace(0, x.numel() - 1, min(5, x.numel())).astype(int) for x in outputs]
+    rows = [x.flatten()[at].tolist() for x, at in zip(outputs, places, strict=True)]
+    return [[float(f'{value:.6g}') for value in row] for row in rows]
+
+
+@every_network
+def test_a_network_computes_what_it_did(name, options, request):
+    stored = json.loads(FINGERPRINTS.read_text(encoding='utf-8'))
+    found, expected = fingerprint(name, options), stored[request.node.callspec.id]
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):  # CPUs differ by 1e-6
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_fingerprints_are_of_networks_that_there_are():
+    stored = json.loads(FINGERPRINTS.read_text(encoding='utf-8'))
+    assert stored.keys() == {case.id for case in EVERY_NETWORK}
 
 
 @every_network
@@ -360,3 +392,9 @@ def test_an_unknown_network_lists_the_valid_ones():
 def test_parameters_are_counted_with_and_without_statistics():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     assert parameter_count(network) == (3 * 8 * 9 + 8 + 16, 3 * 8 * 9 + 8 + 16 + 16)
+
+
+if __name__ == '__main__':
+    found = {case.id: fingerprint(*case.values) for case in EVERY_NETWORK}
+    lines = [f'{json.dumps(case)}: {json.dumps(rows)}' for case, rows in found.items()]
+    FINGERPRINTS.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
