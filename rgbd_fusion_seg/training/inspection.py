@@ -1,8 +1,9 @@
 """What a trained network of branches does: scales, exchange, ensemble, feature maps.
 
-After the figures with which the CEN papers explain themselves: histograms and proportions of the
-scales γ (TPAMI Figs. 8 and 10), feature maps of channels whose γ is near 0 in one modality
-(NeurIPS Fig. 3), and besides the share of exchanged channels and the ensemble's weights.
+After the figures with which the CEN papers explain themselves: penalised scales γ over the
+training steps (TPAMI Fig. 8, there each of one layer, here quantiles of all), proportions of the
+scales (Fig. 10), feature maps of channels whose γ is near 0 in one modality (NeurIPS Fig. 3); and
+besides histograms of the scales, the share of exchanged channels and the ensemble's weights.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ DPI = 110
 COLORS = {'rgb': '#c8553d', 'hha': '#3d6fa8', 'depth': '#5a8f4a'}
 """Of the modalities, in all pictures."""
 GREY = '#8a929a'
+STYLES = {'10%': ':', '90%': '--'}
+"""Of the quantiles' lines."""
 TITLES = {'rgb': 'RGB', 'hha': 'HHA'}
 LOWEST = 1e-4
 """Smaller scales are counted with these in histograms, whose axis is logarithmic."""
@@ -35,7 +37,7 @@ def title(modality: str) -> str:
 def histograms(scales: Sequence[Scales], names: Sequence[str], threshold: float | None) -> Figure:
     """Draw |γ| of each modality, a row for each stage; penalised scales and the others apart.
 
-    After the sparsity penalty the former gather near 0 (CEN §3.3, TPAMI Fig. 8).
+    After the sparsity penalty the former gather near 0 (CEN §3.3).
     """
     stages = _stages(scales)
     size = (1.4 + 4.2 * len(names), 0.9 + 1.75 * len(stages))
@@ -171,18 +173,29 @@ def _columns(values: np.ndarray) -> np.ndarray:
 
 
 def curves(history: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Draw what the log tells of each modality over the steps, a panel a quantity."""
+    """Draw what the log tells of each modality over the steps, a panel a quantity.
+
+    Names are those of modalities, or MODALITY/QUANTILE.
+    """
     labels = {
         'ensemble': ('Weights in the ensemble', 'softmax(α)', 1),
         'exchanged': ('Channels replaced', 'channels, %', 100),
+        'gamma': ('Quantiles of the penalised scales', '|γ|', 1),
     }
     figure = Figure(figsize=(7, 0.5 + 2.7 * len(history)), layout='constrained')
     panels = figure.subplots(len(history), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (quantity, lines) in zip(panels, history.items(), strict=True):
         heading, unit, factor = labels.get(quantity, (quantity, quantity, 1))
         for name, (steps, values) in lines.items():
-            label = f'{title(name)}: {factor * values[-1]:.3g} in the end'
-            axes.plot(steps, factor * values, color=COLORS.get(name, GREY), label=label)
+            modality, _, quantile = name.partition('/')
+            told = f'{title(modality)} {quantile}'.strip()
+            axes.plot(
+                steps, factor * values, color=COLORS.get(modality, GREY),
+                linestyle=STYLES.get(quantile, '-'),
+                label=f'{told}: {factor * values[-1]:.3g} in the end',
+            )  # fmt: skip
+        if quantity == 'gamma':
+            axes.set_yscale('log')
         axes.set_title(heading, fontsize=11)
         axes.set_ylabel(unit)
         axes.legend(frameon=False, fontsize=9)

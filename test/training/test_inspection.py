@@ -107,6 +107,22 @@ def test_a_run_of_cen_is_told_in_numbers_and_pictures(tmp_path, data):
     np.testing.assert_allclose(history['ensemble']['rgb'], [[10, 20], [0.6, 0.7]])
 
 
+def test_scales_over_the_run_are_drawn_where_the_log_has_them(tmp_path):
+    log, keys = tmp_path / 'log.jsonl', ['exchanged_rgb', 'gamma_rgb/10%', 'gamma_rgb/50%']
+    old = [{'step': s, 'exchanged_rgb': 0.1} for s in (10, 20)]
+    new = [{'step': s, 'gamma_rgb/10%': 1 / s, 'gamma_rgb/50%': 1.0} for s in (30, 40)]
+    log.write_text('\n'.join(map(json.dumps, old)))
+    assert inspection.read_history(log, keys).keys() == {'exchanged'}
+    log.write_text('\n'.join(map(json.dumps, old + new)))
+    _, axes = pictures.curves(inspection.read_history(log, keys)).axes
+    low, middle = axes.get_lines()
+    np.testing.assert_allclose(low.get_xydata(), [[30, 1 / 30], [40, 1 / 40]])
+    assert low.get_label() == 'RGB 10%: 0.025 in the end'
+    assert low.get_color() == middle.get_color() == pictures.COLORS['rgb']
+    assert low.get_linestyle() != middle.get_linestyle()
+    assert axes.get_yscale() == 'log'
+
+
 def test_the_checkpoint_of_a_bundle_is_found_by_folder_and_name(tmp_path, data, monkeypatch):
     bundle = tmp_path / 'models' / 'mine'
     bundle.mkdir(parents=True)

@@ -48,6 +48,8 @@ NO_SELECTION = ('sum', 'gated_sum', 'none')
 """Those that replace no channel."""
 PENALISED = ('own', 'all', 'none')
 PARTS = ('equal', 'nearly_equal')
+QUANTILES = (0.1, 0.5, 0.9)
+"""Of the penalised scales, that a run logs."""
 
 
 def own_parts(channels: int, num_branches: int, parts: str = 'equal') -> list[slice]:
@@ -268,26 +270,42 @@ class ChannelExchangingNetwork(MultimodalNetwork):
 
     def loss_terms(self, features: Sequence[Maps], logits: Maps, fused: Tensor) -> list[Tensor]:
         """Return the l1 penalty on scales (Eq. 4)."""
+        sums = []
+        for scales in self._penalised_scales():
+            different = {id(scale): scale for scale in scales}  # of a norm that all share
+            sums += [scale.abs().sum() for scale in different.values()]
+        return [self.sparsity * torch.stack(sums).sum()] if sums else []
+
+    def _penalised_scales(self) -> list[list[Tensor]]:
+        """Return the scales under the penalty of each norm and branch; none without one."""
         if self.penalised == 'none' or not self.sparsity:
             return []
-        sums = []
+        found = []
         for exchange, norm in self.exchanges().values():
             scales = norm_scales(norm, self.num_branches)
-            if self.penalised == 'all':  # of a norm that all branches share there is one
-                penalised = list({id(scale): scale for scale in scales}.values())
-            else:
-                penalised = [s[own] for s, own in zip(scales, exchange.own, strict=True)]
-            sums += [scale.abs().sum() for scale in penalised]
-        return [self.sparsity * torch.stack(sums).sum()]
+            if self.penalised == 'own':
+                scales = [s[own] for s, own in zip(scales, exchange.own, strict=True)]
+            found.append(scales)
+        return found
 
     @torch.no_grad()
     def monitored(self) -> dict[str, float]:
-        """Return the ensemble's weights and each branch's share of exchanged channels."""
+        """Return the ensemble's weights, and of each branch what is exchanged and penalised.
+
+        'exchanged_BRANCH' is a share of its channels, 'gamma_BRANCH/10%' and so on are
+        `QUANTILES` of its scales |γ| under the penalty.
+        """
         kept = [exchange.kept(norm) for exchange, norm in self.exchanges().values()]
         masks = [torch.cat(masks).float() for masks in zip(*kept, strict=True)]
         shares = 1 - torch.stack(masks).mean(1)
         named = zip(self.modalities, shares.tolist(), strict=True)
-        return super().monitored() | {f'exchanged_{m}': share for m, share in named}
+        told = super().monitored() | {f'exchanged_{m}': share for m, share in named}
+        penalised = zip(*self._penalised_scales(), strict=True)
+        for m, scales in zip(self.modalities, penalised, strict=False):  # or there are none
+            gamma = torch.cat(scales).abs().float()
+            found = gamma.quantile(gamma.new_tensor(QUANTILES)).tolist()
+            told |= {f'gamma_{m}/{q:.0%}': x for q, x in zip(QUANTILES, found, strict=True)}
+        return told
 
     @torch.no_grad()
     def for_export(self) -> nn.Module:

@@ -439,6 +439,28 @@ def test_the_run_tells_how_much_is_exchanged():
     assert found['ensemble_hha'] == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize('penalised', ['own', 'all', 'none'])
+def test_the_run_tells_how_the_penalised_scales_shrink(penalised):
+    network = small_network(penalised=penalised)
+    for _, norm in network.exchanges().values():
+        for layer in norm:
+            layer.weight.data[::3] *= -1
+    told = {k: v for k, v in network.monitored().items() if k.startswith('gamma')}
+    expected = {}
+    for m, modality in enumerate(('rgb', 'hha') if penalised != 'none' else ()):
+        scales = []
+        for name, scale in network.named_parameters():
+            if f'.bn2.{m}.weight' in name:
+                half = len(scale) // 2
+                own = [slice(half), slice(half, None)][m] if penalised == 'own' else slice(None)
+                scales.append(scale.detach().numpy()[own])
+        for percent in (10, 50, 90):
+            expected[f'gamma_{modality}/{percent}%'] = np.percentile(
+                np.abs(np.concatenate(scales)), percent
+            )
+    assert told == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
