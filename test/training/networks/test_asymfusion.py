@@ -148,14 +148,19 @@ def test_three_modalities_give_every_channel_once():
         )
 
 
-def test_the_operations_have_the_gradients_of_what_they_compute():
-    maps = [x.requires_grad_() for x in random_maps(3, (1, 10, 2, 3))]
-    sources = sources_of(ALL_MODALITIES)
-    shuffle = torch.autograd.gradcheck(lambda *x: tuple(channel_shuffle(x, 8, sources)), maps)
-    assert shuffle
-    assert torch.autograd.gradcheck(
-        lambda *x: tuple(pixel_shift(x, 2, OFFSETS['public'])), maps[:2]
-    )
+@pytest.mark.parametrize('split', ['public', 'paper'])
+@pytest.mark.parametrize('modalities', [['rgb', 'hha'], ALL_MODALITIES])
+def test_the_fusion_has_the_gradients_of_what_it_computes(split, modalities):
+    """By finite differences: the golden outputs hold gradients of CEN alone."""
+    fusion = AsymmetricFusion(12, sources_of(modalities), 'both', split)
+    count, shape = len(modalities), (1, 12, 2, 3)
+    maps = [x.requires_grad_() for x in random_maps(2 * count, shape)]
+
+    def fused(*x: Tensor) -> tuple[Tensor, ...]:
+        first = fusion.after_first(x[:count])
+        return (*first, *fusion.after_second(x[count:], first))
+
+    assert torch.autograd.gradcheck(fused, maps)
 
 
 def test_who_receives_from_whom():
