@@ -197,7 +197,9 @@ def _told_by_card(path: Path) -> dict[str, Any]:
     card = path.with_name(CARD_NAME)
     if path.name != TRAINABLE_NAME or not card.is_file():
         return {}
-    training = read_card(card).get('training', dict)
+    training = read_card(card).card.get('training')
+    if not isinstance(training, dict):  # a runtime needs no such entry
+        return {}
     names = {name: name for name in ('command', 'data', 'started_from', 'minutes', 'notes')}
     return {ours: training[k] for k, ours in {**names, 'steps': 'step'}.items() if training.get(k)}
 

@@ -39,8 +39,8 @@ ALL = ['rgb', 'hha', 'depth']
         ('cen', {'shrink_depth': True}, 'shrink_depth'),
         ('cen', {'head_options': {'width': 0}}, 'width of the head must be at least 1, got 0'),
         ('cen', {'head': 'deeplabv3plus', 'head_options': {'width': -4}}, 'width .* got -4'),
-        ('cen', {'head_options': {'width': 1.5}}, r'the head refinenet .*width.*int.*: 1\.5'),
-        ('cen', {'head_options': {'width': 'x'}}, 'the head refinenet .*width.*int.*: x'),
+        ('cen', {'head_options': {'width': 1.5}}, r'width of the head refinenet .* int, got 1\.5'),
+        ('cen', {'head_options': {'width': 'x'}}, "width of the head refinenet .* int, got 'x'"),
         (
             'cen',
             {'head': 'pspnet', 'head_options': {'width': 64}},
