@@ -65,8 +65,9 @@ def study(
         only: names of the rows to train, with those that they start from; default: all but the
             optional ones.
         rescore: names of rows whose finished runs are scored once more; nothing is trained then.
-        scales, flip: of ``rescore``, as of the evaluate command; scores of several views stand
-            beside those of one.
+        scales: of ``rescore``, as of the evaluate command; scores of several views stand beside
+            those of one.
+        flip: of ``rescore``, as of the evaluate command: mirror images are views, too.
 
     Raises:
         InputError: rows that name unknown rows or options, that cannot be trained at this size,
