@@ -120,11 +120,18 @@ def test_the_exchange_costs_what_was_measured():
 )
 def test_frames_a_second_are_those_of_the_comparison(bundle, file):
     assert result(file)['bundle'] == bundle
+    assert result(file)['onnx_sha256'] == load_bundle(ROOT / 'models' / bundle).weights_sha256
     frame_ms = engine(file, 'onnxruntime')['alone']['frame_ms']['p50']
     (row,) = re.findall(rf'^\| `{bundle}`.*', README.read_text(encoding='utf-8'), re.MULTILINE)
     assert f'| {1000 / frame_ms:.1f} |' in row
     results = (ROOT / 'docs/results.md').read_text(encoding='utf-8')
     assert f'{frame_ms:.0f} ms ({1000 / frame_ms:.1f} frames/s)' in results
+
+
+def share_of_peak(backend: str) -> str:
+    return (
+        f'{100 * result("engines")["share_of_peak"]["2 threads"][backend]["share_of_peak"]:.0f} %'
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,6 +149,7 @@ def test_the_comparison_of_engines_is_the_measured_one(row, label):
     frame, loaded = entry['alone']['frame_ms'], entry['loaded']['frame_ms']
     assert cells[1] == f'{frame["p50"]:.0f}, {frame["p90"]:.0f}'
     assert cells[2] == f'{entry["alone"]["inference_ms"]["p50"]:.0f}'
+    assert cells[3] == share_of_peak(label.partition(' ')[0]) * (label != 'openvino bf16')
     assert cells[4] == f'{loaded["p90"]:.0f} ({loaded_over_alone(entry):.1f}x)'
     assert cells[6] == f'{entry["load_s"]:.2f} s'
     assert cells[7].startswith(f'{entry["rss_mib"]:.0f} MiB')
