@@ -105,6 +105,19 @@ def test_the_readme_tells_what_was_measured():
     assert [figure for figure in readme_figures() if figure not in told] == []
 
 
+def test_training_has_the_throughput_that_was_measured():
+    told = ' '.join((ROOT / 'docs/training.md').read_text(encoding='utf-8').split())
+    networks = result('training')['networks']
+    rfbnet, encoder, adapnetpp, ssma = (
+        f'{100 * networks[name]["throughput_against_bare"]:.0f} %'
+        for name in ('rfbnet_erfnet', 'erfnet_encoder', 'adapnetpp', 'ssma_adapnetpp')
+    )
+    assert (
+        f"has {rfbnet} of the throughput of RFBNet's bare forward and backward pass, {encoder} of "
+        f"the ERFNet encoder's, {adapnetpp} of AdapNet++'s and {ssma} of its SSMA's" in told
+    )
+
+
 def test_the_exchange_costs_what_was_measured():
     told = ' '.join((ROOT / 'docs/networks.md').read_text(encoding='utf-8').split())
     ratio = result('exchange')['inference']['ratio']
