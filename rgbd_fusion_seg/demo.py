@@ -241,6 +241,8 @@ def _contact_sheet(
     recording: dict[str, Any], stamps: Sequence[int], folder: Path, bundle: ModelBundle
 ) -> np.ndarray:
     rows = []
+    # The first overlays may come before the first true labels are heard.
+    stamps = [s for s in stamps if (folder / f'{s}.truth.png').exists()] or stamps
     for index in evenly(len(stamps), _MOMENTS):
         row = _pictures(folder, stamps[index])
         truth = cv2.imread(str(folder / f'{stamps[index]}.truth.png'), cv2.IMREAD_GRAYSCALE)

@@ -28,9 +28,12 @@ DEGREES = F32(180.0 / np.pi)
 STRAIGHT_ANGLE = F32(180.0)
 NO_NORMAL = F32(2.0)
 """Stands for the cosine of a pixel that has no normal."""
-# acos(x) = sqrt(1 - x) * polynomial(x) for x >= 0, error below 2e-8 (Abramowitz & Stegun 4.4.46).
-A0, A1, A2, A3 = F32(1.5707963050), F32(-0.2145988016), F32(0.0889789874), F32(-0.0501743046)
-A4, A5, A6, A7 = F32(0.0308918810), F32(-0.0170881256), F32(0.0066700901), F32(-0.0012624911)
+ACOS = A0, A1, A2, A3, A4, A5, A6, A7 = (
+    F32(1.5707963050), F32(-0.2145988016), F32(0.0889789874), F32(-0.0501743046),
+    F32(0.0308918810), F32(-0.0170881256), F32(0.0066700901), F32(-0.0012624911),
+)  # fmt: skip
+"""acos(x) = sqrt(1 - x) * (A0 + A1 x + A2 x^2 …) for x >= 0, error below 2e-8 (Abramowitz & Stegun
+4.4.46)."""
 JACOBI_SWEEPS = 8
 """Enough for a 3x3 matrix in double precision: the method converges quadratically."""
 

@@ -178,6 +178,14 @@ class Client(Node):
         self.wait_for(lambda: self.complains(words), f'{words!r} on /diagnostics')
         return self.statuses[-1]
 
+    def destroy_publisher(self, publisher: Any) -> bool:
+        """Destroy a publisher, where the thread that spins does not wait for its events."""
+        return self._between_waits(super().destroy_publisher, publisher)
+
+    def destroy_subscription(self, subscription: Any) -> bool:
+        """Destroy a subscription, likewise."""
+        return self._between_waits(super().destroy_subscription, subscription)
+
     def close(self) -> None:
         """Stop spinning and destroy the node."""
         self._executor.shutdown()
@@ -187,6 +195,14 @@ class Client(Node):
     def _take_diagnostics(self, msg: DiagnosticArray) -> None:
         prefix = self.get_namespace().strip('/') + '/'
         self.statuses += [s for s in msg.status if s.name.startswith(prefix)]
+
+    def _between_waits(self, destroy: Callable[[Any], bool], entity: Any) -> bool:
+        """Let the thread that spins destroy it: the executor fails on what vanishes meanwhile."""
+        if not self._thread.is_alive():
+            return destroy(entity)
+        task = self._executor.create_task(destroy, entity)
+        self.wait_for(task.done, 'destruction')
+        return task.result()
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from rgbd_fusion_seg import palette
+from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.cli import main
 from rgbd_fusion_seg.cli.arguments import LARGEST_SEED
 from rgbd_fusion_seg.replay.bags import BagFrames
@@ -54,9 +56,15 @@ def test_segment_writes_the_labels_of_the_segmenter(folder, tiny_bundle, tmp_pat
         labels = cv2.imread(str(output / f'labels/f{index}.png'), cv2.IMREAD_UNCHANGED)
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, expected.labels)
-        assert cv2.imread(str(output / f'overlay/f{index}.jpg')).shape == (HEIGHT, WIDTH, 3)
     assert len({result.labels.tobytes() for result in results}) > 1
-    assert cv2.VideoCapture(str(output / 'overlay.mp4')).get(cv2.CAP_PROP_FRAME_COUNT) == COUNT
+    video = cv2.VideoCapture(str(output / 'overlay.mp4'))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == COUNT
+    colors = load_bundle(tiny_bundle).colors
+    for index, (frame, result) in enumerate(zip(FolderFrames(folder), results, strict=True)):
+        expected = palette.overlay(frame.rgb, result.labels, colors)[..., ::-1].astype(float)
+        assert np.abs(expected - frame.rgb).mean() > 20
+        for shown in (cv2.imread(str(output / f'overlay/f{index}.jpg')), video.read()[1]):
+            assert np.abs(expected - shown).mean() < 5  # both are lossy
     assert cv2.imread(str(output / 'contact_sheet.png')) is not None
     table = json.loads((output / 'result.json').read_text())
     assert table['frames'] == COUNT
@@ -116,8 +124,14 @@ def test_units_matter_to_no_label_of_colour_alone(folder, tiny_bundle, tmp_path,
     bundle = parts.write_with_parts(tmp_path / 'parts')
     arguments = ('--bundle', bundle, '--no-video', '--output', tmp_path / 'out')
     given = ('--depth-scale', 1, '--intrinsics', '0.11,0.11,63,47', '--camera-height', 43)
-    assert run('segment', folder, *arguments, *given, '--only', 'rgb') == 0
-    assert not [r for r in caplog.records if r.levelname == 'WARNING']
+    alone = ('--bundle', bundle / 'rgb_only', *arguments[2:])
+    for chosen in ((*arguments, '--only', 'rgb'), alone):
+        assert run('segment', folder, *chosen, *given) == 0
+        assert not [r for r in caplog.records if r.levelname == 'WARNING']
+    assert run('segment', folder, *arguments, *given) == 0
+    told = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+    for words in ('camera is said to be 43 m', 'the median depth is', 'field of view'):
+        assert sum(words in warning for warning in told) == 1
 
 
 def test_segment_labels_from_one_sensor_alone(folder, tiny_bundle, tmp_path, capsys):
@@ -405,6 +419,7 @@ def test_options_of_the_camera(folder, tiny_bundle, tmp_path, capsys):
         (['segment', '{folder}', '--truth', 'absent'], 'there is no folder absent'),
         (['bag', '{empty}', '{empty}/bag'], 'no pairs of colour and depth images'),
         (['bag', '{folder}', '{empty}'], 'exists already'),
+        (['bag', '{folder}', '/proc/b'], '/proc/b cannot be written'),
         (['bag', '{folder}', '{empty}/b', '--rate', '1e-12'], 'rate must be 0.001 to 1000'),
         (['demo', '--bundle', 'nonsense', '--output', '{empty}/o'], "called 'nonsense'"),
     ],

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+from rgbd_fusion_seg import demo, palette
+from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.demo import DemoOptions, result_rows, run_demo
 from rgbd_fusion_seg.errors import InputError
 
@@ -70,6 +72,48 @@ def test_node_that_dies_is_told(needs_ros, tiny_bundle, tmp_path):
     assert processes_that_mention(str(tiny_bundle)) == []
 
 
+@pytest.mark.parametrize('seconds', [0.0, -1.0, float('nan')])
+def test_a_demo_takes_some_time(tmp_path, seconds):
+    with pytest.raises(InputError, match=f'must last longer than {seconds} s'):
+        run_demo(DemoOptions(output=tmp_path / 'out', seconds=seconds))
+
+
+class StartedProcesses:
+    """Notes what is started, and ends at once."""
+
+    def __init__(self, *_):
+        self.commands = {}
+        StartedProcesses.latest = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def start(self, name, module, *arguments, visible=False):
+        self.commands[name] = [module, *arguments]
+
+    def ended(self):
+        return ['recorder']
+
+    def exit_code(self, _):
+        return 0
+
+
+@pytest.mark.parametrize('progress', [True, False])
+def test_what_a_user_chooses_reaches_the_processes(tiny_bundle, tmp_path, monkeypatch, progress):
+    monkeypatch.setattr(demo, 'Processes', StartedProcesses)
+    options = DemoOptions(seconds=7, backend='openvino', seed=11, num_frames=13, progress=progress)
+    demo._record(options, load_bundle(tiny_bundle), {}, tmp_path, print)
+    commands = StartedProcesses.latest.commands
+    assert {'seed:=11', 'num_frames:=13'} <= set(commands['camera'])
+    assert {f'engine.bundle:={tiny_bundle}', 'engine.backend:=openvino'} <= set(commands['node'])
+    told = {f'--output={tmp_path}', '--seconds=7', '--num-classes=4'}
+    assert told <= set(commands['recorder'])
+    assert ('--quiet' in commands['recorder']) is not progress
+
+
 def test_output_that_cannot_be_written(needs_ros, tiny_bundle, tmp_path):
     (tmp_path / 'file').write_text('')
     options = DemoOptions(output=tmp_path / 'file/out', bundle=str(tiny_bundle), progress=False)
@@ -116,7 +160,7 @@ def recording(**changes) -> dict:
             )
         ],
         'moments': [],
-        'matrix': [[6, 2, 0], [0, 0, 0]],
+        'matrix': [[6, 2, 0], [1, 1, 0]],
         'compared': 2,
     }
     return {**values, **changes}
@@ -131,8 +175,16 @@ def test_table_counts_the_recorded_span_alone():
     assert rows['frames/s'] == pytest.approx(4)
     assert rows['latency p50, colour stamp to mask (ms)'] == pytest.approx(40)
     assert rows['latency p99, colour stamp to mask (ms)'] == pytest.approx(49.8)
-    assert rows['pixel accuracy (%)'] == pytest.approx(75)
-    assert rows['mIoU against the synthetic truth (%)'] == pytest.approx((75 + 0) / 2)
+    assert rows['pixel accuracy (%)'] == pytest.approx(70)
+    iou = 100 * (6 / 9 + 1 / 4) / 2
+    assert rows['mIoU against the synthetic truth (%)'] == pytest.approx(iou)
+
+
+def test_images_that_only_the_recorder_lost_are_counted_by_their_masks():
+    stamps = recording()['camera_stamps_ns']
+    rows = result_rows(recording(camera_stamps_ns=[stamps[1], *stamps[4:]]))
+    assert (rows['pairs in'], rows['masks out']) == (4, 2)
+    assert rows['dropped (a newer pair came)'] == 2
 
 
 def test_table_without_masks_or_truth():
@@ -140,5 +192,64 @@ def test_table_without_masks_or_truth():
         recording(mask_stamps_ns=[], mask_arrivals_ns=[], matrix=[[0, 0, 0], [0, 0, 0]])
     )
     assert rows['masks out'] == 0
+    assert rows['pairs in'] == rows['dropped (a newer pair came)'] == 5
     assert rows['latency p50, colour stamp to mask (ms)'] is None
     assert np.isnan(rows['mIoU against the synthetic truth (%)'])
+
+
+@pytest.fixture
+def moments(tmp_path):
+    """Four moments of flat colours, of which the first overlay came before any true labels."""
+    stamps = [SECOND + index for index in range(4)]
+    for index, stamp in enumerate(stamps):
+        for place, kind in enumerate(('color', 'depth', 'overlay')):
+            picture = np.full((240, 320, 3), 60 * place + 10 * index, np.uint8)
+            cv2.imwrite(str(tmp_path / f'{stamp}.{kind}.jpg'), picture)
+        if index:
+            truth = np.full((240, 320), 2, np.uint8)
+            cv2.imwrite(str(tmp_path / f'{stamp}.truth.png'), truth)
+    # One mask was of class 1 where class 2 was right; class 3 is rare.
+    matrix = np.zeros((4, 5), int)
+    matrix[2, 1], matrix[2, 3] = 5000, 1
+    return recording(moments=stamps[::-1], matrix=matrix.tolist())
+
+
+def test_the_video_shows_the_moments_in_their_order(moments, tiny_bundle, tmp_path):
+    path, _ = demo._write_pictures(moments, tmp_path, tmp_path, load_bundle(tiny_bundle))
+    video = cv2.VideoCapture(str(path))
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(4 / 0.5)
+    for index in range(4):
+        frame = video.read()[1]
+        assert frame.shape == (240, 960, 3)
+        for place in range(3):
+            part = frame[:, 320 * place + 20 : 320 * place + 300].mean()
+            assert part == pytest.approx(60 * place + 10 * index, abs=4)
+    assert not video.read()[0]
+
+
+def test_the_sheet_shows_moments_with_their_truth(moments, tiny_bundle, tmp_path):
+    bundle = load_bundle(tiny_bundle)
+    _, path = demo._write_pictures(moments, tmp_path, tmp_path, bundle)
+    sheet = cv2.imread(str(path))[..., ::-1]
+    rows = [sheet[24 + 248 * row :][:240] for row in range(3)]
+    for index, row in enumerate(rows, start=1):
+        color = np.full((1, 1, 3), 10 * index, np.uint8)
+        truth = palette.overlay(color, np.full((1, 1), 2, np.uint8), bundle.colors)[0, 0]
+        for place, shade in enumerate((10 * index, 60 + 10 * index, 120 + 10 * index, truth)):
+            shown = row[:, 8 + 328 * place :][:, :320].mean(axis=(0, 1))
+            np.testing.assert_allclose(shown, np.broadcast_to(shade, 3), atol=4)
+    told = [(sheet == color).all(axis=2).sum() > 100 for color in bundle.colors]
+    assert told == [False, True, True, False]
+
+
+def test_a_sheet_without_any_truth(moments, tiny_bundle, tmp_path):
+    for path in tmp_path.glob('*.truth.png'):
+        path.unlink()
+    _, path = demo._write_pictures(moments, tmp_path, tmp_path, load_bundle(tiny_bundle))
+    four_moments = 24 + 4 * 248
+    assert cv2.imread(str(path)).shape[0] == four_moments
+
+
+def test_a_demo_without_overlays_tells_where_to_look(tiny_bundle, tmp_path):
+    with pytest.raises(InputError, match='no overlay did; look at node'):
+        demo._write_pictures(recording(), tmp_path, tmp_path, load_bundle(tiny_bundle))

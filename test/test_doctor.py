@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from rgbd_fusion_seg.engine.engine_files import (
     write_engine,
 )
 from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
+from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
 from rgbd_fusion_seg.ros_environment import PROFILE_VARIABLES
+from rgbd_fusion_seg.segmenter import Segmenter
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +132,9 @@ def test_engines_of_the_wanted_bundle_and_of_parts_are_checked_each_once(tmp_pat
             write_engine(writable_folder(bundle), name, b'plan', card_of(bundle, ''))
     next((outside / 'engines').glob('*.engine')).write_bytes(b'pl')
 
-    told = doctor.examine(str(outside)).sections['TensorRT']
+    report = doctor.examine(str(outside))
+    assert found(report, 'Bundles', 'named').text.endswith('; answers alone from rgb or hha')
+    told = report.sections['TensorRT']
     engines = {f.name: f for f in told if f.name.startswith(('wanted', 'other'))}
     assert engines['wanted-outside'].mark == 'bad'
     assert 'cut short' in engines['wanted-outside'].text
@@ -153,6 +158,74 @@ def test_a_section_that_fails_ends_no_examination(tiny_bundle, monkeypatch):
     assert report.healthy  # for the trial went well
 
 
+@pytest.fixture
+def trial_alone(monkeypatch):
+    """Leave the sections out that are no part of the trial, and take seconds."""
+    for section in ('_machine', '_packages', '_ros', '_engines', '_bundles'):
+        monkeypatch.setattr(doctor, section, lambda: iter(()))
+    monkeypatch.setattr(doctor, '_tensorrt', lambda _: iter(()))
+
+
+@pytest.mark.parametrize(
+    ('marks', 'healthy'),
+    [(('ok', 'ok'), True), (('ok', 'note', 'ok'), True), (('ok', 'bad', 'ok'), False)],
+)
+def test_every_step_of_the_trial_must_go_well(trial_alone, monkeypatch, marks, healthy):
+    findings = [doctor.Finding(mark, 'step', 'how it went') for mark in marks]
+    monkeypatch.setattr(doctor, '_trial', lambda _: iter(findings))
+    report = doctor.examine('any')
+    assert report.healthy is healthy
+    lines = [line for line in report.text().splitlines() if line.endswith('step  how it went')]
+    assert [line[1:7].strip().lower() for line in lines] == list(marks)
+
+
+def test_the_second_frame_is_measured_in_milliseconds(trial_alone, tiny_bundle, monkeypatch):
+    clock_s = iter((1.0, 1.25))
+    monkeypatch.setattr(doctor, 'time', SimpleNamespace(perf_counter=clock_s.__next__))
+    report = doctor.examine(str(tiny_bundle))
+    assert found(report, 'Trial', 'one frame').text == 'segmented in 250.0 ms'
+
+
+def test_a_fused_network_is_given_frames_of_its_size():
+    sizes = []
+
+    def segment(frame):
+        sizes.append(frame.depth.shape)
+        return SimpleNamespace(labels=np.zeros(sizes[0], np.uint8))
+
+    fused = SimpleNamespace(fused=SimpleNamespace(width=96, height=64))
+    doctor._segment_twice(SimpleNamespace(bundle=fused, segment=segment))
+    assert sizes == [(64, 96)] * 2
+    sizes[0] = (60, 80)
+    with pytest.raises(RgbdFusionSegError, match=r'the wrong size \(60, 80\)'):
+        doctor._segment_twice(SimpleNamespace(bundle=fused, segment=segment))
+
+
+@pytest.mark.parametrize(
+    ('error', 'told'),
+    [(EngineError('no memory'), 'no memory'), (ValueError('x'), 'ValueError: x')],
+)
+def test_a_network_that_fails_is_told(trial_alone, tiny_bundle, monkeypatch, error, told):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(Segmenter, 'segment', fails)
+    report = doctor.examine(str(tiny_bundle))
+    assert not report.healthy
+    assert [f.mark for f in report.sections['Trial']] == ['ok', 'ok', 'bad']
+    assert found(report, 'Trial', 'one frame').text == told
+
+
+def test_shared_memory_is_told_in_megabytes(monkeypatch):
+    for blocks, mark in ((2**16, 'ok'), (2**14, 'note')):
+        space = SimpleNamespace(f_bavail=blocks, f_frsize=4096, f_blocks=2**30, f_bfree=2**30)
+        monkeypatch.setattr(doctor.os, 'statvfs', lambda _, space=space: space)
+        shared = {finding.name: finding for finding in doctor._machine()}['shared memory']
+        assert shared.mark == mark
+        assert shared.text.startswith(f'{blocks // 256} MB free')
+        assert ('--shm-size' in shared.text) == (mark == 'note')
+
+
 def test_what_a_bundle_sees(tiny_bundle, tmp_path):
     bundles = pytest.importorskip('bundles')
     shutil.copytree(tiny_bundle, tmp_path / 'models/fusion')
@@ -161,6 +234,7 @@ def test_what_a_bundle_sees(tiny_bundle, tmp_path):
     assert report.healthy
     assert 'sees rgb and hha, 64x48' in found(report, 'Bundles', 'fusion').text
     assert 'sees hha, 32x24' in found(report, 'Bundles', 'hha').text
+    assert 'alone' not in str(report.sections['Bundles'])
 
 
 def test_no_bundle(capsys):
@@ -233,7 +307,7 @@ def test_dds_profile(monkeypatch, tmp_path, distro, name):
 def test_broken_modules_are_survived(monkeypatch, tmp_path):
     """A module built for another NumPy may raise, or take its interpreter down."""
     (tmp_path / 'raising_module.py').write_text('raise ImportError("built for NumPy 1")')
-    (tmp_path / 'crashing_module.py').write_text('import os; os.abort()')
+    (tmp_path / 'crashing_module.py').write_text('import os; print(1, flush=True); os.abort()')
     (tmp_path / 'good_module.py').write_text('__version__ = "7.1"')
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
@@ -248,8 +322,36 @@ def test_broken_modules_are_survived(monkeypatch, tmp_path):
     assert absent.text == 'not installed'
 
 
-def test_small_frame_is_a_room():
-    frame = doctor.small_frame()
+def test_what_only_the_nodes_need_is_told_apart(monkeypatch):
+    modules = ('rclpy', 'sensor_msgs', 'vision_msgs', 'cv_bridge')
+    monkeypatch.setattr(doctor, '_ROS_MODULES', modules[1:])
+    for lacking in modules[1:]:
+        monkeypatch.setattr(
+            doctor,
+            '_imported',
+            lambda names, lacking=lacking: {
+                name: doctor.Finding('bad' if name == lacking else 'ok', name, 'so it is')
+                for name in names
+            },
+        )
+        findings = {finding.name: finding for finding in doctor._ros_packages(Path('rclpy'))}
+        expected = dict.fromkeys(modules, 'ok')
+        expected[lacking] = 'bad' if lacking == 'sensor_msgs' else 'note'
+        assert {name: findings[name].mark for name in modules} == expected
+        assert findings[lacking].text.startswith('so it is; ')
+
+
+def test_engines_that_cannot_run_are_no_fault(monkeypatch):
+    backends = [('one', True, '1.0'), ('other', False, 'there is no GPU')]
+    monkeypatch.setattr(engine, 'available_backends', lambda: backends)
+    findings = [(finding.mark, finding.text) for finding in doctor._engines()]
+    assert findings == [('ok', '1.0'), ('note', 'cannot run: there is no GPU')]
+
+
+@pytest.mark.parametrize('size', [(160, 120), (96, 64)])
+def test_small_frame_is_a_room(size):
+    frame = doctor.small_frame(*size)
+    assert frame.depth.shape == size[::-1]
     assert valid_mask(frame.depth).all()
     assert frame.depth.max() == 2.0
     # The floor is one metre below the camera wherever it is seen.

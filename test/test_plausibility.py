@@ -1,4 +1,4 @@
-"""Floors that are guessed, on views of rooms whose camera height is known."""
+"""Signs of a wrong unit, and floors that are guessed where the camera's height is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import pytest
 
 from rgbd_fusion_seg import hha
 from rgbd_fusion_seg.frame import Intrinsics
-from rgbd_fusion_seg.plausibility import FloorGuess, unit_fault
+from rgbd_fusion_seg.plausibility import (
+    FloorGuess,
+    camera_fault,
+    depth_statistics,
+    height_fault,
+    training_range_fault,
+    unit_fault,
+)
 
 CAMERA = Intrinsics(262.5, 262.5, 159.5, 119.5, 320, 240)
 
@@ -85,3 +92,67 @@ def test_depth_of_rooms_has_no_fault(median_m):
 @pytest.mark.parametrize('median_m', [0.0015, 0.05, 25.0, 150.0, 1500.0])
 def test_depth_in_another_unit_has_one(median_m):
     assert unit_fault(median_m) == f'the median depth is {median_m:.4g} m'
+
+
+def test_statistics_are_those_of_the_readings():
+    depth = np.full((40, 160), 1, np.float32)
+    depth[:, 80:120] = 4
+    depth[:, 120:] = np.repeat([0, np.nan, np.inf, -1], 10)[:, None]
+    assert depth_statistics(depth) == (0.75, 1.0)
+    assert depth_statistics(depth[:, 120:]) == (0, None)
+    # The median of two is their mean, and their sum would overflow.
+    assert depth_statistics(np.full((4, 8), 3e38, np.float32)).median_m == 1e4
+
+
+@pytest.mark.parametrize(
+    ('median_m', 'range_m', 'told'),
+    [
+        (0.69, (0.7, 8.0), '0.69 m, but the network was trained on 0.7 to 8.0 m'),
+        (8.01, (0.7, 8.0), '8.01 m, but the network was trained on 0.7 to 8.0 m'),
+        (0.7, (0.7, 8.0), ''),
+        (8.0, (0.7, 8.0), ''),
+        (None, (0.7, 8.0), ''),
+        (100.0, None, ''),
+    ],
+)
+def test_depth_that_a_network_never_saw_is_told(median_m, range_m, told):
+    fault = training_range_fault(median_m, range_m)
+    assert told in fault
+    assert bool(fault) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ('across_deg', 'down_deg', 'sound'),
+    [
+        (5.1, 5.1, True),
+        (169, 169, True),
+        (4.9, 40, False),
+        (40, 4.9, False),
+        (171, 40, False),
+        (40, 171, False),
+    ],
+)
+def test_no_camera_sees_less_or_more(across_deg, down_deg, sound):
+    fx, fy = 160 / np.tan(np.radians([across_deg, down_deg]) / 2) * (1, 0.75)
+    fault = camera_fault(Intrinsics(fx, fy, 159.5, 119.5, 320, 240))
+    expected = f'a field of view of {across_deg} by {down_deg} degrees'
+    assert fault == ('' if sound else expected)
+
+
+@pytest.mark.parametrize(
+    ('cx', 'cy', 'inside'),
+    [(1, 1, True), (319, 239, True), (320, 120, False), (160, 240, False), (0, 9, False)],
+)
+def test_the_principal_point_lies_in_the_image(cx, cy, inside):
+    fault = camera_fault(Intrinsics(262.5, 262.5, cx, cy, 320, 240))
+    assert fault == ('' if inside else f'the principal point ({cx}, {cy}) outside the image')
+
+
+@pytest.mark.parametrize('height_m', [None, 0.4, 5.0])
+def test_cameras_of_rooms_are_at_a_sound_height(height_m):
+    assert height_fault(height_m) == ''
+
+
+@pytest.mark.parametrize('height_m', [5.1, 43.0])
+def test_a_height_in_another_unit_is_told(height_m):
+    assert height_fault(height_m).startswith(f'the camera is said to be {height_m:g} m above')

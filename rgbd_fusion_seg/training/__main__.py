@@ -28,6 +28,7 @@ COMMANDS = {
     'study': 'study',
     'train-translation': 'translation.trainer',
     'evaluate-translation': 'translation.evaluation',
+    'inspect-translation': 'translation.inspection',
     'study-translation': 'translation.study',
 }
 """Modules of this package with the function of each command."""

@@ -181,7 +181,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     weights, info = read_checkpoint(path)
     if 'translator' in info:
         raise InputError(
-            f'{path} is a checkpoint of a translator; score it with evaluate-translation'
+            f'{path} is a checkpoint of a translator; score it with evaluate-translation, or look '
+            'inside with inspect-translation'
         )
     missing = {'network', 'options', 'classes', 'statistics'} - set(info)
     if missing:

@@ -85,8 +85,9 @@ def export(
     """Write a bundle from a checkpoint; nothing is written where its labels are not torch's.
 
     A bundle that is there already stays until the new one has passed all its checks. With
-    `fuse_postprocess` another one is written beside it, `BUNDLE_fused_WIDTHxHEIGHT`, whose graph
-    takes frames of that size and returns labels, for GPUs (`engine_building.fused_graph`).
+    `fuse_postprocess` another one is written beside it, `BUNDLE_fused_WIDTHxHEIGHT` (and with
+    `fuse_hha` `BUNDLE_fused_hha_WIDTHxHEIGHT`), whose graph takes frames of that size and returns
+    labels, for GPUs (`engine_building.fused_graph`).
 
     Args:
         checkpoint: a .safetensors file that the train or import-weights command wrote, a run's

@@ -3,7 +3,8 @@
 After the figures with which the CEN papers explain themselves: penalised scales γ over the
 training steps (TPAMI Fig. 8, there each of one layer, here quantiles of all), proportions of the
 scales (Fig. 10), feature maps of channels whose γ is near 0 in one modality (NeurIPS Fig. 3); and
-besides histograms of the scales, the share of exchanged channels and the ensemble's weights.
+besides histograms of the scales, the share of exchanged channels and the ensemble's weights. The
+paper's Fig. 10 is of a translator, of which `translation.inspection` draws it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.cache import read_frame
 from rgbd_fusion_seg.training.networks.branches import OneEach, SharedBatchNorm2d, norm_scales
-from rgbd_fusion_seg.training.networks.cen import NO_SELECTION
+from rgbd_fusion_seg.training.networks.cen import NO_SELECTION, ChannelExchange
 from rgbd_fusion_seg.training.predictors import (
     NetworkPredictor,
     open_predictor,
@@ -43,6 +44,10 @@ FUSED = 'fused'
 """Name of what a fusion has, which is no modality's, as `stage_fusion` names its stream."""
 ALL_NORMS = 'all norms'
 """Name of the one "branch" of networks that are not made of branches."""
+SIGNS = (
+    'In this form scales up to θ are small, so negative ones are too; here all figures and '
+    'pictures show |γ|.'
+)
 LOW_QUANTILE = 0.03
 """The authors of CEN report this quantile of the penalised scales."""
 
@@ -127,11 +132,18 @@ def inspect(
         if chosen and frames:
             drawn += draw_maps(folder, predictor, scales, chosen, data, frames)
     summary['not_shown'] = missing(summary, history)
+    write_summary(folder, summary, scales, drawn)
+    print(f'written to {folder}')
+
+
+def write_summary(
+    folder: Path, summary: dict[str, Any], scales: Sequence[Scales], drawn: Sequence[Path]
+) -> None:
+    """Write summary.json and summary.md."""
     text = json.dumps(summary, indent=1) + '\n'
     write_output(folder / 'summary.json', lambda part: part.write_text(text))
     page = markdown(summary, scales, drawn)
     write_output(folder / 'summary.md', lambda part: part.write_text(page, encoding='utf-8'))
-    print(f'written to {folder}')
 
 
 @torch.no_grad()
@@ -141,22 +153,12 @@ def scales_of(network: nn.Module) -> list[Scales]:
     Networks without branches count as one branch. The stream that `stage_fusion` makes, and what
     a fusion has of its own, is one more.
     """
-
-    def array(tensors: Sequence[Tensor]) -> np.ndarray:
-        return torch.stack(list(tensors)).cpu().numpy()
-
     found = []
     exchanges = network.exchanges() if hasattr(network, 'exchanges') else {}
     for name, (exchange, norm) in exchanges.items():
-        gamma = array(norm_scales(norm, network.num_branches))
+        gamma = norm_scales(norm, network.num_branches)
         which = network.penalised if network.sparsity else 'none'
-        penalised = np.full(gamma.shape, which == 'all')
-        if which == 'own':
-            for mask, own in zip(penalised, exchange.own, strict=True):
-                mask[own] = True
-        selects = exchange.exchange not in NO_SELECTION
-        kept = array(exchange.kept(norm)) if selects else None
-        found.append(Scales(name, network.modalities, gamma, penalised, kept))
+        found.append(exchange_scales(name, network.modalities, gamma, exchange, which))
     if found:
         return found
     modules = dict(network.named_modules())
@@ -166,10 +168,42 @@ def scales_of(network: nn.Module) -> list[Scales]:
         if inside or not isinstance(single, nn.BatchNorm2d):
             continue
         branches = _branches_of(module, network)
-        gamma = array(norm_scales(module, len(branches)))
-        penalised = np.zeros(gamma.shape, bool)
-        found.append(Scales(name.removeprefix('encoder.'), branches, gamma, penalised))
+        gamma = norm_scales(module, len(branches))
+        found.append(unexchanged_scales(name.removeprefix('encoder.'), branches, gamma))
     return found
+
+
+def exchange_scales(
+    name: str,
+    branches: tuple[str, ...],
+    gamma: Sequence[Tensor],
+    exchange: ChannelExchange,
+    which: str,
+) -> Scales:
+    """Return what is told of norms whose channels an exchange may replace.
+
+    Args:
+        name, branches: see `Scales`.
+        gamma: M tensors (C,).
+        exchange: behind the norms.
+        which: scales are penalised: 'own', 'all' or 'none'.
+    """
+    penalised = np.full((len(gamma), len(gamma[0])), which == 'all')
+    if which == 'own':
+        for mask, own in zip(penalised, exchange.own, strict=True):
+            mask[own] = True
+    selects = exchange.exchange not in NO_SELECTION
+    kept = _array(exchange.kept_by(gamma)) if selects else None
+    return Scales(name, branches, _array(gamma), penalised, kept)
+
+
+def unexchanged_scales(name: str, branches: tuple[str, ...], gamma: Sequence[Tensor]) -> Scales:
+    """Return what is told of norms behind which nothing is exchanged: M scales (C,)."""
+    return Scales(name, branches, _array(gamma), np.zeros((len(gamma), len(gamma[0])), bool))
+
+
+def _array(tensors: Sequence[Tensor]) -> np.ndarray:
+    return torch.stack(list(tensors)).cpu().numpy()
 
 
 def _branches_of(norm: nn.Module, network: nn.Module) -> tuple[str, ...]:
@@ -223,14 +257,15 @@ def summarise(
         'branches': list(names),
         'threshold': threshold,
         'ensemble': {key.removeprefix('ensemble_'): value for key, value in weights.items()},
-        'whole': _by_branch(names, scales, threshold),
-        'blocks': {block.name: _by_branch(names, [block], threshold) for block in scales},
+        'whole': by_branch(names, scales, threshold),
+        'blocks': {block.name: by_branch(names, [block], threshold) for block in scales},
     }
 
 
-def _by_branch(
+def by_branch(
     names: Sequence[str], blocks: Sequence[Scales], threshold: float | None
 ) -> dict[str, dict[str, Any]]:
+    """Return the numbers of each branch over some blocks: shares and quantiles."""
     having = {name: [block for block in blocks if name in block.branches] for name in names}
     return {name: _numbers(name, own, threshold) for name, own in having.items() if own}
 
@@ -378,10 +413,7 @@ def missing(summary: dict[str, Any], history: dict[str, Any]) -> list[str]:
             'are no shares of exchanged channels and no feature maps of them.'
         )
     elif summary['options'].get('form') == 'paper':
-        sentences.append(
-            'In this form scales up to θ are small, so negative ones are too; here all figures '
-            'and pictures show |γ|.'
-        )
+        sentences.append(SIGNS)
     if not summary['ensemble']:
         sentences.append(f'{network} has no learnt ensemble here, so no weights of one.')
     elif not history:
@@ -409,7 +441,7 @@ def markdown(summary: dict[str, Any], scales: Sequence[Scales], drawn: Sequence[
     }
     stages = {b.stage: [x for x in scales if x.stage == b.stage] for b in scales}
     lines += [f'| | {" | ".join([*stages, "all"])} |', '|---' * (len(stages) + 2) + '|']
-    columns = [_by_branch(names, blocks, threshold) for blocks in stages.values()]
+    columns = [by_branch(names, blocks, threshold) for blocks in stages.values()]
     for m in names if scales else ():
         for key, title in rows.items():
             cells = [_cell(column.get(m, {}), key) for column in (*columns, summary['whole'])]

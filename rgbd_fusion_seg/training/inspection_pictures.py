@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from rgbd_fusion_seg.training.inspection import BlockMaps, Scales
 
 DPI = 110
-COLORS = {'rgb': '#c8553d', 'hha': '#3d6fa8', 'depth': '#5a8f4a'}
+COLORS = {
+    'rgb': '#c8553d', 'hha': '#3d6fa8', 'depth': '#5a8f4a', 'normal': '#7d5ba6',
+    'shade': '#c79a3b', 'texture': '#3a9a9a', 'edge': '#b0578d', 'curvature': '#6d4c33',
+    'labels': '#2f4858',
+}  # fmt: skip
 """Of the modalities, in all pictures."""
 GREY = '#8a929a'
 STYLES = {'10%': ':', '90%': '--'}
@@ -65,7 +69,7 @@ def histograms(scales: Sequence[Scales], names: Sequence[str], threshold: float 
     for axes in grid[-1]:
         axes.set_xlabel(f'|γ|  ({LOWEST:g} and below at the left edge)')
     figure.suptitle(
-        'Scales of the batch norms' + (f'; dashed: θ = {threshold:g}' if threshold else ''),
+        'Scales of the norms' + (f'; dashed: θ = {threshold:g}' if threshold else ''),
         fontsize=12,
     )
     return figure
@@ -124,7 +128,7 @@ def exchanged(scales: Sequence[Scales], names: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(blocks)), [b.name for b in blocks], rotation=90, fontsize=8)
     axes.set_xlim(-0.6, len(blocks) - 0.4)
     axes.set_ylim(0, max(5.0, axes.get_ylim()[1]))
-    axes.set_xlabel('block of the encoder')
+    axes.set_xlabel('block or layer')
     axes.set_ylabel('channels replaced, %')
     figure.legend(loc='outside upper center', ncols=len(names), frameon=False, fontsize=9)
     _plain(axes)

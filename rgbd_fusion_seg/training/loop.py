@@ -24,6 +24,7 @@ from rgbd_fusion_seg.training.continuation import (
     load_state,
 )
 from rgbd_fusion_seg.training.monitor import Monitor
+from rgbd_fusion_seg.training.processes import leave_group
 from rgbd_fusion_seg.training.stopping import Clock, StopSignal
 
 LOG_EVERY = 10
@@ -98,10 +99,9 @@ class TrainingLoop(ABC):
         """Go through the run, or on where it was, and leave the other processes in order."""
         if self.fit():
             self.fabric.print(f'written to {self.folder}')
-        if torch.distributed.is_initialized():
-            # A process that leaves while others still talk to it takes them down.
-            self.fabric.barrier()
-            torch.distributed.destroy_process_group()
+        # A process that leaves while others still talk to it takes them down.
+        self.fabric.barrier()
+        leave_group(*(part for part in vars(self).values() if isinstance(part, nn.Module)))
 
     def fit(self) -> bool:
         """Take the steps that are left, save, and score the result.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rgbd_fusion_seg.errors import InputError
 
@@ -75,3 +77,21 @@ def make_fabric(config: Any) -> Fabric:
         )
     fabric.launch()
     return fabric
+
+
+def leave_group(*wrapped: nn.Module) -> None:
+    """End this process's part in the group that torchrun made; without one, do nothing.
+
+    The modules cannot be trained any more. Their reducers go first: one that outlives the group
+    ends it, and waits for its threads with Python's lock held, which these may need to let go of
+    their last tensors. Then the process never ends (torch 2.13, gloo).
+
+    Args:
+        wrapped: what Fabric's setup returned.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    for module in (inner for outer in wrapped for inner in outer.modules()):
+        if isinstance(module, DistributedDataParallel):
+            del module.logger, module.reducer
+    torch.distributed.destroy_process_group()

@@ -94,7 +94,7 @@ def _check_plan(study: StudyConfig, plan: dict[str, Any], path: Path) -> None:
     planned, now = plan['minutes'], study.minutes
     if planned == now:
         return
-    if not planned or not now or now < planned:
+    if not planned or now < planned:
         raise InputError(
             f'the study was planned for study.minutes {planned:g}, not {now:g}; give '
             f'{planned:g} or more to go on with its epochs, or the study another output, {anew}'

@@ -13,12 +13,24 @@ from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.engine import available_backends, onnxruntime_gpu, open_engine, probe_backend
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.onnxruntime_gpu import PROVIDERS, open_gpu_session
+from rgbd_fusion_seg.engine_building import fused_graph
 from rgbd_fusion_seg.errors import BundleError, EngineError
 from rgbd_fusion_seg.locations import CARD_NAME
 from rgbd_fusion_seg.segmenter import Segmenter
 
 MODELS = Path(__file__).resolve().parents[2] / 'models'
 SHIPPED = sorted(card.parent for card in MODELS.rglob(CARD_NAME))
+
+CUDA_OPERATORS = """
+Abs Add And ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose Cos
+Div Elu Equal Erf Exp Expand Flatten Floor Gather Gemm GlobalAveragePool GlobalMaxPool Greater
+GreaterOrEqual HardSigmoid HardSwish Identity InstanceNormalization LeakyRelu Less LessOrEqual
+Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pad Pow PRelu Reciprocal ReduceL1 ReduceL2
+ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round Sigmoid Sign Sin
+Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where Xor
+"""
+"""Operators of opset 18 that CUDAExecutionProvider has for float32 (bool: the logical ones): from
+docs/OperatorKernels.md of ONNX Runtime, commit 001d12d."""
 
 INSTALLED = [p for p in PROVIDERS.values() if p in onnxruntime.get_available_providers()]
 cpu_build = pytest.mark.skipif(bool(INSTALLED), reason='this ONNX Runtime is one for GPUs')
@@ -89,6 +101,19 @@ def test_no_shapes_are_computed_where_sizes_are_fixed(tmp_path: Path, folder):
     operators = _nodes(load_bundle(folder).weights_path, tmp_path)
     assert not operators & {'Shape', 'Size', 'Gather', 'ConstantOfShape'}
     assert 'Conv' in operators
+
+
+@pytest.mark.parametrize('folder', SHIPPED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize('hha', [None, False, True], ids=['split', 'fused', 'fused with HHA'])
+def test_onnx_runtime_has_kernels_for_gpus_for_all_of_a_shipped_network(tmp_path, folder, hha):
+    """Fused forms are for GPUs; a single operator without a kernel there refuses them."""
+    bundle = load_bundle(folder)
+    if hha is not None:
+        bundle = fused_graph.fuse(bundle, tmp_path / 'fused', (640, 480), hha)
+    assert onnx.load(bundle.weights_path).opset_import[0].version == 18
+    operators = _nodes(bundle.weights_path, tmp_path)
+    assert not operators - set(CUDA_OPERATORS.split())
+    assert {'Conv', 'Resize'} <= operators
 
 
 @pytest.fixture

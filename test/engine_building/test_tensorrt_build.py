@@ -667,6 +667,12 @@ def test_ctrl_c_while_tensorrt_is_at_work(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['.build.lock']
 
 
+def waits_for_a_lock(pid: int) -> bool:
+    """Tell whether a process stands in the kernel's queue for a lock on a file."""
+    queue = (line.split() for line in Path('/proc/locks').read_text().splitlines())
+    return any(words[1] == '->' and str(pid) in words for words in queue)
+
+
 def test_two_processes(bundle, tmp_path, monkeypatch):
     """While one builds, another is refused or waits; Ctrl-C ends the first one neatly."""
     monkeypatch.setenv('COLUMNS', '80')
@@ -677,11 +683,19 @@ def test_two_processes(bundle, tmp_path, monkeypatch):
         character = first.stderr.read(1)
         assert character, said
         said += character
-    with pytest.raises(EngineError, match=f'another process is building an engine in {folder}'):
-        build_engine(bundle, BuildOptions('tensorrt_rtx'), folder)
-    second = start('build-engine', bundle.path, '--output', folder, '--wait')
-    time.sleep(1.0)
-    first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGSTOP)  # so that it holds the folder until the others have come
+    try:
+        with pytest.raises(
+            EngineError, match=f'another process is building an engine in {folder}'
+        ):
+            build_engine(bundle, BuildOptions('tensorrt_rtx'), folder)
+        second = start('build-engine', bundle.path, '--output', folder, '--wait')
+        while not waits_for_a_lock(second.pid):
+            assert second.poll() is None
+            time.sleep(0.01)
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.send_signal(signal.SIGCONT)
     said += first.communicate()[1]
     assert first.returncode == 130
     assert 'Traceback' not in said

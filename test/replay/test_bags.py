@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -221,6 +222,20 @@ def test_bad_messages_are_skipped_and_counted(tmp_path, caplog):
     assert source.skipped == 4  # those of the latest iteration alone
 
 
+def test_of_many_bad_messages_ten_are_told(tmp_path, caplog):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(12):
+            camera.image(COLOUR, stamp(index), frame_pixels(index)[0], 'yuv422')
+            camera.image(DEPTH, stamp(index), frame_pixels(index)[1], '16UC1')
+        write_pair(camera, 12)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(BagFrames(tmp_path / 'bag'))) == 1
+    *skipped, last = (r.getMessage() for r in caplog.records)
+    assert [text.startswith('skipped: ') for text in skipped] == [True] * 10
+    assert '12 skipped' in last
+
+
 def test_damaged_camera_infos_are_counted_once(tmp_path, caplog):
     with Camera(tmp_path / 'bag') as camera:
         for _ in range(3):
@@ -235,7 +250,7 @@ def test_damaged_camera_infos_are_counted_once(tmp_path, caplog):
     assert sum(r.getMessage().startswith('skipped') for r in caplog.records) == 3
 
 
-def test_stamps_decide_not_the_order_of_arrival(tmp_path):
+def test_stamps_decide_not_the_order_of_arrival(tmp_path, caplog):
     """Depth arrives late, is 3 ms off, and one depth image is missing."""
     with Camera(tmp_path / 'bag') as camera:
         for index in range(8):
@@ -248,8 +263,24 @@ def test_stamps_decide_not_the_order_of_arrival(tmp_path):
             camera.image(DEPTH, stamp(index) + 3_000_000, frame_pixels(index)[1], '16UC1')
         camera.info(INFO, stamp(7))
     source = BagFrames(tmp_path / 'bag')
-    for frame, index in zip(source, (0, 1, 2, 4, 5, 6, 7), strict=True):
-        assert_frame(frame, index)
+    with caplog.at_level(logging.WARNING):
+        for frame, index in zip(source, (0, 1, 2, 4, 5, 6, 7), strict=True):
+            assert_frame(frame, index)
+    assert source.unmatched == 1
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert f'8 colour images on {COLOUR}, 1 without a depth image on {DEPTH}' in told
+
+
+def test_whoever_stops_early_knows_what_had_no_partner_till_then(tmp_path):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(9):
+            rgb, depth = frame_pixels(index)
+            camera.image(COLOUR, stamp(index), rgb, 'rgb8')
+            if index % 4 != 1:
+                camera.image(DEPTH, stamp(index), depth, '16UC1')
+    source = BagFrames(tmp_path / 'bag')
+    assert [frame.stamp_ns for frame in islice(source, 2)] == [stamp(0), stamp(2)]
     assert source.unmatched == 1
 
 
@@ -472,14 +503,20 @@ def test_depth_of_another_frame_is_told_once(tmp_path, caplog):
     told = [r.getMessage() for r in caplog.records]
     assert len(told) == 1
     assert "depth is in the frame 'depth' but colour in 'optical'" in told[0]
+    caplog.clear()
+    assert len(list(BagFrames(tmp_path / 'bag', only='rgb'))) == 3
+    assert caplog.records == []  # where depth is not labelled, nothing is shifted
 
 
 def test_what_other_tools_read_of_a_written_bag(kinect_folder, tmp_path):
     (kinect_folder / 'camera-intrinsics.txt').write_text('30 0 15.5\n0 31 11.5\n0 0 1\n')
     folder_to_bag(kinect_folder, tmp_path / 'bag', rate_hz=15)
     with AnyReader([tmp_path / 'bag']) as reader:
-        kinds = [(c.msgtype, raw) for c, _, raw in reader.messages()]
-        info = next(reader.deserialize(raw, k) for k, raw in kinds if k == CAMERA_INFO)
+        messages = [(c.msgtype, time_ns, raw) for c, time_ns, raw in reader.messages()]
+        info = next(reader.deserialize(raw, k) for k, _, raw in messages if k == CAMERA_INFO)
+    # By these times a player waits between the frames.
+    times_ns = sorted({time_ns for _, time_ns, _ in messages})
+    np.testing.assert_allclose(np.diff(times_ns), [10**9 / 15] * 11, atol=1)
     assert info.k.tolist() == [30, 0, 15.5, 0, 31, 11.5, 0, 0, 1]
     assert info.p.tolist() == [30, 0, 15.5, 0, 0, 31, 11.5, 0, 0, 0, 1, 0]
     assert (info.width, info.height) == (WIDTH, HEIGHT)

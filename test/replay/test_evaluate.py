@@ -62,6 +62,8 @@ def test_refuses_what_cannot_be_compared():
         confusion_matrix(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), 2)
     with pytest.raises(FrameError, match='integers'):
         confusion_matrix(np.zeros((2, 2)), np.zeros((2, 2), np.uint8), 2)
+    with pytest.raises(FrameError, match='integers, got uint8 and bool'):
+        confusion_matrix(np.zeros((2, 2), np.uint8), np.zeros((2, 2), bool), 2)
     with pytest.raises(InputError, match='K x K'):
         scores(np.zeros((3, 5), np.int64))
 

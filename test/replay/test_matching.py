@@ -65,7 +65,8 @@ def test_messages_without_a_partner_can_be_kept():
 
 def test_nearest_wins_and_is_used_once():
     ms = 1_000_000
-    messages = [('depth', 88), ('color', 100), ('depth', 103), ('color', 110), ('depth', 200)]
+    # The depth image at 92 ms would do for the second one too, but its time is over.
+    messages = [('depth', 92), ('color', 100), ('depth', 103), ('color', 110), ('depth', 200)]
     pairs, unmatched = match([(stream, stamp * ms) for stream, stamp in messages])
     assert pairs == [(100 * ms, 103 * ms)]
     assert unmatched == 1

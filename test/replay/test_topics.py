@@ -143,10 +143,17 @@ def test_a_bag_of_several_cameras_tells_which_is_read(tmp_path, caplog):
     assert realsense('rear')[0] in several
     assert several.endswith(f'(segment --color-topic): {realsense("front")[0]}')
     assert (frame.rgb == frame_pixels(1)[0]).all()
+    color, depth, _ = realsense('front')
+    for wanted in (BagTopics(color=color), BagTopics(depth=depth)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            (frame,) = BagFrames(tmp_path / 'bag', wanted)
+        assert len(caplog.records) == 1
+        assert (frame.rgb == frame_pixels(0)[0]).all()
+        assert (frame.depth * 1000).round().astype(int).tolist() == frame_pixels(0)[1].tolist()
+        assert frame.intrinsics.fx == 30
     caplog.clear()
-    with caplog.at_level(logging.INFO):
-        (frame,) = BagFrames(tmp_path / 'bag', BagTopics(color=realsense('front')[0]))
-    assert len(caplog.records) == 1
-    assert (frame.rgb == frame_pixels(0)[0]).all()
-    assert (frame.depth * 1000).round().astype(int).tolist() == frame_pixels(0)[1].tolist()
-    assert frame.intrinsics.fx == 30
+    source = BagFrames(tmp_path / 'bag', only='depth')
+    (several,) = (record.getMessage() for record in caplog.records)
+    assert source.topics.depth == realsense('rear')[1]
+    assert several.endswith(f'(segment --depth-topic): {depth}')

@@ -12,6 +12,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.ros import diagnostics
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN, Health, Rates, make_status
+from rgbd_fusion_seg.ros.node import SegmentationNode
 from rgbd_fusion_seg.ros.synchroniser import Synchroniser
 
 
@@ -260,3 +261,17 @@ def test_only_the_unexpected_of_better_backends_is_a_problem():
     (problem,) = diagnostics.step_down_problems((absent, broken))
     assert (problem.sentence, problem.level) == ('openvino is not used: it broke', WARN)
     assert problem.active
+
+
+@pytest.mark.parametrize(('unexpected', 'level'), [(True, WARN), (False, OK)])
+def test_a_step_down_is_logged_as_gravely_as_it_is(log, unexpected, level):
+    lost = StepDown('tensorrt', 'it is lost', unexpected)
+    running = SimpleNamespace(step_downs=(lost,), engine_name='cpu')
+    of_another_engine = SimpleNamespace(step_downs=(), engine_name='cpu')
+    for segmenter in (None, running, of_another_engine):
+        node = SimpleNamespace(_segmenter=segmenter, log=lambda *entry: log.append(entry))
+        SegmentationNode._tell_step_down(node, lost)
+    sentence = 'tensorrt is not used: it is lost'
+    assert log == [
+        (level, sentence), (level, f'{sentence}; cpu takes over'), (level, sentence)
+    ]  # fmt: skip

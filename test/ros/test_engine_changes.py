@@ -173,6 +173,7 @@ def test_every_step_down_is_said_once_and_shown(rig):
     assert status.level == WARN
     assert rig.value('not used: tensorrt') == reason
     assert rig.engine().startswith('onnxruntime')
+    assert 'engine build' not in rig.client.values()  # which nobody has asked for
     # What is merely not installed here is no problem.
     expected = [s for s in open_engine(rig.bundle).step_downs if s.backend != 'tensorrt']
     for step_down in expected:
@@ -289,3 +290,11 @@ def test_deactivating_stops_the_build_and_activating_begins_another(rig, builder
     assert manager.change(Transition.TRANSITION_ACTIVATE)
     assert wait_for_child(rig) != child
     assert 'WARN' not in rig.node.output().partition('building the TensorRT engine')[2]
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+        assert manager.change(transition)
+    assert manager.set('engine.build', 'never').successful
+    rig.client.statuses.clear()
+    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+        assert manager.change(transition)
+    rig.client.wait_for(lambda: 'pairs' in rig.client.values(), 'the status of an active node')
+    assert 'engine build' not in rig.client.values()

@@ -44,7 +44,9 @@ def test_a_managed_life(managed, tiny_bundle):
     assert "sync.matcher is 'foo'; choose one of auto, message_filters" in refused.reason
     assert manager.set('sync.matcher', 'builtin').successful
     assert manager.set('engine.bundle', str(tiny_bundle)).successful
+    assert client.complains('cannot configure')
     assert manager.change(Transition.TRANSITION_CONFIGURE)
+    client.wait_for(lambda: not client.complains('cannot configure'), 'the end of the complaint')
 
     # What could have no effect now is refused, with a way out.
     refused = manager.set('sync.slop_s', 0.1)
@@ -76,6 +78,8 @@ def test_a_managed_life(managed, tiny_bundle):
     camera.send_until(lambda: client.received['segmentation/mask'], 'a mask')
     assert manager.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
     assert manager.state() == State.PRIMARY_STATE_FINALIZED
+    client.wait_for(lambda: client.count_publishers('segmentation/mask') == 0, 'freeing all')
+    assert client.color.get_subscription_count() == 0
     assert node.alive
     assert 'Traceback' not in node.output()
 

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from ros_harness import Camera, Client, Manager, NodeProcess, bare_image, mask_stamps
@@ -343,6 +344,12 @@ def test_diagnostics_hold_the_numbers(running):
     for key in ('colour Hz', 'masks Hz', 'age p50 ms', 'segmentation p50 ms'):
         assert float(values[key]) >= 0
     assert 0 <= float(values['valid depth ratio']) <= 1
+    now = client.now_ns()
+    client.collect('/diagnostics', DiagnosticArray)
+    client.wait_for(
+        lambda: any(stamp_to_ns(m.header.stamp) > now for _, m in client.received['/diagnostics']),
+        'a status of now',
+    )
 
 
 @pytest.fixture(scope='module')

@@ -17,6 +17,7 @@ from sensor_msgs.msg import Image
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.ros import node, stream
+from rgbd_fusion_seg.ros.diagnostics import Rates
 from rgbd_fusion_seg.ros.images import frame_from_msgs
 from rgbd_fusion_seg.ros.parameters import (
     CameraConfig,
@@ -27,6 +28,7 @@ from rgbd_fusion_seg.ros.parameters import (
     SyncConfig,
 )
 from rgbd_fusion_seg.ros.pipeline import Topics
+from rgbd_fusion_seg.ros.synchroniser import Synchroniser
 from rgbd_fusion_seg.segmenter import Segmenter
 
 MASK, OVERLAY = 'segmentation/mask', 'segmentation/overlay'
@@ -50,6 +52,75 @@ def test_settings_reach_the_segmenter(monkeypatch):
         'backend': 'openvino', 'min_confidence': 7, 'input_size': (64, 48), 'on_step_down': print,
         'preload_single_sensor': True, 'precision': 'bf16', 'num_threads': 2,
     }  # fmt: skip
+
+
+def test_settings_reach_the_timer_and_the_builder(monkeypatch):
+    def publishers(*_):
+        raise MadeError
+
+    given = []
+    config = SegmentationConfig(
+        engine=EngineConfig(build='background', device=1),
+        output=OutputConfig(diagnostics_period_s=0.25),
+    )
+    monkeypatch.setattr(node, 'read_parameters', lambda *_: config)
+    monkeypatch.setattr(node, 'load_bundle', lambda _: None)
+    monkeypatch.setattr(node.kernels, 'warm_up', lambda: None)
+    monkeypatch.setattr(node, 'build_is_due', lambda _: True)
+    monkeypatch.setattr(node, 'EngineBuilder', lambda *arguments: given.extend(arguments))
+    monkeypatch.setattr(node, 'SegmentationPublishers', publishers)
+    segmenter = SimpleNamespace(warm_up=lambda: given.append('warm'), step_downs=())
+    made = SimpleNamespace(
+        health=SimpleNamespace(clear=lambda: None),
+        get_logger=lambda: SimpleNamespace(info=lambda _: None),
+        log=print,
+        _report_timer=SimpleNamespace(reset=lambda: None),
+        _open_segmenter=lambda *_: segmenter,
+        _tell_step_down=print,
+        complain_about_qos=print,
+    )
+    with pytest.raises(MadeError):
+        node.SegmentationNode._configure(made)
+    assert made._report_timer.timer_period_ns == 250_000_000
+    warm, builds_for, _, options, device, _ = given
+    assert (warm, builds_for, device) == ('warm', segmenter, 1)
+    assert options == config.engine.build_options
+
+
+@pytest.mark.parametrize(
+    ('lazy', 'wanted', 'message'),
+    [
+        (True, False, 'idle: nobody subscribes to segmentation/*'),
+        (True, True, '0.0 masks/s'),
+        (False, False, '0.0 masks/s'),
+    ],
+)
+def test_idle_is_who_need_not_work(tiny_bundle, lazy, wanted, message):
+    topics = {'topics': ('/colour', '/depth'), 'slop_s': 0.02, 'queue_size': 5}
+    stream = SimpleNamespace(
+        sync=Synchroniser(print, print, matcher='builtin', **topics),
+        counters=lambda: {'masks': 0},
+        complain_about_silence=lambda: None,
+    )
+    told = []
+    made = SimpleNamespace(
+        config=SegmentationConfig(output=OutputConfig(lazy=lazy)),
+        _segmenter=SimpleNamespace(
+            engine_name='cpu',
+            bundle=load_bundle(tiny_bundle),
+            engine_names_alone={},
+            step_downs=(),
+        ),
+        _outputs=SimpleNamespace(wanted=lambda: wanted),
+        _stream=stream,
+        _builder=None,
+        _rates=Rates(),
+        _topics_of_misfits=(),
+        _complain_about_rivals=lambda: None,
+        _publish_status=lambda message, *_: told.append(message),
+    )
+    node.SegmentationNode._report(made)
+    assert told == [message]
 
 
 def test_settings_reach_the_synchroniser(monkeypatch):

@@ -1,8 +1,10 @@
-"""One camera of two falls silent and comes back, over real DDS."""
+"""One camera of two falls silent and comes back, over real DDS, and what is told of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,12 @@ from rgbd_fusion_seg.depth import grey_picture
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg
+from rgbd_fusion_seg.ros.single_sensor import (
+    loss_problems,
+    loss_sentence,
+    loss_values,
+    rests_on,
+)
 from rgbd_fusion_seg.segmenter import Segmenter
 
 NODE = 'rgbd_fusion_seg.ros.node'
@@ -100,6 +108,11 @@ def rig(ros_context, folder):
     try:
         rig.node.wait_for_output('waiting for')
         rig.client.wait_for_matched()
+        rig.client.wait_for(lambda: 'pairs' in rig.client.values(), 'diagnostics')
+        # Both are loaded before they are needed.
+        assert {f'engine for {left} alone' for left in ('colour', 'depth')} <= set(
+            rig.client.values()
+        )
         yield rig
     finally:
         rig.close()
@@ -169,3 +182,55 @@ def test_where_nothing_answers_alone_it_says_so(ros_context, tiny_bundle):
         assert rig.masks() == {}
     finally:
         rig.close()
+
+
+def synchroniser_of(left, goes_on_alone=True):
+    """Return what a synchroniser tells when one of its streams is left."""
+    return SimpleNamespace(
+        left=left,
+        goes_on_alone=goes_on_alone,
+        streams=(SimpleNamespace(topic='/colour'), SimpleNamespace(topic='/depth')),
+        silence=lambda stream: f'silent for {stream + 7} s',
+    )
+
+
+def test_what_labels_rest_on(folder):
+    bundle = load_bundle(folder)
+    part = bundle.alone('rgb')
+    assert rests_on(bundle, 'rgb') == 'colour alone, mIoU 31.2% instead of 34.7% on rooms_test'
+    assert rests_on(bundle, 'depth') == 'depth alone, mIoU 25.4% instead of 34.7% on rooms_test'
+    # Nothing is lost of what is never seen.
+    assert rests_on(part, 'rgb') == 'colour alone, mIoU 31.2% on rooms_test'
+    assert rests_on(part, 'depth') == 'nothing: tiny_rgb_only cannot answer from depth alone'
+    unmeasured = dataclasses.replace(bundle, metrics={})
+    assert rests_on(unmeasured, 'rgb') == 'colour alone, mIoU 31.2% on rooms_test'
+    assert rests_on(dataclasses.replace(part, metrics={}), 'rgb').endswith('mIoU not measured')
+
+
+@pytest.mark.parametrize(
+    ('left', 'lost', 'lost_name', 'words', 'left_name'),
+    [
+        (0, '/depth', 'depth', 'silent for 8 s', 'colour'),
+        (1, '/colour', 'colour', 'silent for 7 s', 'depth'),
+    ],
+)
+def test_a_loss_is_told_with_what_goes_on(folder, left, lost, lost_name, words, left_name):
+    bundle, sync = load_bundle(folder), synchroniser_of(left)
+    sentence, values = loss_sentence(bundle, sync), loss_values(bundle, sync)
+    assert sentence.startswith(
+        f'no image arrives on {lost} ({words}), so labels rest on {left_name}'
+    )
+    assert values['lost sensor'] == f'{lost_name}, {words}'
+    assert values['labels rest on'].startswith(f'{left_name} alone')
+    (problem,) = loss_problems(bundle, sync)
+    assert (problem.sentence, problem.level, problem.sticky) == (sentence, WARN, True)
+    # What gives no labels at all is a problem of its own, and what is never seen is none.
+    assert loss_problems(bundle, synchroniser_of(left, goes_on_alone=False)) == []
+    assert loss_problems(bundle.alone('rgb'), sync) == []
+
+
+def test_without_a_loss_nothing_is_told(folder):
+    bundle, sync = load_bundle(folder), synchroniser_of(None, goes_on_alone=False)
+    assert loss_sentence(bundle, sync) == ''
+    assert loss_values(bundle, sync) == {}
+    assert loss_problems(bundle, sync) == []

@@ -235,20 +235,22 @@ def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
     )
     for topic in images:
         client.collect(topic, Image)
-    client.collect('rgb/camera_info', CameraInfo)
+    infos = ('rgb/camera_info', 'depth_registered/camera_info')
+    for topic in infos:
+        client.collect(topic, CameraInfo)
 
     def by_stamp(topic):
         return {stamp_to_ns(m.header.stamp): m for _, m in list(client.received[topic])}
 
     def complete():
         # While topics are being discovered, the first masks come before the truth does.
-        return set.intersection(*(set(by_stamp(t)) for t in (*images, 'rgb/camera_info')))
+        return set.intersection(*(set(by_stamp(t)) for t in (*images, *infos)))
 
     try:
         camera.wait_for_output('publishing 160x120 at 15 Hz')
         client.wait_for(lambda: len(complete()) >= 5, 'five masks with all their inputs')
         stamps = sorted(complete())
-        received = {t: by_stamp(t) for t in (*images, 'rgb/camera_info')}
+        received = {t: by_stamp(t) for t in (*images, *infos)}
         assert 'seeed (did you mean seed?)' in camera.output()
         assert f'deepth (did you mean {overridden}.depth?)' in camera.output()
         durabilities = {
@@ -273,7 +275,10 @@ def test_synthetic_camera_into_the_node(ros_context, tiny_bundle):
         metres = depth_from_msg(depth)
         assert 0.3 < np.nanmedian(metres) < 10
         assert np.frombuffer(truth.data, np.uint8).max() < 40
-        info = received['rgb/camera_info'][stamp]
-        assert (info.width, info.height) == (160, 120)
+        for info in (received[t][stamp] for t in infos):
+            assert (info.width, info.height) == (160, 120)
+            # A Kinect's 525 px of 640.
+            assert info.k.tolist() == [131.25, 0, 79.5, 0, 131.25, 59.5, 0, 0, 1]
+            assert info.header == color.header
     frames = {bytes(m.data) for m in received['rgb/image_rect_color'].values()}
     assert 2 <= len(frames) <= 4

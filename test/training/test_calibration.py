@@ -13,6 +13,7 @@ from bundles import tiny_card, tiny_network, write_bundle  # noqa: E402
 
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
+from rgbd_fusion_seg.engine_building.fused_graph import fused_beside  # noqa: E402
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.segmenter import Segmenter  # noqa: E402
 from rgbd_fusion_seg.training.calibration import (  # noqa: E402
@@ -61,6 +62,7 @@ def test_the_error_after_is_of_frames_that_the_temperature_is_not_from():
     """Halves of opposite needs: what suits the one makes the other worse than it was."""
     sure, unsure = frames_of(0.5, 2), frames_of(3.0, 2)
     found = calibration([sure[0], unsure[0], sure[1], unsure[1]])
+    assert found['temperature'] == pytest.approx(temperature_of(joined(sure + unsure)), rel=1e-3)
     errors = [calibration_error(joined(sure), 3.0), calibration_error(joined(unsure), 0.5)]
     assert found['error_after'] == pytest.approx(np.mean(errors), abs=0.01)
     assert found['error_after'] > found['error_before']
@@ -127,6 +129,43 @@ def test_the_command_writes_what_the_runtime_divides_by(bundle, nyu_pack, capsys
         after = segmenter.segment(frame)
     assert np.array_equal(after.labels, before.labels)
     assert after.confidence.mean() < before.confidence.mean() - 20
+    calibrate(bundle, data, pixels=50, write=True)
+    first, again = (b.card['confidence'] for b in (written, load_bundle(bundle)))
+    assert again['measured_with'].startswith('2 frames of nyudv2_test, 50 pixels')
+    assert again['error_before'] != first['error_before']
+
+
+def test_pixels_are_drawn_with_the_logits_of_their_place(bundle, nyu_pack):
+    """Two planes that rise with the column and the row, for which bilinear logits are exact."""
+    frame = open_dataset(DatasetConfig(folder=str(nyu_pack)), 'test')[0].frame
+    rows, columns = np.mgrid[:480, :640]
+    labels = (8 * (rows // 96) + columns // 80).astype(np.uint8)
+    labels[:, 560:] = 255
+
+    class Places:
+        name, classes = 'places', NYU40
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return LabelledFrame(frame, labels)
+
+    class Planes:
+        def infer(self, **inputs):
+            centres = np.mgrid[:60, :80].astype(np.float32)[None, ::-1]
+            return 8 * centres + 3.5  # of cells of 8 pixels
+
+    first, second, _ = drawn_pixels(Planes(), load_bundle(bundle), Places(), 2, 2000)
+    inside = (first.logits > 3.5) & (first.logits < torch.tensor([635.5, 475.5]))
+    assert inside.float().mean() > 0.95
+    torch.testing.assert_close(first.logits[inside], first.logits[inside].round())
+    column, row = first.logits.round().long().T
+    assert torch.equal(first.truth, 8 * (row // 96) + column // 80)
+    assert set(first.truth.tolist()) == {k for k in range(40) if k % 8 < 7}
+    assert not torch.equal(first.logits, second.logits)
+    again = drawn_pixels(Planes(), load_bundle(bundle), Places(), 4, 2000)
+    assert torch.equal(again[0].logits, first.logits)  # else figures could not be had again
 
 
 def test_frames_without_a_label_are_left_out(bundle, nyu_pack):
@@ -158,3 +197,6 @@ def test_what_cannot_be_calibrated_on_is_refused(bundle, tiny_bundle, nyu_pack):
         calibrate(bundle, data, pixels=0)
     with pytest.raises(InputError, match=r'tells 4 classes apart and .* has 40'):
         calibrate(tiny_bundle, data)
+    fused = fused_beside(load_bundle(bundle), (160, 120), False)
+    with pytest.raises(InputError, match='is fused and returns no logits; calibrate tiny, then'):
+        calibrate(fused.path, data)

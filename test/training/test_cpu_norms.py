@@ -73,6 +73,7 @@ def one_of_two(folder: str, rank: int) -> None:
     norms = synchronise_norms_on_cpus(network())
     part = slice(0, 2) if rank == 0 else slice(2, BATCH)  # parts may differ in size
     torch.save(learnt(norms, [x[part] for x in inputs()]), f'{folder}/{rank}.pt')
+    assert norms.shared([x[part].bfloat16() for x in inputs()])[0].dtype == torch.bfloat16
     torch.distributed.destroy_process_group()
 
 
@@ -86,14 +87,16 @@ def test_two_processes_normalise_as_one_does(tmp_path, monkeypatch):
     assert parts[0].keys() == expected.keys()
     for name, value in expected.items():
         first, second = (part[name] for part in parts)
+        tolerance = 1e-3
         if name in ('result', 'first', 'second'):
             ours = torch.cat([first, second])
         elif name.endswith('gradient'):
             ours = first + second
         else:  # weights and statistics
             torch.testing.assert_close(first, second, rtol=0, atol=0)
-            ours = first
-        torch.testing.assert_close(ours, value, rtol=1e-3, atol=1e-4, msg=name)
+            # A biased variance of 210 values is 0.5 % less, of which a tenth comes in.
+            ours, tolerance = first, 1e-4
+        torch.testing.assert_close(ours, value, rtol=tolerance, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize('name', NETWORKS)

@@ -94,3 +94,39 @@ def test_what_is_published_are_the_scores_of_what_is_saved(tmp_path, nyu_pack):
     scores = json.loads((output / 'scores.json').read_text())['test']
     assert ours['pixel_accuracy'] == scores['pixel_accuracy']
     assert ours['mIoU'] == scores['mIoU']
+
+
+LEAVING = """
+import sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from rgbd_fusion_seg.training.processes import leave_group
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+for k in range(40):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/group{k}', rank=rank, world_size=2
+    )
+    network = DistributedDataParallel(torch.nn.Conv2d(3, 8, 3))
+    network(torch.randn(2, 3, 16, 16)).sum().backward()
+    torch.distributed.barrier()
+    leave_group(torch.nn.Sequential(network))
+    del network
+"""
+
+
+def test_processes_leave_their_group_and_end(tmp_path):
+    """Else one of a few such ends waits for ever, for a thread that waits for it."""
+    script = tmp_path / 'leave.py'
+    script.write_text(LEAVING)
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
+    processes = [
+        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)], env=environment)
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(240) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

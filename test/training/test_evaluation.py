@@ -27,10 +27,13 @@ from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame  # no
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
 from rgbd_fusion_seg.training.evaluation import (  # noqa: E402
+    check_classes,
+    draw_frames,
     evaluate,
     evaluate_network,
     predicted_labels,
     score_source,
+    scored_sources,
 )
 from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
@@ -202,6 +205,9 @@ class RedPredictor:
     def predict_all(self, frame: RgbdFrame) -> list[np.ndarray]:
         return [frame.rgb[..., 0] // 40]
 
+    def predict(self, frame: RgbdFrame) -> np.ndarray:
+        return self.predict_all(frame)[0]
+
     def close(self) -> None:
         """Nothing to free."""
 
@@ -224,6 +230,35 @@ def test_frames_are_scored_at_their_own_size_in_one_matrix(every):
     assert 'own size' in result.comparison
     assert result.boundary.by_class[0] == 1
     assert score_source(RedPredictor(), source, 'toy', 3).size == (100, 75)
+
+
+def test_pictures_are_of_the_frames_that_are_named(tmp_path, monkeypatch):
+    """The source is the worse the higher the index, and a branch that is always wrong is none."""
+
+    class WithBranch(RedPredictor):
+        branches = ('wrong',)
+
+        def predict_all(self, frame):
+            return [frame.rgb[..., 0] // 40, np.full(frame.depth.shape, 5, np.uint8)]
+
+    drawn = {}
+    monkeypatch.setattr(
+        evaluation, 'write_frame', lambda path, item, *_: drawn.update({path: item.labels})
+    )
+    result = score_source(WithBranch(), Source(), 'toy', 2)
+    draw_frames(WithBranch(), Source(), result, tmp_path, 2)
+    expected = {'worst/01-frame00004': 4, 'worst/02-frame00002': 2, 'best/01-frame00000': 0}
+    assert {str(path.relative_to(tmp_path).with_suffix('')) for path in drawn} == set(expected)
+    for name, index in expected.items():
+        np.testing.assert_array_equal(drawn[tmp_path / f'{name}.jpg'], Source()[index].labels)
+
+
+def test_rooms_that_are_scored_are_not_those_of_training(data):
+    scored = scored_sources(data)['synthetic_test'][0].frame
+    rooms = DatasetConfig('synthetic')
+    trained, held_out = (open_dataset(rooms, split)[0].frame for split in ('train', 'test'))
+    assert not np.array_equal(scored.depth, trained.depth)
+    np.testing.assert_array_equal(scored.depth, held_out.depth)
 
 
 @pytest.fixture
@@ -326,6 +361,10 @@ def test_each_branch_is_scored_in_training(frames, name, options):
         bias -= torch.cat(network.eval().head(network.encode(images))).mean((0, 2, 3))
         scores = evaluate_network(network, normalise, frames, (64, 48))
         logits = network.eval().head(network.encode(images))
+        joined = network(dict(zip(network.modalities, images, strict=True)))
+    pictures = predicted_labels(network, normalise, frames, (64, 48), range(5))
+    (whole,) = by_hand([joined], frames.labels.shape[1:])
+    assert (np.stack([labels for *_, labels in pictures]) == whole).mean() > 0.999
     expected = [
         mean_iou(counted(x, frames.labels, 6)) for x in by_hand(logits, frames.labels.shape[1:])
     ]
@@ -423,6 +462,9 @@ def test_scores_are_written_into_the_card_of_a_bundle(tiny_bundle, tmp_path, mon
 def test_what_cannot_be_scored_is_one_sentence(checkpoint, tiny_bundle, data, tmp_path):
     with pytest.raises(InputError, match=r"4 classes .* has 40, and class 0 is 'dark low'"):
         evaluate(tiny_bundle, data)
+    source = Source()
+    with pytest.raises(InputError, match="class 0 is 'f' in one and 'a' in the other"):
+        check_classes(CLASSES.names[::-1], source, tiny_bundle)
     for options in ({'every': 0}, {'pictures': -1}, {'write': True}):
         with pytest.raises(InputError):
             evaluate(checkpoint, data, **options)

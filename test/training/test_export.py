@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import errno
 import os
@@ -20,6 +21,7 @@ onnxruntime = pytest.importorskip('onnxruntime')
 import goldens  # noqa: E402
 from tiny_checkpoints import STATISTICS, ToyFrames, tiny_checkpoint  # noqa: E402
 
+from rgbd_fusion_seg import hha  # noqa: E402
 from rgbd_fusion_seg.bundle import load_bundle  # noqa: E402
 from rgbd_fusion_seg.card import write_card  # noqa: E402
 from rgbd_fusion_seg.engine import open_engine  # noqa: E402
@@ -493,6 +495,53 @@ def test_what_cannot_be_fused_is_told_before_the_bundle_is_replaced(
     assert (folder / 'model.yaml').read_text() == before
 
 
+@pytest.mark.parametrize(('opened', 'sizes'), [('batch', (24,)), ('size', (24, 16))])
+def test_what_is_open_is_checked_at_other_values(tmp_path, monkeypatch, opened, sizes):
+    seen = set()
+
+    class Recorded:
+        def __init__(self, *arguments):
+            self.engine = open_engine(*arguments)
+            self.name, self.close = self.engine.name, self.engine.close
+
+        def infer(self, rgb):
+            seen.add((len(rgb), rgb.shape[2]))
+            return self.engine.infer(rgb=rgb)
+
+    monkeypatch.setattr(exporting, 'open_engine', Recorded)
+    options = GraphOptions(storage='fp32', **{f'dynamic_{opened}': True})
+    checkpoint = tiny_checkpoint('erfnet_encoder', {})
+    found = write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), options, frames=3)
+    assert found['which'] == 'toy-test: 0, 3, 6'  # of seven, the first and the last among them
+    batches = {1, 2} if opened == 'batch' else {1}
+    assert seen == {(batch, height) for batch in batches for height in sizes}
+    dynamic = load_bundle(tmp_path / 'b').dynamic
+    assert (dynamic.batch, dynamic.size) == (opened == 'batch', opened == 'size')
+
+
+def test_weights_of_others_get_the_depth_of_the_training_frames(files, tmp_path, monkeypatch):
+    """Import-weights knows no frames; the graph for GPUs makes HHA too."""
+    ranges = {'nyudv2-train': (1.0, 2.0), 'nyudv2-test': (3.0, 4.0)}
+    monkeypatch.setattr(
+        exporting,
+        'cached_frames',
+        lambda source, _: argparse.Namespace(depth_range_m=ranges[source.name]),
+    )
+    options = {'modality': 'hha'}
+    checkpoint = tiny_checkpoint('erfnet_encoder', options, NYU40, width=128, height=96)
+    del checkpoint.info['depth_range_m']
+    path = tmp_path / 'last.safetensors'
+    save_checkpoint(path, checkpoint.build(), checkpoint.info)
+    export(
+        path, tmp_path / 'b', files[1], storage='fp32', frames=1, score=False,
+        fuse_postprocess=(160, 120), fuse_hha=True,
+    )  # fmt: skip
+    bundle, fused = load_bundle(tmp_path / 'b'), load_bundle(tmp_path / 'b_fused_hha_160x120')
+    assert bundle.depth_range_m == (1.0, 2.0)
+    assert bundle.card['hha'] == hha.constants()
+    assert fused.fused.hha
+
+
 def test_a_checkpoint_of_other_classes_is_refused(files, tmp_path):
     checkpoint = tiny_checkpoint('erfnet_encoder', {})
     save_checkpoint(tmp_path / 'toy.safetensors', checkpoint.build(), checkpoint.info)
@@ -500,3 +549,8 @@ def test_a_checkpoint_of_other_classes_is_refused(files, tmp_path):
         InputError, match=r'the 3 classes of toy .* nyudv2-test has the 40 of nyu40'
     ):
         export(tmp_path / 'toy.safetensors', tmp_path / 'b', files[1])
+    checkpoint = load_checkpoint(files[0])
+    checkpoint.info['classes']['names'].reverse()
+    save_checkpoint(tmp_path / 'turned.safetensors', checkpoint.build(), checkpoint.info)
+    with pytest.raises(InputError, match=r'the 40 classes of nyu40 apart, but nyudv2-test'):
+        export(tmp_path / 'turned.safetensors', tmp_path / 'b', files[1])

@@ -224,6 +224,7 @@ def test_an_export_hands_on_weights_and_takes_them(nyu_pack, tmp_path):
     export(path, target, data, storage='fp32', frames=1, score=False, trainable=True)
     handed = load_checkpoint(target / TRAINABLE_NAME)
     assert handed.info == checkpoint.info
+    assert (target / TRAINABLE_NAME).stat().st_size < 0.6 * Path(path).stat().st_size
     # At another size, from the bundle alone, and over itself, which keeps them.
     export(target, target, data, size='96x64', storage='fp32', frames=1, score=False)
     assert load_bundle(target).input_size == (96, 64)
@@ -259,11 +260,11 @@ def test_the_whole_way_of_the_weights_is_told(tmp_path):
     os.rename(path, bundle / TRAINABLE_NAME)
     card = yaml.safe_load((bundle / 'model.yaml').read_text())
     assert card['training']['started_from'] == [old]
-    card['training'] |= {'notes': 'by hand', 'started_from': [old | {'notes': 'too'}]}
+    corrected = {'notes': 'by hand', 'steps': 7, 'started_from': [old | {'notes': 'too'}]}
+    card['training'] |= corrected
     write_card(bundle / 'model.yaml', card)
-    more = {'notes': 'by hand', 'started_from': [old | {'notes': 'too'}], 'file': str(bundle)}
     config = dataclasses.replace(config, init_from=str(bundle))
-    assert origins(config, CLASSES.names) == [expected | more]
+    assert origins(config, CLASSES.names) == [expected | corrected | {'file': str(bundle)}]
     again = tmp_path / 'again'
     write_bundle(load_checkpoint(bundle / TRAINABLE_NAME), again, ToyFrames(), GraphOptions())
     assert yaml.safe_load((again / 'model.yaml').read_text())['training'] == card['training']

@@ -19,6 +19,7 @@ from rgbd_fusion_seg.training.__main__ import Parser, functions, main  # noqa: E
 from rgbd_fusion_seg.training.config import DatasetConfig, GroupConfig, OptimiserConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets import DATASETS, cache  # noqa: E402
 from rgbd_fusion_seg.training.networks import NETWORKS, build_network  # noqa: E402
+from rgbd_fusion_seg.training.networks.refinenet import ResidualUnit  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
     build_optimiser,
     parameter_groups,
@@ -168,6 +169,10 @@ def test_the_recipe_of_cens_text_has_its_rates_and_its_loss(training):
     options = run['network']['options']
     with torch.device('meta'):
         network = build_network('cen', 40, **options)
+    assert sum(p.numel() for p in network.parameters()) == 118_201_578
+    units = [module for module in network.modules() if isinstance(module, ResidualUnit)]
+    assert units
+    assert all(unit.plain_shortcut for unit in units)
     assert (network.sparsity, network.threshold, run['batch_size']) == (5e-3, 2e-2, 6)
     assert (run['loss']['auxiliary'], options['detach_branches']) == (0, False)
     groups = [GroupConfig(**group) for group in run['optimiser'].pop('groups')]
@@ -187,13 +192,14 @@ def test_numbers_in_the_papers_notation_are_numbers(training, tmp_path):
     assert network['options'] == {'sparsity': 0.0002}
 
 
+@pytest.mark.parametrize('form', ['', '_paper'])
 @pytest.mark.parametrize('row', ['ResNet-152', 'PSPNet', 'SUN RGB-D'])
-def test_settings_told_for_other_figures_of_cen_make_their_networks(training, row):
+def test_settings_told_for_other_figures_of_cen_make_their_networks(training, row, form):
     """Parameters by the papers and the public code; stages of 150 and 20 epochs, NeurIPS §4.1."""
     table = (ROOT / 'docs' / 'networks.md').read_text().partition('| figures for |')[2]
     told = next(line for line in table.splitlines() if line.startswith(f'| {row}'))
     changes = told.split('`')[1].split()
-    config = ROOT / 'config' / 'training' / 'cen_refinenet101_nyu40.yaml'
+    config = ROOT / 'config' / 'training' / f'cen_refinenet101_nyu40{form}.yaml'
     shown = training('train', '--config', config, *changes, '--print_config')
     run = yaml.safe_load(shown.stdout)['run']
     network, epochs = run['network'], run['epochs']
@@ -208,25 +214,31 @@ def test_settings_told_for_other_figures_of_cen_make_their_networks(training, ro
 
 
 @pytest.mark.parametrize(
-    ('name', 'frames', 'iterations'),
+    ('name', 'frames', 'batch', 'iterations'),
     [
-        ('erfnetenc_scannet', 19_466, 100_000),
-        ('rfbnet_erfnet_scannet', 19_466, 25_000),
-        ('erfnetenc_cityscapes', 2975, 100_000),
-        ('rfbnet_erfnet_cityscapes', 2975, 25_000),
+        ('erfnetenc_scannet', 19_466, 12, 100_000),
+        ('rfbnet_erfnet_scannet', 19_466, 9, 25_000),
+        ('erfnetenc_cityscapes', 2975, 12, 100_000),
+        ('rfbnet_erfnet_cityscapes', 2975, 9, 25_000),
+        ('adapnetpp_scannet', 19_466, 7, 100_000),
+        ('rfbnet_adapnetpp_scannet', 19_466, 6, 25_000),
     ],
 )
-def test_recipes_of_the_rfbnet_paper_have_its_iterations(training, name, frames, iterations):
-    """§IV-A and -B."""
+def test_recipes_of_the_rfbnet_paper_have_its_settings(training, name, frames, batch, iterations):
+    """§IV-A and -B; on AdapNet++ rate and iterations are open."""
     run = settings_of(training, ROOT / 'config' / 'training' / f'{name}.yaml')
-    assert run['batch_size'] == (12 if name.startswith('erfnetenc') else 9)
+    assert run['batch_size'] == batch
     steps = run['epochs'] * (frames // run['batch_size'])
     assert abs(steps - iterations) <= max(frames / run['batch_size'] / 2, 0.002 * iterations)
     optimiser, loss = run['optimiser'], run['loss']
-    assert (optimiser['name'], optimiser['lr'], optimiser['weight_decay']) == ('adam', 5e-4, 1e-4)
+    rates = (1e-3, 5e-4) if 'adapnetpp' in name else (5e-4, 1e-4)
+    assert (optimiser['name'], optimiser['lr'], optimiser['weight_decay']) == ('adam', *rates)
     added = ('warmup', 'clip_norm', 'ema', 'groups')  # what the paper does not have
     assert not any(optimiser[key] for key in added)
-    assert (loss['class_weight'], loss['auxiliary'], optimiser['schedule']) == (0, 0, 'poly')
+    auxiliary = 1 if 'adapnetpp' in name else 0  # AdapNet++'s own
+    assert (loss['class_weight'], loss['auxiliary']) == (0, auxiliary)
+    assert optimiser['schedule'] == 'poly'
+    assert (run['augment']['aspect'], run['augment']['hha_shift']) == (1, 0)  # not listed there
 
 
 def test_ctrl_c_is_no_traceback(training, nyu_pack, tmp_path, monkeypatch):

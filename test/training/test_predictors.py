@@ -190,10 +190,37 @@ def test_labels_of_torch_are_those_of_the_runtime():
     assert ((broken == 255) == (labels_of(logits, 45, 61) == 255)).all()
 
 
+def test_a_gpu_convolves_all_digits_of_float32_while_it_is_scored(frame, monkeypatch):
+    class Recording(PixelNetwork):
+        def forward(self, inputs):
+            self.tf32 = torch.backends.cudnn.allow_tf32
+            return super().forward(inputs)
+
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    network = Recording(0.0)
+    predictor(network).predict(frame)
+    assert not network.tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize('scales', [(), (0.0,), (1.0, -1.0), (100.0,)])
 def test_scales_that_are_none_are_refused(scales):
     with pytest.raises(InputError, match='scales'):
         predictor(PixelNetwork(0.0), scales=scales)
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({}, 'single scale'),
+        ({'flip': True}, 'single scale and mirrored, mean of probabilities'),
+        ({'scales': (0.5,)}, 'scale 0.5 (32x24)'),
+        ({'scales': (0.5, 1.0)}, 'scales 0.5, 1.0 (32x24, 64x48), mean of probabilities'),
+    ],
+)
+def test_reports_tell_what_the_network_saw(options, words):
+    told = predictor(PixelNetwork(0.0), **options).measured_with
+    assert told == f'torch float32 on cpu, network input 64x48, {words}'
 
 
 def test_a_bundle_is_scored_as_it_ships(tiny_bundle, frame):
@@ -206,6 +233,7 @@ def test_a_bundle_is_scored_as_it_ships(tiny_bundle, frame):
     with Segmenter(tiny_bundle) as segmenter:
         np.testing.assert_array_equal(ours.predict(frame), segmenter.segment(frame).labels)
         assert ours.model['sha256'] == segmenter.bundle.weights_sha256
+        assert ours.model['input'] == '64x48'
         assert ours.classes.names == segmenter.bundle.class_names
     ours.close()
 
@@ -221,8 +249,9 @@ def test_a_checkpoint_is_opened_with_its_classes_and_size(tmp_path, frame):
     torch.manual_seed(2)
     network = build_network('erfnet_encoder', 5).eval()
     info = {
-        'network': 'erfnet_encoder', 'options': {}, 'classes': class_entries(CLASSES),
-        'statistics': {'rgb': STATISTICS['rgb']}, 'width': 64, 'height': 48,
+        'network': 'erfnet_encoder', 'options': {'modality': 'rgb'},
+        'classes': class_entries(CLASSES), 'statistics': {'rgb': STATISTICS['rgb']},
+        'width': 64, 'height': 48,
     }  # fmt: skip
     path = tmp_path / 'last.safetensors'
     save_checkpoint(path, network, info)
@@ -230,6 +259,7 @@ def test_a_checkpoint_is_opened_with_its_classes_and_size(tmp_path, frame):
     assert ours.classes.names == CLASSES.names
     assert ours.model['input'] == '64x48'
     assert ours.model['path'] == str(path)
+    assert ours.model['options'] == info['options']
     np.testing.assert_array_equal(ours.predict(frame), predictor(network).predict(frame))
     del info['width']
     save_checkpoint(path, network, info)

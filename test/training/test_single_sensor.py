@@ -112,9 +112,8 @@ def test_each_is_checked_and_scored_and_the_card_of_the_whole_lists_the_scores(e
     for modality, part in bundle.single_sensor.items():
         assert part.metrics['agreement']['labels_equal_to_torch'] >= 0.999
         own = part.metrics['nyudv2_test']
-        assert listed[modality]['nyudv2_test'] == {
-            key: own[key] for key in ('frames', 'mIoU', 'pixel_accuracy', 'mean_accuracy')
-        }
+        headlines = ('frames', 'mIoU', 'pixel_accuracy', 'mean_accuracy')
+        assert listed[modality] == {'nyudv2_test': {key: own[key] for key in headlines}}
         assert part.mean_iou == {'nyudv2_test': own['mIoU']}
     figures = [bundle, *bundle.single_sensor.values()]
     assert len({b.metrics['nyudv2_test']['pixel_accuracy'] for b in figures}) == 3

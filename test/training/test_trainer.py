@@ -35,12 +35,20 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
     OptimiserConfig,
     TrainConfig,
 )
+from rgbd_fusion_seg.training.continuation import (  # noqa: E402
+    changed_settings,
+    check_same_data,
+    described_run,
+    flatten,
+)
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40, NyuDepthV2  # noqa: E402
 from rgbd_fusion_seg.training.inputs import channel_statistics  # noqa: E402
 from rgbd_fusion_seg.training.networks.branches import BranchLayers  # noqa: E402
 from rgbd_fusion_seg.training.networks.resnet import ResNet  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import learning_rate  # noqa: E402
 from rgbd_fusion_seg.training.trainer import Trainer  # noqa: E402
+
+BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
 
 
 @pytest.fixture(scope='module')
@@ -153,6 +161,41 @@ def test_the_log_of_a_continued_run_counts_its_own_steps(run_config, monkeypatch
     assert sum(times) == pytest.approx(after - before, rel=1e-4)
 
 
+def test_the_log_has_the_mean_losses_since_the_last_look(run_config, monkeypatch):
+    monkeypatch.setattr(loop, 'LOG_EVERY', 4)
+    config, losses, real = run_config(), [], Trainer.step
+
+    def step(self, batch):
+        losses.append(real(self, batch))
+        return losses[-1]
+
+    monkeypatch.setattr(Trainer, 'step', step)
+    trainer.train(config)
+    expected = [float(sum(part) / len(part)) for part in (losses[:4], losses[4:])]
+    assert [entry['loss'] for entry in log_of(config)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_saves_and_evaluations_come_after_so_many_epochs_or_minutes(run_config, monkeypatch):
+    done = []
+
+    def step(self, batch):
+        self.state['step'] += 1
+        return torch.zeros(())
+
+    monkeypatch.setattr(Trainer, 'step', step)
+    monkeypatch.setattr(Trainer, 'save', lambda self: done.append(self.state['step']))
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, name, monitor: done.append(name))
+    trainer.train(run_config(epochs=5, save_every=2, save_minutes=0, evaluate_every=3))
+    assert done == [6, 'scores-0003.json', 12, 15, 'scores.json']
+    done.clear()
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
+    looks = itertools.count(1)
+    # A step takes half a minute on this clock, whatever the machine.
+    monkeypatch.setattr(loop.Clock, 'seconds', property(lambda clock: 30.0 * next(looks)))
+    trainer.train(run_config('by_time', save_every=0, save_minutes=1))
+    assert done == [2, 4, 6, 6, 'scores.json']
+
+
 def test_one_batch_can_be_learnt_by_heart(run_config):
     config = run_config(
         epochs=1, optimiser=OptimiserConfig(lr=1e-2, warmup=0, schedule='constant', ema=0),
@@ -201,6 +244,7 @@ def test_a_signal_saves_and_the_run_goes_on_identically(run_config, monkeypatch)
     assert Trainer(stopped).fit() is False
     path = trainer.Path(stopped.output) / 'last.safetensors'
     assert load_checkpoint(path).info['step'] == 2
+    assert torch.load(path.with_name('resume.ckpt'))['seconds'] > 0
     monkeypatch.setattr(Trainer, 'loss', real)
     trainer.train(stopped)
     theirs = load_checkpoint(trainer.Path(whole.output) / 'last.safetensors').weights
@@ -258,6 +302,39 @@ def test_a_run_is_not_continued_with_other_settings(run_config):
     other = run_config(epochs=2, seed=1, optimiser=OptimiserConfig(lr=1.0))
     with pytest.raises(InputError, match=r'optimiser\.ema, optimiser\.lr.*seed'):
         Trainer(other)
+
+
+FREE = (
+    'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_every', 'save_minutes', 'precision',
+    'accelerator', 'data.cache', 'data.workers', 'data.resident', 'data.dataset.folder',
+)  # fmt: skip
+"""Settings that tell how long a run goes on and where, not what it learns from a step."""
+
+
+def test_only_how_long_and_where_a_run_goes_on_may_change():
+    names = flatten(dataclasses.asdict(TrainConfig()))
+    assert {*FREE} <= {*names}
+    for name in names:
+        before = dataclasses.asdict(TrainConfig())
+        section = before
+        *sections, last = name.split('.')
+        for part in sections:
+            section = section[part]
+        section[last] = 'another'
+        assert changed_settings(TrainConfig(), before) == ([] if name in FREE else [name])
+    plain, gateless = (TrainConfig(network=NetworkConfig(options=x)) for x in ({}, {'gates': 0}))
+    for now, then in ((plain, gateless), (gateless, plain)):  # left out, and given now
+        assert changed_settings(now, dataclasses.asdict(then)) == ['network.options.gates']
+
+
+def test_a_run_is_not_continued_on_another_range_of_depth(run_config):
+    run = Trainer(run_config())
+    frames = dataclasses.replace(run.frames['train'], depth_range_m=(0.5, 9.0))
+    now = run.described | described_run(run.config, NYU40.names, [frames], [], {})
+    now['data'] = run.described['data']
+    check_same_data(run.folder, run.described, run.described)
+    with pytest.raises(InputError, match='frames of nyudv2-train with other labels or depth'):
+        check_same_data(run.folder, run.described, now)
 
 
 def test_weights_are_not_overwritten_where_their_state_is_gone(run_config):
@@ -322,6 +399,8 @@ def test_a_state_of_an_older_version_is_continued(run_config):
     state = torch.load(path)
     assert state.pop('run')['classes'] == list(NYU40.names)
     torch.save(state, path)
+    with pytest.raises(InputError, match='another seed'):
+        Trainer(run_config(epochs=2, seed=1))
     trainer.train(run_config(epochs=2))
     assert torch.load(path)['step'] == 6
 
@@ -423,12 +502,19 @@ def test_the_loss_is_the_weighted_cross_entropy_of_torch(run_config):
     logits = run.network(run.normalise(batch))
     logits = torch.nn.functional.interpolate(logits, (48, 64), mode='bilinear')
     labels = batch['labels'].long()
-    theirs = torch.nn.functional.cross_entropy(logits, labels, run.class_weights, ignore_index=255)
+    pixels = np.bincount(run.frames['train'].labels.ravel(), minlength=256)[:40]
+    weights = 1 / np.log(1.05 + pixels / pixels.sum())  # ENet's, to a mean of 1
+    weights = torch.tensor(weights / weights.mean(), dtype=torch.float)
+    theirs = torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=255)
     assert float(run.loss(batch).detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    batch['labels'].fill_(255)
+    assert float(run.loss(batch).detach()) == 0  # of views that show nothing with a label
 
 
-def test_auxiliary_losses_add_to_the_main_one(run_config):
-    run = Trainer(run_config())
+@pytest.mark.parametrize('name', ['rfbnet_erfnet', 'multimodal'])
+def test_auxiliary_losses_add_to_the_main_one(run_config, name):
+    options = BRANCHES if name == 'multimodal' else {}
+    run = Trainer(run_config(network=NetworkConfig(name, options)))
     run.network.eval()
     batch = next(iter(run.views().batches(0, 1)))
     values = {}
@@ -437,18 +523,55 @@ def test_auxiliary_losses_add_to_the_main_one(run_config):
         run.config.loss = LossConfig(auxiliary=factor)
         values[factor] = float(run.loss(batch).detach())
     assert values[0.5] - values[0.0] == pytest.approx(values[1.0] - values[0.5], rel=1e-3)
-    # Of labels that are all alike neither their size nor the classes' weights matter.
-    batch['labels'] = torch.full_like(batch['labels'], 3)
     main, *others = run.network(run.normalise(batch), auxiliary=True)
     weights = run.network.auxiliary_weights
     expected = 0.0
-    for weight, logits in ((1.0, main), *zip(weights, others, strict=True)):
-        if weight == 1.0:
+    for weight, logits in zip((1.0, *weights), (main, *others), strict=True):
+        # Branches of the paper's codes are compared at the size of the loss, hints at their own.
+        if logits is main or name == 'multimodal':
             logits = torch.nn.functional.interpolate(logits, (24, 32), mode='bilinear')
-        labels = torch.full((2, *logits.shape[2:]), 3)
-        expected += weight * float(torch.nn.functional.cross_entropy(logits, labels).detach())
+        every = 48 // logits.shape[2]
+        labels = batch['labels'][:, every // 2 :: every, every // 2 :: every].long()
+        theirs = torch.nn.functional.cross_entropy(
+            logits, labels, run.class_weights, ignore_index=255
+        )
+        expected += weight * float(theirs.detach())
     run.config.loss = LossConfig(stride=2, auxiliary=1.0)
     assert float(run.loss(batch).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_saved_are_the_averages_of_the_weights(run_config):
+    run = Trainer(run_config())
+    expected = [p.detach().clone() for p in run.network.parameters()]
+    for step, batch in enumerate(run.views().batches(0, 3)):
+        run.step(batch)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for ours, newest in zip(expected, run.network.parameters(), strict=True):
+            ours.mul_(decay).add_(newest.detach(), alpha=1 - decay)
+    run.save()
+    saved = load_checkpoint(run.folder / 'last.safetensors').build()
+    for ours, theirs in zip(saved.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_each_step_and_process_drops_other_channels(run_config, monkeypatch):
+    still = OptimiserConfig(lr=1e-12, warmup=0, schedule='constant')
+    run = Trainer(run_config(optimiser=still))
+    batch = next(iter(run.views().batches(0, 1)))
+
+    def loss(step: int) -> float:
+        run.state['step'] = step
+        return float(run.step(batch))
+
+    first, second = loss(0), loss(1)
+    assert first == loss(0) != second
+    monkeypatch.setattr(Fabric, 'world_size', 2)
+    monkeypatch.setattr(Fabric, 'all_reduce', lambda fabric, tensor, **_: tensor)
+    losses = {first, second}
+    for step, rank in itertools.product((5, 6), (0, 1)):
+        monkeypatch.setattr(Fabric, 'global_rank', rank)
+        losses.add(loss(step))
+    assert len(losses) == 6
 
 
 def test_synthetic_views_come_on_top_of_an_epoch(run_config):
@@ -458,24 +581,30 @@ def test_synthetic_views_come_on_top_of_an_epoch(run_config):
     assert (len(run.frames['train']), run.steps_per_epoch) == (6, 6)  # of two views, half of them
 
 
-def test_a_penalty_stays_where_auxiliary_losses_are_left_out(run_config):
-    """The loss of CEN's Eq. 4: cross-entropy of the ensemble and λ Σ |γ|."""
+@pytest.mark.parametrize('auxiliary', [0, 1])
+def test_branches_and_the_penalty_add_to_the_loss(run_config, auxiliary):
+    """Cross-entropy and λ Σ |γ|: of the ensemble (CEN's Eq. 4), or of every branch too."""
     options = {
         'backbone': 'resnet14', 'head_options': {'width': 8}, 'form': 'paper', 'penalised': 'all',
         'sparsity': 0.01,
     }  # fmt: skip
-    run = Trainer(
-        run_config(network=NetworkConfig('cen', options), loss=LossConfig(stride=1, auxiliary=0))
-    )
+    loss = LossConfig(stride=1, auxiliary=auxiliary)
+    run = Trainer(run_config(network=NetworkConfig('cen', options), loss=loss))
     batch = next(iter(run.views().batches(0, 1)))
     run.network.eval()
-    logits = run.network(run.normalise(batch))
-    logits = torch.nn.functional.interpolate(logits, (48, 64), mode='bilinear')
+    *predictions, _ = run.network(run.normalise(batch), auxiliary=True)
+    assert len(predictions) == 3
     labels = batch['labels'].long()
-    theirs = torch.nn.functional.cross_entropy(logits, labels, run.class_weights, ignore_index=255)
     # Every γ of both modalities begins at 1, in one block of each stage.
-    theirs = theirs + 0.01 * 2 * (64 + 128 + 256 + 512)
-    assert float(run.loss(batch).detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    theirs = 0.01 * 2 * (64 + 128 + 256 + 512)
+    for logits in predictions if auxiliary else predictions[:1]:
+        logits = torch.nn.functional.interpolate(logits, (48, 64), mode='bilinear')
+        theirs += float(
+            torch.nn.functional.cross_entropy(
+                logits, labels, run.class_weights, ignore_index=255
+            ).detach()
+        )
+    assert float(run.loss(batch).detach()) == pytest.approx(theirs, rel=1e-5)
 
 
 def scaled(config):
@@ -534,6 +663,53 @@ def test_the_best_score_is_known_to_a_longer_run(run_config, monkeypatch):
     trainer.train(run_config(epochs=2, evaluate_every=1))
     path = trainer.Path(run_config().output) / 'best.safetensors'
     assert load_checkpoint(path).info['step'] == 3
+
+
+def test_a_run_that_was_killed_knows_the_score_of_its_last_state(run_config, monkeypatch):
+    scores, real = itertools.count(90, -10), Trainer.loss
+    monkeypatch.setattr(trainer, 'evaluate_network', lambda *_: {'mIoU': next(scores) / 100})
+    monkeypatch.setattr(trainer.Monitor, 'scores', lambda *_: None)
+
+    def dies(self, batch):
+        if self.state['step'] == 4:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(Trainer, 'loss', dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(run_config(evaluate_every=1))
+    monkeypatch.setattr(Trainer, 'loss', real)
+    trainer.train(run_config(evaluate_every=1))
+    path = trainer.Path(run_config().output) / 'best.safetensors'
+    assert load_checkpoint(path).info['step'] == 3
+
+
+def test_the_best_network_is_that_of_real_frames(run_config, monkeypatch):
+    config = run_config()
+    config.data.synthetic_test_frames = 1
+    run = Trainer(config)
+    monkeypatch.setattr(
+        trainer,
+        'evaluate_network',
+        lambda network, normalise, frames, *_: {
+            'mIoU': 0.2 if frames is run.frames['test'] else 0.9
+        },
+    )
+    run.evaluate('scores.json')
+    written = json.loads((run.folder / 'scores.json').read_text())
+    assert written == {'step': 0, 'test': {'mIoU': 0.2}, 'synthetic_test': {'mIoU': 0.9}}
+    assert run.state['best'] == 0.2
+
+
+def test_a_checkpoint_tells_of_training_and_its_frames_alone(run_config):
+    run = Trainer(run_config())
+    train, test = run.frames['train'], run.frames['test']
+    run.frames['test'] = dataclasses.replace(test, depth_range_m=(0.1, 99.0))
+    run.state['seconds'] = 90.0
+    info = run.info()
+    assert (info['minutes'], info['width'], info['height']) == (1.5, 64, 48)
+    assert info['data'] == [{'name': 'nyudv2-train', 'frames': 6, 'terms': train.terms}]
+    assert info['depth_range_m'] == pytest.approx([1.6, 3.5], abs=0.05)  # the box and the wall
 
 
 def test_a_full_disk_leaves_scores_whole(run_config, monkeypatch):
@@ -696,9 +872,6 @@ def test_a_batch_that_processes_cannot_share_is_refused(run_config, monkeypatch)
     monkeypatch.setenv('WORLD_SIZE', '3')
     with pytest.raises(InputError, match=r'a batch of 4 views.*3 processes'):
         Trainer(run_config(batch_size=4))
-
-
-BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,11 @@ shifted        the first T, in 4 groups of g        all, in 4 groups of C / 4 (E
 (dy, dx) of    (-1, 0), (0, -1), (0, 1), (1, 0)     (0, -1), (-1, 0), (0, 1), (1, 0)
 the groups
 distillation   none                                 of the branches toward the ensemble (§4.2)
+norms          ImageNet's statistics, kept          statistics of the mini-batch (Eq. 1)
 ============== ==================================== =======================================
+
+``split`` decides the first three rows; the others are the options ``distillation``, 0 by default,
+and ``freeze_norms``, false by default.
 
 Eq. 3 indexes its offsets by ⌊c/4⌋; C/4 channels a group leave no other reading than ⌊c/(C/4)⌋.
 What is shifted are the features behind the first shuffle, which the public code's choice of

@@ -15,10 +15,12 @@ exchanged      any channel                          those of the branch's own pa
 penalty        2e-4, once for each of the M+1       5e-3, once
                predictions that have a loss
 loss           on the ensemble and every branch     on the ensemble (Eq. 4)
+norms          ImageNet's statistics, kept          statistics of the mini-batch (Eq. 5)
 ============== ==================================== =======================================
 
 The loss of the papers' Eq. 4 alone is the option ``detach_branches=False`` with
-``loss.auxiliary`` 0 in the run's configuration; the other rows follow ``form``.
+``loss.auxiliary`` 0 in the run's configuration, norms are the option ``freeze_norms``, false by
+default; the other rows follow ``form``.
 """
 
 from __future__ import annotations
@@ -91,7 +93,9 @@ class ChannelExchange(BlockFusion):
             its own map and the others' times a learnt gate, one a channel; 'none' does nothing.
             Open: "directly summing activations (discarding the 1st term in Equation 6)" is read as
             the sum of all maps; without the first case of Eq. 6 each branch would have the mean of
-            the others' alone, which is no sum. Open too is the form of the "learnt soft gate".
+            the others' alone, which is no sum. Open too are the form of the "learnt soft gate",
+            which channels the fixed 30 % are, and of "randomly like ShuffleNet" how many, from
+            where, and whether they are drawn once, as here, or anew in each step.
         threshold: θ.
         form: 'public' or 'paper', see the module.
         whole: let the paper's form exchange all channels, not those of the branch's part alone.

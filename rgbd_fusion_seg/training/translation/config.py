@@ -14,7 +14,7 @@ FUSIONS = (
 )  # fmt: skip
 OWNERS = ('shared', 'per_target', 'per_stream')
 FORMS = ('public', 'paper')
-LAYERS = ('early', 'middle', 'late', 'all')
+LAYERS = ('early', 'middle', 'late', 'all', 'asymfusion')
 SMALLEST_SIDE = 32
 """Of images; smaller ones have no patch to judge."""
 
@@ -30,15 +30,19 @@ class GeneratorConfig:
         decoders: their convolutions: 'shared' by all streams, 'per_target' or 'per_stream'.
         encoder_groups: with encoders 'shared', the targets whose streams share one, such as
             [[labels, depth], [normal]] (task grouping, TPAMI Table 8); none: all do.
-        encoder_norms: 'per_stream', or 'shared' by the streams of an encoder (TPAMI Table 11).
+        encoder_norms: 'per_stream', or 'shared' by the streams of an encoder, which are scales and
+            offsets alone: means and variances are each image's own (TPAMI Table 10, third of
+            its settings; not the "shared INs" of Table 11).
         decoder_norms: 'per_stream', as in the public code, or 'shared' by the streams of a
-            decoder, as all three texts say (CEN §4.2, TPAMI §4, AsymFusion §4.2). The 54.5 M of
-            TPAMI's Table 6 fit both with the code's unused norms (54.48 and 54.45).
+            decoder, as all three texts say (CEN §4.2, TPAMI §4, AsymFusion §4.2), so in their
+            tables, too. The 54.5 M of TPAMI's Table 6 fit both with the code's unused norms (54.48
+            and 54.45).
         fusion: between the encoders of the streams of a target: 'exchange' (CEN); 'shuffle',
             'shift' or 'both' (AsymFusion); 'concat', 'average', 'attention', 'align', which CEN is
             compared with, and 'mmf' (RDFNet's), which AsymFusion is; or 'none'.
         fused_layers: of those that CEN or AsymFusion is compared with, behind which layers:
-            'early' (the 1st), 'middle' (4th), 'late' (the last) or 'all'.
+            'early' (the 1st), 'middle' (4th), 'late' (the last) or 'all' (CEN Table 4), or
+            'asymfusion', those of AsymFusion itself, as in its Table 3.
         exchange_decoders: exchange channels between the decoders of the streams of an input.
         threshold: θ of exchanges.
         penalised: scales under the l1 penalty, each stream's 'own' part or 'all' (TPAMI Fig. 10),

@@ -6,11 +6,14 @@ the last, whose map may be a single pixel; the decoder's have ReLU before, a nor
 dropout in the first three, and see the encoder's map of their size besides; tanh ends it (Isola et
 al., CVPR 2017; CEN §4.2).
 
-What the public code does, where the texts say otherwise, is the default: channels are exchanged
-behind the six norms of the encoder (the appendix counts eight layers), and the decoder's norms are
-each stream's own. The TPAMI version has no code. Its Eq. 7 has one encoding for all tasks and its
-Eq. 8 a weighted mean of encodings for each task; its Tables 7 to 9 count norms for every stream,
-and individual INs for "the four different input-output combinations" (§4.4) are what is here.
+What the public code does, where the texts say otherwise, is the default: the decoder's norms are
+each stream's own, and channels are exchanged behind the six norms of the encoder. TPAMI's App. B
+counts all eight layers, which no `form` brings here, for two have no scale to go by: the first has
+no norm in pix2pix, and the eighth's map of a 256x256 image is a single pixel, of which an instance
+norm leaves its offset alone, and none of the image. The TPAMI version has no code. Its Eq. 7 has
+one encoding for all tasks and its Eq. 8 a weighted mean of encodings for each task; its Tables 7
+to 9 count norms for every stream, and individual INs for "the four different input-output
+combinations" (§4.4) are what is here.
 Open: behind which layers channels are exchanged "on the decoders" (§3.4). Here it is behind all of
 their norms, seven of a depth of eight, before the dropout.
 
@@ -372,17 +375,25 @@ class Translator(nn.Module):
 def fused_layers(config: GeneratorConfig) -> list[int]:
     """Return the layers of the encoder behind which its streams are fused, counted from 0.
 
-    Channels are exchanged behind the norms, AsymFusion's layers are `ASYMMETRIC_LAYERS`, and the
-    others' are chosen by `fused_layers`.
+    Channels are exchanged behind the norms, in either `form`: the 2nd to 7th of eight layers, see
+    the module. AsymFusion's layers are `ASYMMETRIC_LAYERS`, the others' are chosen by
+    `fused_layers`.
     """
     last = config.depth - 1
+    asymmetric = [config.depth - i for i in ASYMMETRIC_LAYERS if config.depth > i]
     if config.fusion == 'none':
         return []
     if config.fusion == 'exchange':
         return list(range(1, last))
     if config.fusion in ('shuffle', 'shift', 'both'):
-        return [config.depth - i for i in ASYMMETRIC_LAYERS if config.depth > i]
-    layers = {'early': [0], 'middle': [3], 'late': [last], 'all': list(range(config.depth))}
+        return asymmetric
+    layers = {
+        'early': [0],
+        'middle': [3],
+        'late': [last],
+        'all': list(range(config.depth)),
+        'asymfusion': asymmetric,
+    }
     return layers[config.fused_layers]
 
 

@@ -27,7 +27,12 @@ from rgbd_fusion_seg.training.study_record import (
 from rgbd_fusion_seg.training.study_report import around, insert
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator, make_translator
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig, TranslationConfig
-from rgbd_fusion_seg.training.translation.evaluation import ENSEMBLE
+from rgbd_fusion_seg.training.translation.evaluation import (
+    COLOUR,
+    ENSEMBLE,
+    evaluate_translation,
+)
+from rgbd_fusion_seg.training.translation.scores import InceptionFeatures
 from rgbd_fusion_seg.training.translation.trainer import (
     FREE_TO_CHANGE,
     TranslationTrainer,
@@ -35,6 +40,10 @@ from rgbd_fusion_seg.training.translation.trainer import (
 )
 
 SCORES_NAME = 'scores.json'
+COLOUR_NAME = 'colour'
+"""Folder of a run's scores by an Inception network."""
+INCEPTION_SCORES = {'FID': 1, 'KID': 100}
+"""And what the papers multiply them by."""
 TOLD = {'row', 'seed', 'epochs', 'parameters', 'scores', 'settings'}
 """What each run of a record must tell."""
 FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
@@ -87,6 +96,8 @@ class TranslationStudyConfig:
             `<!-- end of study NAME -->`; '' leaves it out.
         record: JSON file that keeps the scores of finished runs, which stand in the table too
             where their folders are gone.
+        inception: TorchScript file of an Inception-v3, as of `evaluate_translation`, by which rows
+            to colour are scored too (FID and KID); '' leaves that out.
     """
 
     name: str = 'translation'
@@ -96,6 +107,7 @@ class TranslationStudyConfig:
     rows: list[RowConfig] = field(default_factory=list)
     document: str = ''
     record: str = ''
+    inception: str = ''
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -120,7 +132,8 @@ def study_translation(
         report_only: train nothing.
 
     Raises:
-        InputError: a row that cannot be trained, an unknown one, or a document without markers.
+        InputError: a row that cannot be trained, an unknown one, a document without markers, or
+            an Inception network that gives no features.
         DivergenceError: rows that diverged, at the end.
         TrainingError: the disk is full.
     """
@@ -136,6 +149,8 @@ def study_translation(
         around(Path(study.document), study.name)
     check_record(study)
     recorded_runs(study, configs)
+    if study.inception and not report_only:
+        InceptionFeatures(Path(study.inception))
     check_writable(Path(study.output))
     make_folder(Path(study.output))
     wanted = {*only} or {row.name for row in study.rows if not row.optional}
@@ -144,12 +159,16 @@ def study_translation(
         if report_only or name not in wanted:
             continue
         with file_lock(lock_of(Path(config.output))) as mine:
-            if not mine or is_done(config):
+            trained = mine and is_done(config)
+            if not mine or (trained and not _unmeasured(study, config)):
                 continue
-            print(f'{name}, seed {seed}: {config.epochs} epochs', flush=True)
+            what = 'FID and KID' if trained else f'{config.epochs} epochs'
+            print(f'{name}, seed {seed}: {what}', flush=True)
             try:
-                if not _train(config):
+                if not trained and not _train(config):
                     return
+                if _unmeasured(study, config):
+                    _measure(study, config)
             except DivergenceError as error:  # the others are worth having
                 print(f'{name}, seed {seed} failed: {error}', flush=True)
                 failed.append(name)
@@ -218,6 +237,20 @@ def _train(config: TranslationConfig) -> bool:
     return True
 
 
+def _unmeasured(study: TranslationStudyConfig, config: TranslationConfig) -> bool:
+    """Whether a row makes colour that the study's Inception network has still to look at."""
+    measured = (Path(config.output) / COLOUR_NAME / SCORES_NAME).is_file()
+    return bool(study.inception) and COLOUR in config.targets and not measured
+
+
+def _measure(study: TranslationStudyConfig, config: TranslationConfig) -> None:
+    """Write FID and KID of a finished row."""
+    folder, network = Path(config.output), Path(study.inception)
+    evaluate_translation(
+        folder, config.images, folder / COLOUR_NAME, network, pictures=0, device=config.accelerator
+    )
+
+
 def write_results(
     study: TranslationStudyConfig, configs: dict[tuple[str, int], TranslationConfig]
 ) -> None:
@@ -271,7 +304,10 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
     """Return what the table and the record tell of a finished run."""
     folder = Path(config.output)
     translator, info = load_translator(folder)
-    scores = json.loads((folder / SCORES_NAME).read_text(encoding='utf-8'))['scores']
+    scores = _read_scores(folder)
+    if (folder / COLOUR_NAME / SCORES_NAME).is_file():
+        for name, values in _read_scores(folder / COLOUR_NAME)[COLOUR].items():
+            scores[COLOUR][name] |= {score: values[score] for score in INCEPTION_SCORES}
     rounded = {
         target: {
             name: {k: round(x, 5) for k, x in values.items()} for name, values in rows.items()
@@ -289,11 +325,22 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
     }
 
 
+def _read_scores(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / SCORES_NAME).read_text(encoding='utf-8'))['scores']
+
+
 def table(study: TranslationStudyConfig, entries: Sequence[Entry]) -> str:
-    """Return the study's table, a line for each target of each row, in hundredths."""
+    """Return the study's table, a line for each target of each row.
+
+    Scores are in hundredths but for FID, which has a column, as KID has, where some row has it.
+    """
+    told = [scores for x in entries for rows in x['scores'].values() for scores in rows.values()]
+    measured = any({*INCEPTION_SCORES} <= {*scores} for scores in told)
+    columns = ['MAE', 'RMSE', *(INCEPTION_SCORES if measured else ())]
+    heading = '| translator | from, to | parameters | MAE of each input | '
     lines = [
-        '| translator | from, to | parameters | MAE of each input | MAE | RMSE | in the paper |',
-        '|---|---|---|---|---|---|---|',
+        f'{heading}{" | ".join(columns)} | in the paper |',
+        '|---' * (5 + len(columns)) + '|',
     ]
     for row in study.rows:
         runs = [entry for entry in entries if entry['row'] == row.name]
@@ -302,7 +349,10 @@ def table(study: TranslationStudyConfig, entries: Sequence[Entry]) -> str:
         for target in row.targets:
             inputs = [name for name in row.inputs if name != target]
             way = f'{" + ".join(inputs)} → {target}'
-            cells = [row.title, way, *_cells(runs, target, inputs), row.paper.get(target, '')]
+            found = _cells(runs, target, inputs)
+            if measured:
+                found += _colour_cells(runs, target, inputs)
+            cells = [row.title, way, *found, row.paper.get(target, '')]
             lines.append('| ' + ' | '.join(map(escaped, cells)) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -312,11 +362,24 @@ def _cells(runs: Sequence[Entry], target: str, inputs: Sequence[str]) -> list[st
         return ['', 'not trained yet', '', '']
 
     def shown(name: str, power: float, score: str) -> str:
-        values = [100 * run['scores'][target][name][score] ** power for run in runs]
-        spread = f' ± {(max(values) - min(values)) / 2:.2f}' if len(values) > 1 else ''
-        return f'{mean(values):.2f}{spread}'
+        return _mean([100 * run['scores'][target][name][score] ** power for run in runs])
 
-    whole = ENSEMBLE if len(inputs) > 1 else inputs[0]
+    whole = _whole(inputs)
     each = ', '.join(shown(name, 1, 'MAE') for name in inputs) if len(inputs) > 1 else ''
     parameters = f'{runs[0]["parameters"] / 1e6:.2f} M'
     return [parameters, each, shown(whole, 1, 'MAE'), shown(whole, 0.5, 'MSE')]
+
+
+def _colour_cells(runs: Sequence[Entry], target: str, inputs: Sequence[str]) -> list[str]:
+    scores = [run['scores'][target][_whole(inputs)] for run in runs]
+    found = [x for x in scores if {*INCEPTION_SCORES} <= {*x}]
+    return [_mean([f * x[k] for x in found]) if found else '' for k, f in INCEPTION_SCORES.items()]
+
+
+def _whole(inputs: Sequence[str]) -> str:
+    return ENSEMBLE if len(inputs) > 1 else inputs[0]
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f' ± {(max(values) - min(values)) / 2:.2f}' if len(values) > 1 else ''
+    return f'{mean(values):.2f}{spread}'

@@ -288,6 +288,18 @@ def test_rooms_that_were_asked_for_besides_other_classes_are_refused(copy, asked
     assert re.match(words, fault)
 
 
+def test_what_is_scored_is_named_by_data_set_and_split(copy, nyu_pack):
+    def sizes(data: DataConfig) -> dict[str, int]:
+        return {name: len(source) for name, source in scored_sources(data).items()}
+
+    assert sizes(config(copy)) == {'tiny_test': 2}
+    dataset = DatasetConfig(folder=str(nyu_pack), test_split='train')
+    expected = {'nyudv2_train': 6, 'synthetic_test': 3}
+    assert sizes(DataConfig(dataset, synthetic_test_frames=3)) == expected
+    rooms = DatasetConfig('synthetic', options={'test_frames': 2})
+    assert sizes(DataConfig(rooms, synthetic_test_frames=3)) == {'synthetic_test': 2}
+
+
 def test_a_data_set_is_opened_by_name_with_its_options(nyu_pack):
     assert len(open_dataset(DatasetConfig(folder=str(nyu_pack)), 'test')) == 2
     swapped = DatasetConfig(folder=str(nyu_pack), train_split='test', test_split='train')

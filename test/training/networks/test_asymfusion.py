@@ -326,6 +326,10 @@ def test_symmetric_fusions_of_three_modalities_and_their_backbone():
     maps = random_maps(3, (1, 256, 2, 3))
     for got in network.fusions[0](maps):
         close(got, sum(maps) / 3)
+    fusions = small_network(operations='concat', modalities=ALL_MODALITIES).double().fusions[0]
+    for m, (fuse, got) in enumerate(zip(fusions, fusions(maps), strict=True)):
+        joined = torch.cat([maps[m], maps[(m + 1) % 3], maps[(m + 2) % 3]], 1)
+        close(got, torch.einsum('oi,nihw->nohw', fuse.weight[:, :, 0, 0], joined))
     with pytest.raises(ValueError, match=r"average behind stages needs a ResNet, .*'xception65'"):
         small_network(
             operations='average', backbone='xception65', head='deeplabv3plus', head_options={}
@@ -440,6 +444,7 @@ def test_distillation_teaches_the_branches_and_not_the_ensemble():
         ({'distillation': float('nan')}, 'distillation must be finite'),
         ({'distillation': float('inf')}, 'distillation must be finite'),
         ({'temperature': 0.0}, r'temperature must be finite and greater than 0, got 0\.0'),
+        ({'temperature': float('inf')}, 'temperature must be finite'),
         ({'modalities': ['rgb']}, "two or more modalities .*'multimodal'"),
         ({'modalities': ['hha', 'depth'], 'direction': 'depth_to_rgb'}, 'needs the modality rgb'),
     ],

@@ -52,9 +52,13 @@ def small_network(seed: int = 0, **options) -> nn.Module:
             value.data = torch.rand_like(value) + 0.5
             if '.bn2.' in name or '.separable2.norm.' in name:
                 value.data *= torch.rand_like(value).sub(0.33).sign().clamp(min=0.01)
+        elif value.ndim == 1 and name.endswith('bias'):
+            value.data += 0.2 * torch.randn_like(value)
     for name, value in network.named_buffers():
         if name.endswith('running_mean'):
             value.copy_(0.2 * torch.randn_like(value))
+        elif name.endswith('running_var'):
+            value.fill_(0.3)  # of the size that comes, or what is deep would not be seen
     return network
 
 
@@ -108,18 +112,19 @@ def test_the_papers_exchange_stays_in_the_own_part_and_knows_no_sign():
             torch.testing.assert_close(out[m][:, c], maps[source][:, c], rtol=0, atol=0)
 
 
-def test_without_the_constraint_the_paper_exchanges_all_channels():
+@pytest.mark.parametrize(('penalised', 'share'), [('all', 1.0), ('own', 0.5), ('none', 0.5)])
+def test_the_paper_exchanges_all_channels_where_all_are_penalised(penalised, share):
     """Table 1, "all channels": no part is a branch's own, whatever the sign."""
-    network = small_network(form='paper', penalised='all')
+    network = small_network(form='paper', penalised=penalised)
     for _, norm in network.exchanges().values():
         for layer in norm:
             layer.weight.data.fill_(-1.0)
     told = network.monitored()
-    assert (told['exchanged_rgb'], told['exchanged_hha']) == (1.0, 1.0)
+    assert (told['exchanged_rgb'], told['exchanged_hha']) == (share, share)
     for _, norm in network.exchanges().values():
         norm[0].weight.data.fill_(1.0)
     told = network.monitored()
-    assert (told['exchanged_rgb'], told['exchanged_hha']) == (0.0, 1.0)
+    assert (told['exchanged_rgb'], told['exchanged_hha']) == (0.0, share)
 
 
 def test_what_the_ablations_put_in_place():
@@ -127,14 +132,15 @@ def test_what_the_ablations_put_in_place():
     a, b = maps = random_maps(2, 4)
     layers = norms(*scales)
 
-    def out(exchange: str, **options: float) -> list[Tensor]:
+    def out(exchange: str, **options: float | str) -> list[Tensor]:
         return ChannelExchange(2, 4, exchange, **options).after_norm(maps, layers)
 
     zero = torch.zeros_like(a)
-    discarded = out('discard')
-    for c in range(4):
-        torch.testing.assert_close(discarded[0][:, c], (zero if c == 1 else a)[:, c])
-        torch.testing.assert_close(discarded[1][:, c], (zero if c == 3 else b)[:, c])
+    for form in ('public', 'paper'):
+        discarded = out('discard', form=form)
+        for c in range(4):
+            torch.testing.assert_close(discarded[0][:, c], (zero if c == 1 else a)[:, c])
+            torch.testing.assert_close(discarded[1][:, c], (zero if c == 3 else b)[:, c])
     for x in out('sum'):
         torch.testing.assert_close(x, a + b)
     first, second = out('gated_sum')  # its gates begin at a half
@@ -153,6 +159,7 @@ def test_random_channels_are_drawn_once_and_travel_with_the_weights():
     for exchange, norm in network.exchanges().values():
         for kept in exchange.kept(norm):
             assert int((~kept).sum()) == round(0.25 * len(kept))
+        assert not torch.equal(*exchange.kept(norm))
     x = images(network)
     with torch.no_grad():
         assert not torch.allclose(network(x), other(x))
@@ -314,9 +321,10 @@ def extreme(network: nn.Module, kept: tuple[bool, bool]) -> nn.Module:
 )
 def test_the_settled_exchange_is_the_same_network(network):
     network = network()
-    x = images(network)
+    x, exchanges = images(network), network.exchanges().keys()
     settled = network.for_export()
     assert not [m for m in settled.modules() if isinstance(m, ChannelExchange)]
+    assert network.exchanges().keys() == exchanges  # it may go on training
     with torch.no_grad():
         close(settled(x), network(x), 1e-5)
 

@@ -108,6 +108,27 @@ def test_frozen_norms_are_those_of_the_encoder():
     assert training(network.head) == {True}
 
 
+@torch.no_grad()
+def test_weights_belong_to_modalities_in_whatever_order_these_are_named():
+    options = {'backbone': 'resnet14', **DEEPLAB}
+    network, other = (
+        built(seed, **options, modalities=list(names))
+        for seed, names in enumerate([('rgb', 'hha'), ('hha', 'rgb')])
+    )
+    other.load_state_dict(network.state_dict())
+    torch.testing.assert_close(other(images()), network(images()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('ensemble', ['softmax', 'mean', 'concat'])
+def test_every_ensemble_begins_as_the_mean_of_the_branches(ensemble):
+    options = {'modalities': ['rgb', 'hha', 'depth'], 'ensemble': ensemble}
+    network = build_network('multimodal', 5, backbone='resnet14', **DEEPLAB, **options).eval()
+    fused, *branches = network({m: torch.randn(1, 3, 32, 48) for m in network.modalities}, True)
+    assert not torch.allclose(branches[0], branches[1])
+    torch.testing.assert_close(fused, torch.stack(branches).mean(0))
+
+
 def run_graph(model, x: dict) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     return session.run(['logits'], {k: v.numpy() for k, v in x.items()})[0]
@@ -160,6 +181,7 @@ def test_norms_are_shared_in_the_head_too_where_convolutions_are_not(head):
     network = build_network(
         'multimodal', 5, backbone='resnet14', head=head, share_convs=False, share_norms=True
     )
-    each_ones = [m[0] for m in network.modules() if isinstance(m, OneEach)]
-    assert any(isinstance(layer, nn.Conv2d) for layer in each_ones)
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in each_ones)
+    for part in (network.encoder, network.head):
+        each_ones = [m[0] for m in part.modules() if isinstance(m, OneEach)]
+        assert any(isinstance(layer, nn.Conv2d) for layer in each_ones)
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in each_ones)

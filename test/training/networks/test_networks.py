@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from jsonargparse import ArgumentParser
 
 torch = pytest.importorskip('torch')
 
@@ -392,6 +394,29 @@ def test_an_unknown_network_lists_the_valid_ones():
 def test_parameters_are_counted_with_and_without_statistics():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     assert parameter_count(network) == (3 * 8 * 9 + 8 + 16, 3 * 8 * 9 + 8 + 16 + 16)
+
+
+def test_the_document_tells_every_option_and_default_of_networks_without_branches():
+    root = Path(__file__).resolve().parents[3]
+    table = (root / 'docs/networks.md').read_text(encoding='utf-8').partition('| option | |')[2]
+    names, _, *rows = (
+        [cell.strip(' `') for cell in line.strip('|').split('|')]
+        for line in table.partition('\n\n')[0].splitlines()
+    )
+    assert {*names} == {*NETWORKS} - {*BRANCHES}
+    told = {name: {} for name in names}
+    for option, _, *defaults in rows:
+        for name, default in zip(names, defaults, strict=True):
+            if default:
+                told[name][option] = yaml.safe_load(default)
+    for name in names:
+        parser = ArgumentParser()
+        # Follows ``**options`` to the classes that take them.
+        parser.add_class_arguments(NETWORKS[name], skip={'num_classes'})
+        listed = (
+            (k, list(v) if isinstance(v, tuple) else v) for k, v in parser.get_defaults().items()
+        )
+        assert told[name] == dict(listed), name
 
 
 if __name__ == '__main__':

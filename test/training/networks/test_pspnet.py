@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from rgbd_fusion_seg.training.networks import build_network, parameter_count  # noqa: E402
 from rgbd_fusion_seg.training.networks.branches import BranchLayers  # noqa: E402
+from rgbd_fusion_seg.training.networks.multimodal import ENCODERS  # noqa: E402
 from rgbd_fusion_seg.training.networks.pspnet import PspNet, pooled  # noqa: E402
 from rgbd_fusion_seg.training.networks.resnet import ResNet  # noqa: E402
 
@@ -88,9 +89,7 @@ def test_the_head_is_what_is_written_out(size):
 
 
 def test_the_encoder_with_deep_stem_and_dilation_is_what_is_written_out():
-    encoder = randomised(
-        ResNet(ONE, 'resnet26', output_stride=8, deep_stem=True, dilate_first=True)
-    )
+    encoder = randomised(ENCODERS['resnet26_deep'](ONE, output_stride=8))
     weights = encoder.state_dict()
 
     def layer(x, path, number, *options):

@@ -110,6 +110,10 @@ def test_what_is_missing_unknown_or_of_another_shape_is_named(small, layers):
         refused({}, name, f'lacks {name}; give a torchvision')
     refused({'layer1.2.conv1.weight': torch.zeros(1)}, '', r'has layer1\.2\.conv1\.weight, which')
     refused({'conv1.weight': torch.zeros(64, 4, 7, 7)}, '', r'another shape of conv1\.weight')
+    transposed = weights['layer1.0.conv3.weight'].transpose(0, 1)
+    refused(
+        {'layer1.0.conv3.weight': transposed}, '', r'another shape of layer1\.0\.conv3\.weight'
+    )
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
     with pytest.raises(InputError, match=r'has layer1\.1\.conv1\.weight, which this ResNet lacks'):

@@ -19,6 +19,7 @@ from rgbd_fusion_seg.training.networks.asymfusion import (  # noqa: E402
 )
 from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
     FUSIONS,
+    LAYERS,
     GeneratorConfig,
     ImagesConfig,
     TranslationConfig,
@@ -429,6 +430,10 @@ def test_asymfusion_adds_an_impulse_to_the_other_stream_alone(split, channel, ow
         ('concat', 'middle', [3]),
         ('attention', 'late', [7]),
         ('align', 'all', [0, 1, 2, 3, 4, 5, 6, 7]),
+        *(
+            (fusion, 'asymfusion', [2, 4, 6])
+            for fusion in ('concat', 'average', 'attention', 'mmf')
+        ),
         ('none', 'all', []),
     ],
 )
@@ -437,7 +442,7 @@ def test_fusions_stand_behind_the_layers_of_the_papers(fusion, layers, expected)
 
 
 @pytest.mark.parametrize('fusion', FUSIONS)
-@pytest.mark.parametrize('layers', ['early', 'middle', 'late', 'all'])
+@pytest.mark.parametrize('layers', LAYERS)
 def test_every_fusion_trains_every_weight_and_knows_nothing_of_other_images(fusion, layers):
     network = small(('a', 'b', 'c'), fusion=fusion, fused_layers=layers)
     x = images('abc')

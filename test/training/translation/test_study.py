@@ -18,6 +18,7 @@ from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
     ImagesConfig,
     TranslationConfig,
 )
+from rgbd_fusion_seg.training.translation.evaluation import evaluate_translation  # noqa: E402
 from rgbd_fusion_seg.training.translation.study import (  # noqa: E402
     RowConfig,
     TranslationStudyConfig,
@@ -96,6 +97,48 @@ def test_optional_rows_are_trained_where_they_are_named(study):
     assert not (Path(study.output) / 'apart-0').exists()
     study_translation(study, only=['apart'])
     assert {row[0] for row in table(study)} == {'two branches', 'CEN, decoders'}
+
+
+class Means(torch.nn.Module):
+    """Stands for Inception: an image's mean colour, in the form of NVIDIA's file."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return x.float().mean((2, 3)) / 255
+
+
+def test_rows_to_colour_are_scored_by_an_inception_network(study, tmp_path, monkeypatch):
+    study_translation(study)
+    document, record, plain = Path(study.document), Path(study.record), table(study)
+    before = document.read_text(), record.read_text()
+    path = tmp_path / 'inception.pt'
+    torch.jit.script(Means()).save(str(path))
+    study.inception = str(path)
+    study_translation(study, report_only=True)  # scores nothing
+    assert (document.read_text(), record.read_text()) == before
+    monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: pytest.fail('trained again'))
+    study_translation(study)
+    text, rows = document.read_text(), table(study)
+    assert '| MAE | RMSE | FID | KID | in the paper |\n' in text
+    evaluate_translation(
+        Path(study.output) / 'apart-0', study.run.images, tmp_path / 'scored', path, device='cpu'
+    )
+    scores = json.loads((tmp_path / 'scored' / 'scores.json').read_text())['scores']
+    expected = scores['rgb']['ensemble']
+    assert rows[0][6:8] == [f'{expected["FID"]:.2f}', f'{100 * expected["KID"]:.2f}']
+    assert [row[6:8] for row in rows[1:]] == [['', ''], ['', '']]
+    assert [row[:6] + row[8:] for row in rows] == plain
+    monkeypatch.setattr(module, 'evaluate_translation', lambda *_, **__: pytest.fail('again'))
+    study_translation(study)
+    study.output, study.inception = str(tmp_path / 'elsewhere'), ''  # from the record
+    study_translation(study, report_only=True)
+    assert document.read_text() == text
+
+
+def test_a_file_that_is_no_inception_network_is_told_before_the_first_is_trained(study, tmp_path):
+    study.inception = str(tmp_path / 'absent.pt')
+    with pytest.raises(InputError, match=r'absent\.pt gives no features'):
+        study_translation(study)
+    assert not Path(study.output).exists()
 
 
 def test_a_row_that_another_process_trains_is_left_to_it(study):

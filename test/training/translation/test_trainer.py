@@ -443,7 +443,9 @@ def test_losses_that_are_not_finite_end_a_run(run_config, monkeypatch):
 def test_a_checkpoint_is_not_taken_for_one_of_the_other_kind(run_config, tmp_path):
     config = run_config(epochs=1)
     trainer.train_translation(config)
-    with pytest.raises(InputError, match='of a translator; score it with evaluate-translation'):
+    with pytest.raises(
+        InputError, match=r'of a translator; .* look inside with inspect-translation'
+    ):
         checkpoints.load_checkpoint(Path(config.output) / 'last.safetensors')
     other = tmp_path / 'segmentation.safetensors'
     checkpoints.save_checkpoint(other, torch.nn.Linear(2, 2), {'network': 'erfnet'})
