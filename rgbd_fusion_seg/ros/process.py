@@ -86,8 +86,9 @@ class _Interrupt:
     """Raises KeyboardInterrupt for a signal that comes before the node spins.
 
     After that rclpy's own handlers end the spinning; an exception could come anywhere in its code
-    and leave half an object. Impatient users and launch send a second signal; it must not cut the
-    clean end short.
+    and leave half an object. Half objects of libraries that load are left too, and some complain
+    when they are collected; this process ends, so nobody need hear it. Impatient users and launch
+    send a second signal; it must not cut the clean end short.
     """
 
     raises = True
@@ -95,4 +96,5 @@ class _Interrupt:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.raises:
             self.raises = False
+            sys.unraisablehook = lambda _: None
             raise KeyboardInterrupt

@@ -650,6 +650,33 @@ def test_signals_end_a_start_at_once(ros_context, module, parameters, moment, la
         node.stop()
 
 
+def test_half_objects_of_an_interrupted_start_are_silent(ros_context, tmp_path):
+    (tmp_path / 'half.py').write_text(
+        'import sys, time\n'
+        'from rgbd_fusion_seg.ros.process import run_node\n'
+        'class Half:\n'
+        '    def __init__(self):\n'
+        '        print("making", flush=True)\n'
+        '        time.sleep(600)\n'
+        '        self.whole = True\n'
+        '    def __del__(self):\n'
+        '        print("collected", self.whole)\n'
+        'class Node:\n'
+        '    def start(self): Half()\n'
+        '    def stop(self): pass\n'
+        '    def destroy_node(self): print("destroyed", flush=True)\n'
+        'sys.exit(run_node(Node))\n'
+    )
+    node = NodeProcess('half', {}, '/half', path=tmp_path)
+    try:
+        node.wait_for_output('making')
+        node.signal(signal.SIGINT)
+        assert node.wait() == 0, node.output()
+        assert node.output() == 'making\ndestroyed\n'
+    finally:
+        node.stop()
+
+
 @pytest.mark.parametrize(
     ('parameters', 'words'),
     [
