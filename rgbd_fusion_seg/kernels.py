@@ -315,20 +315,18 @@ def warm_up() -> None:
     """Compile every kernel on tiny images, or load it from the cache."""
     depths.warm_up()
     hha_kernels.warm_up()
-    logits, image = np.zeros((2, 1, 1), dtype=F32), np.zeros((1, BLOCK, 3), dtype=np.uint8)
+    logits = np.zeros((2, 1, 1), dtype=F32)
     index, weight = np.zeros(BLOCK, dtype=np.uint32), np.ones(BLOCK, dtype=F32)
     labels, confidence = np.zeros((2, 1, BLOCK), dtype=np.uint8)
     columns, starts = (index, index, weight, weight), np.arange(2)
     upsample_labels(logits, columns, starts, weight[:1], weight[:1], ONE, labels, confidence)
     table, planes = np.zeros((3, 256), dtype=F32), np.zeros((3, 1, BLOCK), dtype=F32)
-    colors, painted = np.zeros((256, 3), dtype=np.uint8), np.empty_like(image)
+    colors, painted = np.zeros((256, 3), dtype=np.uint8), np.empty((1, BLOCK, 3), dtype=np.uint8)
     keep, tint = np.zeros(256, dtype=np.uint32), np.zeros((256, 3), dtype=np.uint32)
-    paint(labels, colors, painted)
-    depth, words = np.zeros((1, BLOCK), dtype=F32), np.zeros((1, BLOCK, 6), dtype=np.uint32)
-    for writeable in (True, False):  # images that ROS messages own are read-only, another type
-        image.flags.writeable = writeable
-        normalize(image, table, planes)
-        blend(image, labels, keep, tint, painted)
-        fill_points(
-            depth, depth[0], depth[0, :1], image, labels, confidence, words.view(F32), words
-        )
+    image, given = depths.readable(painted, np.uint8), depths.readable(labels, np.uint8)
+    normalize(image, table, planes)
+    paint(given, colors, painted)
+    blend(image, given, keep, tint, painted)
+    depth, ray = depths.readable(planes[0], F32), np.zeros(BLOCK, dtype=F32)
+    words = np.zeros((1, BLOCK, 6), dtype=np.uint32)
+    fill_points(depth, ray, ray[:1], image, given, given, words.view(F32), words)

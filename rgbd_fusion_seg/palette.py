@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from rgbd_fusion_seg import kernels
+from rgbd_fusion_seg.depth import readable
 from rgbd_fusion_seg.errors import FrameError
 
 _NYU40 = (
@@ -80,7 +81,7 @@ def colorize(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(colors)] = _checked(labels, colors)
     image = np.empty((*labels.shape, 3), dtype=np.uint8)
-    kernels.paint(np.ascontiguousarray(labels), table, image)
+    kernels.paint(readable(labels, np.uint8), table, image)
     return image
 
 
@@ -113,7 +114,7 @@ def overlay(
     tint = np.zeros((256, 3), dtype=np.uint32)
     tint[: len(colors)] = colors.astype(np.uint32) * weight + 128
     image = np.empty(rgb.shape, dtype=np.uint8)
-    kernels.blend(np.ascontiguousarray(rgb), np.ascontiguousarray(labels), keep, tint, image)
+    kernels.blend(readable(rgb, np.uint8), readable(labels, np.uint8), keep, tint, image)
     return image
 
 

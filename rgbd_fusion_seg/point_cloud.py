@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from rgbd_fusion_seg import kernels
+from rgbd_fusion_seg.depth import readable
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame, Segmentation
 
@@ -43,10 +44,11 @@ def labelled_points(
     height, width = frame.depth.shape
     points = np.empty((height, width), POINT)
     words = points.view(np.uint32).reshape(height, width, -1)
+    pixels = (readable(image, np.uint8) for image in (colors, result.labels, result.confidence))
+    rays = _rays(frame.intrinsics)
     kernels.fill_points(
-        frame.depth, *_rays(frame.intrinsics), colors, result.labels, result.confidence,
-        words.view(np.float32), words,
-    )  # fmt: skip
+        readable(frame.depth, np.float32), *rays, *pixels, words.view(np.float32), words
+    )
     return points
 
 

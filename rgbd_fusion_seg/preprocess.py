@@ -187,5 +187,5 @@ def _normalised(
         out = np.empty((1, 3, *image.shape[:2]), dtype=np.float32)
     values = np.arange(256, dtype=np.float32)
     table = (values - tensor_input.mean[:, None]) / tensor_input.std[:, None]
-    kernels.normalize(np.ascontiguousarray(image), table, out[0])
+    kernels.normalize(depths.readable(image, np.uint8), table, out[0])
     return out

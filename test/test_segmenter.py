@@ -162,12 +162,13 @@ def test_frames_may_be_views_of_read_only_memory(segmenter):
 
 
 def test_after_warming_up_no_kernel_is_compiled_for_frames_of_messages(tiny_bundle: Path):
-    """Images of ROS messages are read-only, which numba takes for another type."""
+    """Numba takes read-only images, as those of bags, for another type than writeable ones."""
     code = """
 import sys
 import numpy as np
 from rgbd_fusion_seg import kernels, palette
-from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame, Segmentation
+from rgbd_fusion_seg.point_cloud import labelled_points
 from rgbd_fusion_seg.segmenter import Segmenter
 
 def compiled():
@@ -176,14 +177,17 @@ def compiled():
 kernels.warm_up()
 before = compiled()
 segmenter = Segmenter(sys.argv[1])
-for height, width in ((48, 64), (96, 128)):
-    rgb = np.frombuffer(bytes(3 * height * width), np.uint8).reshape(height, width, 3)
-    depth = np.frombuffer(np.ones((height, width), np.float32)).view(np.float32)
-    depth = depth.reshape(height, width)
-    depth.flags.writeable = False
+for writeable, height, width in ((True, 48, 64), (False, 48, 64), (False, 96, 128)):
+    rgb = np.zeros((height, width, 3), np.uint8)
+    depth = np.ones((height, width), np.float32)
+    rgb.flags.writeable = depth.flags.writeable = writeable
     frame = RgbdFrame(rgb, depth, Intrinsics(60.0, 60.0, 32.0, 24.0, width, height))
-    labels = segmenter.segment(frame).labels
-    palette.overlay(rgb, labels, segmenter.bundle.colors)
+    result = segmenter.segment(frame)
+    labels, confidence = result.labels, result.confidence
+    labels.flags.writeable = confidence.flags.writeable = writeable
+    labelled_points(frame, Segmentation(labels, confidence))
+    painted = palette.overlay(rgb, labels, segmenter.bundle.colors)
+    labelled_points(frame, result, painted)
     palette.colorize(labels, segmenter.bundle.colors)
 changed = {k: n for k, n in compiled().items() if n != before[k]}
 assert before and not changed, changed
