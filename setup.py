@@ -40,7 +40,7 @@ EXTRAS = {
         *BUILDING,
         *(name + ON_X86 for name in (*RTX, *LEAN, *OPENVINO)),
     ],
-    'dev': ['ruff>=0.12', 'import-linter>=2'],
+    'dev': ['ruff>=0.12', 'import-linter>=2.5'],
 }
 
 
