@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,15 +46,17 @@ class StepDown(NamedTuple):
         return f'{self.backend} is not used: {self.reason}'
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """A network that is ready to run. One thread may use it at a time."""
 
     name: str
     """Backend and device, for people: ``onnxruntime (CPU, 4 threads)``."""
-    backend: str
-    """Its key in :data:`BACKENDS`."""
-    step_downs: tuple[StepDown, ...]
+    backend = ''
+    """Its key in :data:`BACKENDS`; :func:`open_engine` tells it."""
+    step_downs: tuple[StepDown, ...] = ()
     """The better backends that ``auto`` could not take."""
+    _bundle: ModelBundle
+    _outputs: Sequence[str]
 
     def infer(
         self,
@@ -75,8 +78,13 @@ class Engine(Protocol):
             EngineError: an input that is absent or of another form, a failure of the backend, a
                 closed engine, or one of a fused bundle, which has no logits.
         """
-        ...
+        if self._bundle.fused is not None:
+            raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
+        given = {'rgb': rgb, 'hha': hha, 'depth': depth}
+        feeds = {name: given[name] for name in self._bundle.inputs if given[name] is not None}
+        return self.run(feeds)[self._outputs[0]]
 
+    @abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph of any bundle, a fused one among them.
 
@@ -89,11 +97,10 @@ class Engine(Protocol):
         Raises:
             EngineError: as :meth:`infer`.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Free the network and the device; closing again does nothing."""
-        ...
 
 
 class Backend(NamedTuple):

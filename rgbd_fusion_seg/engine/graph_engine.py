@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from rgbd_fusion_seg.bundle import ModelBundle, TensorForm
-from rgbd_fusion_seg.engine import StepDown
+from rgbd_fusion_seg.engine import Engine
 from rgbd_fusion_seg.errors import BundleError, EngineError
 
 ONNX_TYPES = {'float32': 'tensor(float)', 'uint8': 'tensor(uint8)', 'float16': 'tensor(float16)'}
@@ -36,37 +35,7 @@ class Declared(NamedTuple):
     type: str
 
 
-class LogitsEngine(ABC):
-    """Logits by the names of the inputs, of engines that run graphs of any outputs."""
-
-    name: str
-    _bundle: ModelBundle
-    _outputs: Sequence[str]
-
-    def infer(
-        self,
-        rgb: np.ndarray | None = None,
-        hha: np.ndarray | None = None,
-        depth: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Return logits float32 (N, K, h, w) for float32 (N, 3, height, width) inputs.
-
-        Raises:
-            EngineError: an input that is absent or of another form, a failure of the runtime
-                or device, a closed engine, or a fused bundle, which has no logits.
-        """
-        if self._bundle.fused is not None:
-            raise EngineError(f'{self.name} returns {", ".join(self._outputs)}, no logits: run it')
-        given = {'rgb': rgb, 'hha': hha, 'depth': depth}
-        feeds = {name: given[name] for name in self._bundle.inputs if given[name] is not None}
-        return self.run(feeds)[self._outputs[0]]
-
-    @abstractmethod
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return all outputs by name, see :class:`rgbd_fusion_seg.engine.Engine`."""
-
-
-class GraphEngine(LogitsEngine):
+class GraphEngine(Engine):
     """Checks what goes in and words what goes wrong; see :class:`rgbd_fusion_seg.engine.Engine`.
 
     Args:
@@ -79,9 +48,6 @@ class GraphEngine(LogitsEngine):
     Raises:
         BundleError: outputs of other shapes than the card's, where only a run tells them.
     """
-
-    backend = ''
-    step_downs: tuple[StepDown, ...] = ()
 
     def __init__(
         self,

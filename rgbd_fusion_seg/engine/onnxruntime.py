@@ -114,8 +114,6 @@ class OnnxRuntimeEngine(GraphEngine):
         BundleError: a network that is not that of the card.
     """
 
-    backend = 'onnxruntime'
-
     def __init__(self, name: str, bundle: ModelBundle, session: Any) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         check_graph(inputs, outputs, bundle)

@@ -155,8 +155,6 @@ class OpenVinoEngine(GraphEngine):
         compiled: the network, checked against the card and compiled.
     """
 
-    backend = 'openvino'
-
     def __init__(self, name: str, bundle: ModelBundle, compiled: Any) -> None:
         request = compiled.create_infer_request()
 

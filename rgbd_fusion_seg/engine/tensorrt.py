@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rgbd_fusion_seg.bundle import ModelBundle
-from rgbd_fusion_seg.engine import StepDown
+from rgbd_fusion_seg.engine import Engine, StepDown
 from rgbd_fusion_seg.engine.cuda import MEMORY_REMEDY, Device, Stream, find_device
 from rgbd_fusion_seg.engine.engine_choice import Candidate, fitting_engines
 from rgbd_fusion_seg.engine.engine_files import (
@@ -25,7 +25,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     read_plan,
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
-from rgbd_fusion_seg.engine.graph_engine import LogitsEngine, zero_inputs
+from rgbd_fusion_seg.engine.graph_engine import zero_inputs
 from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
 from rgbd_fusion_seg.engine.tensorrt_rtx import (
@@ -98,7 +98,7 @@ def open_engine(
     raise kind('; '.join(map(str, failures.values())))
 
 
-class TensorRtEngine(LogitsEngine):
+class TensorRtEngine(Engine):
     """A loaded engine with its memory; see :class:`rgbd_fusion_seg.engine.Engine`.
 
     Args:
@@ -107,9 +107,6 @@ class TensorRtEngine(LogitsEngine):
         candidate: the engine, and the flavour that runs it.
         cuda_graph: as for :func:`open_engine`.
     """
-
-    backend = 'tensorrt'
-    step_downs: tuple[StepDown, ...] = ()
 
     def __init__(
         self, bundle: ModelBundle, device: Device, candidate: Candidate, cuda_graph: bool
