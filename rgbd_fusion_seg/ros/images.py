@@ -129,78 +129,45 @@ def msg_from_points(points: np.ndarray, header: Header) -> PointCloud2:
 
 
 def frame_from_msgs(
-    color: Image,
-    depth: Image,
+    color: Image | None,
+    depth: Image | None,
     intrinsics: Intrinsics,
     *,
     topics: tuple[str, str] = ('colour image', 'depth image'),
     require_same_frame: bool = True,
+    frame_id: str = '',
 ) -> RgbdFrame:
-    """Make a frame of a pair of messages.
+    """Make a frame of a pair of messages, or of the one that is there.
+
+    Without depth no pixel has a reading; without colour it is a grey picture of depth.
 
     Args:
-        color, depth: the pair; the frame may share their memory.
+        color, depth: the pair, of which one may be None; the frame may share their memory.
         intrinsics: of the colour camera.
         topics: of the two messages, for error messages.
         require_same_frame: refuse a depth image whose frame_id is not the colour image's.
+        frame_id: of the colour camera; default: that of colour or, without it, of depth.
 
     Raises:
         FrameError: an image that cannot be read, sizes or frame_ids that do not match.
     """
-    if require_same_frame and color.header.frame_id != depth.header.frame_id:
+    headers = [msg.header for msg in (color, depth) if msg is not None]
+    if require_same_frame and headers[0].frame_id != headers[-1].frame_id:
         raise FrameError(
-            f'{topics[1]} is in frame {depth.header.frame_id!r} but {topics[0]} is in '
-            f'{color.header.frame_id!r}; publish depth registered to the colour camera, or set '
+            f'{topics[1]} is in frame {headers[1].frame_id!r} but {topics[0]} is in '
+            f'{headers[0].frame_id!r}; publish depth registered to the colour camera, or set '
             'camera.require_same_frame to false if it is registered and only named otherwise'
         )
-    return RgbdFrame(
-        rgb=color_from_msg(color, topics[0]),
-        depth=depth_from_msg(depth, topics[1]),
-        intrinsics=intrinsics,
-        stamp_ns=stamp_to_ns(color.header.stamp),
-        frame_id=color.header.frame_id,
+    rgb = None if color is None else color_from_msg(color, topics[0])
+    metres = (
+        np.zeros(rgb.shape[:2], np.float32) if depth is None else depth_from_msg(depth, topics[1])
     )
-
-
-def frame_from_color(
-    color: Image, intrinsics: Intrinsics, topic: str = 'colour image'
-) -> RgbdFrame:
-    """Make a frame of a colour image alone: its depth has no reading.
-
-    Raises:
-        FrameError: an image that cannot be read, or not of the size of the intrinsics.
-    """
-    rgb = color_from_msg(color, topic)
     return RgbdFrame(
-        rgb=rgb,
-        depth=np.zeros(rgb.shape[:2], np.float32),
-        intrinsics=intrinsics,
-        stamp_ns=stamp_to_ns(color.header.stamp),
-        frame_id=color.header.frame_id,
-    )
-
-
-def frame_from_depth(
-    depth: Image, intrinsics: Intrinsics, topic: str = 'depth image', frame_id: str = ''
-) -> RgbdFrame:
-    """Make a frame of a registered depth image alone: its colour is a grey picture of depth.
-
-    Args:
-        depth: the message.
-        intrinsics: of the colour camera.
-        topic: where the message came from, for error messages.
-        frame_id: of the colour camera; default: the message's.
-
-    Raises:
-        FrameError: an image that cannot be read, or not of the size of the intrinsics.
-    """
-    metres = depth_from_msg(depth, topic)
-    return RgbdFrame(
-        rgb=grey_picture(metres),
+        rgb=grey_picture(metres) if rgb is None else rgb,
         depth=metres,
         intrinsics=intrinsics,
-        stamp_ns=stamp_to_ns(depth.header.stamp),
-        frame_id=frame_id or depth.header.frame_id,
+        stamp_ns=stamp_to_ns(headers[0].stamp),
+        frame_id=frame_id or headers[0].frame_id,
     )
 
 

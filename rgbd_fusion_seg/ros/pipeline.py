@@ -20,12 +20,7 @@ from rgbd_fusion_seg.image_decoding import intrinsics_from_info, stamp_to_ns
 from rgbd_fusion_seg.plausibility import FloorGuess, camera_fault, height_fault
 from rgbd_fusion_seg.ros.camera_pose import CameraPose, FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
-from rgbd_fusion_seg.ros.images import (
-    frame_from_color,
-    frame_from_depth,
-    frame_from_msgs,
-    info_from_intrinsics,
-)
+from rgbd_fusion_seg.ros.images import frame_from_msgs, info_from_intrinsics
 from rgbd_fusion_seg.ros.parameters import SegmentationConfig
 from rgbd_fusion_seg.ros.publishers import SegmentationPublishers
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -183,7 +178,17 @@ class PairProcessor:
         calibration = self._calibration(pair)
         if calibration is None:
             return None, None
-        return calibration, self._frame(pair, calibration.intrinsics)
+        if pair.color is not None:
+            self._color_frame_id = pair.color.header.frame_id
+        frame = frame_from_msgs(
+            pair.color,
+            pair.depth,
+            calibration.intrinsics,
+            topics=(self._topics.color, self._topics.depth),
+            require_same_frame=self._config.camera.require_same_frame,
+            frame_id=self._color_frame_id,
+        )
+        return calibration, frame
 
     def _seen_alone(self, pair: Pair) -> Pair | None:
         """Return a pair without the image that the network does not see; None if it needs both."""
@@ -200,22 +205,6 @@ class PairProcessor:
         if alone.color is None:
             answers = 'depth alone and go on, but pictures are grey'
         self._health.complain('unseen sensor', f'{error}; labels rest on {answers}')
-
-    def _frame(self, pair: Pair, intrinsics: Intrinsics) -> RgbdFrame:
-        if pair.color is None:
-            return frame_from_depth(
-                pair.depth, intrinsics, self._topics.depth, self._color_frame_id
-            )
-        self._color_frame_id = pair.color.header.frame_id
-        if pair.depth is None:
-            return frame_from_color(pair.color, intrinsics, self._topics.color)
-        return frame_from_msgs(
-            pair.color,
-            pair.depth,
-            intrinsics,
-            topics=(self._topics.color, self._topics.depth),
-            require_same_frame=self._config.camera.require_same_frame,
-        )
 
     def _pose(self, frame: RgbdFrame) -> CameraPose:
         """Return what is known of the camera's pose; it matters to HHA alone."""

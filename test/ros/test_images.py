@@ -24,7 +24,6 @@ from rgbd_fusion_seg.ros import images
 from rgbd_fusion_seg.ros.images import (
     color_from_msg,
     depth_from_msg,
-    frame_from_depth,
     frame_from_msgs,
     info_from_intrinsics,
     msg_from_array,
@@ -208,7 +207,7 @@ def test_a_frame_of_depth_alone_is_in_that_of_colour_where_it_is_known(given, fo
     _, depth = pair(data=struct.pack('<24H', *range(24)))
     depth.header.frame_id = 'depth'
     depth.header.stamp.sec = 9
-    frame = frame_from_depth(depth, INTRINSICS, frame_id=given)
+    frame = frame_from_msgs(None, depth, INTRINSICS, frame_id=given)
     assert (frame.stamp_ns, frame.frame_id) == (9_000_000_000, found)
     assert frame.depth[2, 3] == pytest.approx(0.015)
 
