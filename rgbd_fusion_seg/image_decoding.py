@@ -41,32 +41,23 @@ COLOUR_ENCODINGS = ('rgb8', *_TO_RGB)
 """Encodings that :func:`to_rgb` accepts."""
 
 
-def decode_image(
-    data: Any,
-    height: int,
-    width: int,
-    encoding: str,
-    step: int,
-    is_bigendian: bool | int,
-    what: str = 'image',
-) -> np.ndarray:
-    """View a raw image buffer as an array, without a copy unless the bytes must be swapped.
+def decode_image(message: Any, what: str = 'image') -> np.ndarray:
+    """View the pixels of an image message, without a copy unless the bytes must be swapped.
 
     Args:
-        data: bytes-like object: ``bytes``, ``array.array('B')``, ``memoryview``, uint8 array.
-        height, width: size in pixels.
-        encoding: one of :data:`LAYOUTS`.
-        step: bytes from the start of one row to the start of the next.
-        is_bigendian: byte order of elements wider than one byte.
+        message: a ``sensor_msgs/Image`` or any object with the same fields, of an encoding of
+            :data:`LAYOUTS`; its data any bytes-like object.
         what: name of the image in error messages, such as a topic.
 
     Returns:
         (H, W) or (H, W, C) array of the encoding's element type in native byte order. It shares
-        memory with ``data`` and its rows may be padded: copy before changing or keeping it.
+        memory with the message and its rows may be padded: copy before changing or keeping it.
 
     Raises:
         FrameError: unknown encoding, zero size, a step too small for a row, truncated data.
     """
+    encoding, step = message.encoding, message.step
+    height, width = message.height, message.width
     if encoding not in LAYOUTS:
         raise FrameError(
             f'{what} has the encoding {encoding!r}, which is not supported; '
@@ -82,7 +73,7 @@ def decode_image(
             f'{what} has a step of {step} bytes, but {width} pixels of {encoding} take '
             f'{row_bytes}; fix the publisher of this image'
         )
-    view = memoryview(data).cast('B')
+    view = memoryview(message.data).cast('B')
     # The padding of the last row may be missing; no pixel is lost by that.
     needed = (height - 1) * step + row_bytes
     if view.nbytes < needed:
@@ -94,7 +85,7 @@ def decode_image(
     strides: tuple[int, ...] = (step, channels * dtype.itemsize)
     if channels > 1:
         shape, strides = (*shape, channels), (*strides, dtype.itemsize)
-    stored = dtype.newbyteorder('>' if is_bigendian else '<')
+    stored = dtype.newbyteorder('>' if message.is_bigendian else '<')
     array = np.ndarray(shape, stored, view, strides=strides)
     return array if stored.isnative else array.astype(dtype)
 

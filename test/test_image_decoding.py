@@ -41,6 +41,17 @@ def buffer(image: np.ndarray, step: int, big: bool) -> bytes:
     return bytes(out)
 
 
+def message(data, height, width, encoding, step, is_bigendian=False) -> SimpleNamespace:
+    return SimpleNamespace(
+        data=data,
+        height=height,
+        width=width,
+        encoding=encoding,
+        step=step,
+        is_bigendian=is_bigendian,
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     encoding=st.sampled_from(sorted(LAYOUTS)),
@@ -53,9 +64,7 @@ def buffer(image: np.ndarray, step: int, big: bool) -> bytes:
 def test_every_layout(encoding, height, width, padding, big, seed):
     image = pixels(encoding, height, width, seed)
     step = image[0].nbytes + padding
-    decoded = decode_image(
-        buffer(image, step, big), height, width, encoding, step, is_bigendian=big
-    )
+    decoded = decode_image(message(buffer(image, step, big), height, width, encoding, step, big))
     assert decoded.dtype == image.dtype
     assert decoded.dtype.isnative
     np.testing.assert_array_equal(decoded, image)
@@ -65,24 +74,24 @@ def test_every_layout(encoding, height, width, padding, big, seed):
 def test_buffer_types(wrap):
     image = pixels('bgr8', 4, 5)
     data = wrap(image.tobytes())
-    np.testing.assert_array_equal(decode_image(data, 4, 5, 'bgr8', 15, 0), image)
+    np.testing.assert_array_equal(decode_image(message(data, 4, 5, 'bgr8', 15)), image)
 
 
 def test_no_copy_of_native_images():
     data = np.zeros(4 * 20, np.uint8)
     for encoding in ('rgb8', 'mono8', '16UC1', '32FC1'):
-        decoded = decode_image(data, 4, 5, encoding, 20, is_bigendian=False)
+        decoded = decode_image(message(data, 4, 5, encoding, 20))
         assert np.shares_memory(decoded, data), encoding
 
 
 def test_last_row_may_lack_its_padding():
     image = pixels('16UC1', 3, 5)
     data = buffer(image, 13, False)[:-3]
-    np.testing.assert_array_equal(decode_image(data, 3, 5, '16UC1', 13, 0), image)
+    np.testing.assert_array_equal(decode_image(message(data, 3, 5, '16UC1', 13)), image)
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('change', 'complaint'),
     [
         ({'encoding': 'yuv422'}, "depth has the encoding 'yuv422'.*rgb8"),
         ({'height': 0}, 'depth has no pixels: its size is 5x0'),
@@ -93,17 +102,11 @@ def test_last_row_may_lack_its_padding():
         ({'data': bytes(39)}, 'truncated.*40 bytes.*has 39'),
     ],
 )
-def test_refusals(change, message):
-    arguments = {
-        'data': bytes(40),
-        'height': 4,
-        'width': 5,
-        'encoding': '16UC1',
-        'step': 10,
-        'is_bigendian': 0,
-    }
-    with pytest.raises(FrameError, match=message):
-        decode_image(**{**arguments, **change}, what='depth')
+def test_refusals(change, complaint):
+    image = message(bytes(40), 4, 5, '16UC1', 10)
+    vars(image).update(change)
+    with pytest.raises(FrameError, match=complaint):
+        decode_image(image, 'depth')
 
 
 def test_to_rgb_of_a_known_colour():
@@ -129,7 +132,7 @@ def test_to_rgb_of_a_known_colour():
 
 def test_to_rgb_of_padded_rows():
     image = pixels('bgr8', 4, 5)
-    padded = decode_image(buffer(image, 19, False), 4, 5, 'bgr8', 19, 0)
+    padded = decode_image(message(buffer(image, 19, False), 4, 5, 'bgr8', 19))
     np.testing.assert_array_equal(to_rgb(padded, 'bgr8'), cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     assert to_rgb(padded, 'rgb8').flags.c_contiguous
 

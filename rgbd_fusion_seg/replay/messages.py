@@ -35,7 +35,7 @@ def color_from_message(message: Any, topic: str) -> np.ndarray:
         FrameError: an unknown encoding, damaged or truncated data.
     """
     if hasattr(message, 'encoding'):
-        return to_rgb(_raw(message, topic), message.encoding, topic)
+        return to_rgb(decode_image(message, topic), message.encoding, topic)
     if 'compresseddepth' in message.format.lower():
         raise FrameError(f'{topic} holds compressed depth, not colour; name the colour topic')
     return cv2.cvtColor(_imdecode(message.data, AS_STORED, topic), cv2.COLOR_BGR2RGB)
@@ -51,7 +51,7 @@ def depth_from_message(message: Any, topic: str) -> np.ndarray:
         FrameError: an unknown encoding or compression, damaged or truncated data.
     """
     if hasattr(message, 'encoding'):
-        image = np.ascontiguousarray(_raw(message, topic))
+        image = np.ascontiguousarray(decode_image(message, topic))
         return depth_to_metres(image, message.encoding)
     kind = message.format.lower()
     if 'rvl' in kind:
@@ -85,19 +85,7 @@ def labels_from_message(message: Any, topic: str) -> np.ndarray:
             f'{topic} has the encoding {message.encoding!r}, which holds no class ids; name a '
             f'topic with one of {", ".join(LABEL_ENCODINGS)}'
         )
-    return np.ascontiguousarray(_raw(message, topic))
-
-
-def _raw(message: Any, topic: str) -> np.ndarray:
-    return decode_image(
-        message.data,
-        message.height,
-        message.width,
-        message.encoding,
-        message.step,
-        message.is_bigendian,
-        topic,
-    )
+    return np.ascontiguousarray(decode_image(message, topic))
 
 
 def _sixteen_bits(data: np.ndarray, topic: str) -> np.ndarray:

@@ -53,7 +53,7 @@ def color_from_msg(msg: Image, topic: str = 'colour image') -> np.ndarray:
         FrameError: zero size, truncated data, an encoding nobody here can read.
     """
     if msg.encoding in COLOUR_ENCODINGS:
-        return to_rgb(_decode(msg, topic), msg.encoding, topic)
+        return to_rgb(decode_image(msg, topic), msg.encoding, topic)
     converted = _cv_bridge_convert(msg, 'rgb8', topic, COLOUR_ENCODINGS)
     return np.ascontiguousarray(converted)
 
@@ -76,7 +76,7 @@ def depth_from_msg(msg: Image, topic: str = 'depth image') -> np.ndarray:
     if msg.encoding in DEPTH_ENCODINGS:
         # Contiguous, because compiled kernels specialise on the memory layout: the first padded
         # image would cost a compilation in the middle of a run.
-        return depth_to_metres(np.ascontiguousarray(_decode(msg, topic)), msg.encoding)
+        return depth_to_metres(np.ascontiguousarray(decode_image(msg, topic)), msg.encoding)
     # cv_bridge would turn any number of one channel into a float, whatever its unit.
     if msg.encoding != '64FC1':
         raise _unknown_encoding(msg, topic, DEPTH_ENCODINGS)
@@ -181,12 +181,6 @@ def info_from_intrinsics(intrinsics: Intrinsics, header: Header) -> CameraInfo:
     info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
     info.p = [i.fx, 0.0, i.cx, 0.0, 0.0, i.fy, i.cy, 0.0, 0.0, 0.0, 1.0, 0.0]
     return info
-
-
-def _decode(msg: Image, topic: str) -> np.ndarray:
-    return decode_image(
-        msg.data, msg.height, msg.width, msg.encoding, msg.step, msg.is_bigendian, topic
-    )
 
 
 def _cv_bridge_convert(

@@ -29,10 +29,11 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from rgbd_fusion_seg.errors import FrameError, RgbdFusionSegError
-from rgbd_fusion_seg.image_decoding import decode_image, stamp_to_ns
+from rgbd_fusion_seg.errors import RgbdFusionSegError
+from rgbd_fusion_seg.image_decoding import stamp_to_ns
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
+from rgbd_fusion_seg.replay.messages import labels_from_message
 from rgbd_fusion_seg.replay.pictures import depth_picture, write_image
 from rgbd_fusion_seg.ros.images import color_from_msg, depth_from_msg
 from rgbd_fusion_seg.ros.parameters import unknown_parameters
@@ -145,7 +146,7 @@ class Recorder(Node):
         if len(self._moments) > _WAITING:
             self._moments.popitem(last=False)
         if kind in ('mask', 'truth'):
-            moment[kind] = _labels(message, kind)
+            moment[kind] = labels_from_message(message, kind)
             self._has_truth |= kind == 'truth'
         elif kind == 'depth':
             # Depth is picked, not averaged: between two surfaces there is none.
@@ -262,14 +263,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--num-classes', type=int, default=40, help='classes of the network')
     parser.add_argument('--quiet', action='store_true', help='no progress bar')
     return parser
-
-
-def _labels(message: Image, what: str) -> np.ndarray:
-    if message.encoding != 'mono8':
-        raise FrameError(f'the {what} must be mono8, it is {message.encoding!r}')
-    return decode_image(
-        message.data, message.height, message.width, 'mono8', message.step, False, what
-    )
 
 
 def _thumbnail(image: np.ndarray, interpolation: int) -> np.ndarray:
