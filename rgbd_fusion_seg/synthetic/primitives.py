@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partialmethod
 
 import numpy as np
 
@@ -118,8 +119,9 @@ class Assembly:
         """Height in metres with whatever stands on top."""
         return max(float(p.bounds()[1][2]) for p in self.primitives)
 
-    def box(
+    def solid(
         self,
+        shape: Shape,
         label: str,
         position: tuple[float, float, float],
         size: tuple[float, float, float],
@@ -129,42 +131,30 @@ class Assembly:
         yaw: float = 0.0,
         tilt: float = 0.0,
     ) -> None:
-        """Add a box of ``size`` (x, y, z) whose bottom centre is ``position``.
+        """Add a solid; :meth:`box`, :meth:`cylinder` and :meth:`ellipsoid` name its shape.
 
         Args:
+            shape: which solid.
             label: NYU40 class.
-            position, size: metres.
+            position: of its bottom centre, in metres.
+            size: along x, y and z in metres; of round solids the diameters.
             material: of all faces, but
             front: of the face towards +y.
-            yaw, tilt: turn about the vertical, then about the box's own x, in radians.
+            yaw, tilt: turn about the vertical, then about the solid's own x, in radians.
         """
-        self._add(Shape.BOX, label, position, size, material, front, yaw, tilt)
+        half = np.maximum(np.asarray(size, dtype=np.float64), 1e-3) / 2
+        center = np.array([position[0], position[1], position[2] + half[2]])
+        rotation = rotation_about(2, yaw) @ rotation_about(0, tilt)
+        materials = [material] * 6
+        if front is not None:
+            materials[3] = front
+        self.primitives.append(
+            Primitive(shape, center, half, rotation, (LABEL[label],) * 6, tuple(materials))
+        )
 
-    def cylinder(
-        self,
-        label: str,
-        position: tuple[float, float, float],
-        size: tuple[float, float, float],
-        material: Material,
-        *,
-        yaw: float = 0.0,
-        tilt: float = 0.0,
-    ) -> None:
-        """Add an upright cylinder; ``size`` is two diameters and the height."""
-        self._add(Shape.CYLINDER, label, position, size, material, None, yaw, tilt)
-
-    def ellipsoid(
-        self,
-        label: str,
-        position: tuple[float, float, float],
-        size: tuple[float, float, float],
-        material: Material,
-        *,
-        yaw: float = 0.0,
-        tilt: float = 0.0,
-    ) -> None:
-        """Add an ellipsoid; ``size`` is its three diameters, ``position`` its lowest point."""
-        self._add(Shape.ELLIPSOID, label, position, size, material, None, yaw, tilt)
+    box = partialmethod(solid, Shape.BOX)
+    cylinder = partialmethod(solid, Shape.CYLINDER)
+    ellipsoid = partialmethod(solid, Shape.ELLIPSOID)
 
     def add(self, part: Assembly, position: tuple[float, float, float], yaw: float = 0.0) -> None:
         """Add all of another assembly, turned by ``yaw`` radians, standing on ``position``."""
@@ -177,24 +167,3 @@ class Assembly:
             replace(p, center=turn @ p.center + position, rotation=turn @ p.rotation)
             for p in self.primitives
         ]
-
-    def _add(
-        self,
-        shape: Shape,
-        label: str,
-        position: tuple[float, float, float],
-        size: tuple[float, float, float],
-        material: Material,
-        front: Material | None,
-        yaw: float,
-        tilt: float,
-    ) -> None:
-        half = np.maximum(np.asarray(size, dtype=np.float64), 1e-3) / 2
-        center = np.array([position[0], position[1], position[2] + half[2]])
-        rotation = rotation_about(2, yaw) @ rotation_about(0, tilt)
-        materials = [material] * 6
-        if front is not None:
-            materials[3] = front
-        self.primitives.append(
-            Primitive(shape, center, half, rotation, (LABEL[label],) * 6, tuple(materials))
-        )
