@@ -8,16 +8,10 @@ from functools import partialmethod
 
 import numpy as np
 
-NYU40 = (
-    'wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 'window', 'bookshelf',
-    'picture', 'counter', 'blinds', 'desk', 'shelves', 'curtain', 'dresser', 'pillow', 'mirror',
-    'floor mat', 'clothes', 'ceiling', 'books', 'refridgerator', 'television', 'paper', 'towel',
-    'shower curtain', 'box', 'whiteboard', 'person', 'night stand', 'toilet', 'sink', 'lamp',
-    'bathtub', 'bag', 'otherstructure', 'otherfurniture', 'otherprop',
-)  # fmt: skip
-"""Class names of NYUv2's 40-class task; a label is the index here (Gupta et al., CVPR 2013)."""
+from rgbd_fusion_seg.palette import NYU40_CLASSES
 
-LABEL = {name: index for index, name in enumerate(NYU40)}
+LABEL = {name: index for index, name in enumerate(NYU40_CLASSES)}
+"""Class name of NYUv2's 40-class task (Gupta et al., CVPR 2013) -> label."""
 
 
 class Shape(IntEnum):

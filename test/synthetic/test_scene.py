@@ -9,9 +9,10 @@ import pytest
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.synthetic import furniture, objects, wet_rooms
 from rgbd_fusion_seg.synthetic.layout import KINDS
-from rgbd_fusion_seg.synthetic.primitives import LABEL, NYU40, Primitive, Shape
+from rgbd_fusion_seg.synthetic.primitives import LABEL, Primitive, Shape
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room
 from rgbd_fusion_seg.synthetic.trajectory import CLEARANCE_M, camera_pose
 
@@ -84,7 +85,7 @@ def test_depth_is_the_first_surface_along_the_ray(seed):
     for solid in room.primitives:
         before = implicit(solid, along.reshape(-1, 3)).reshape(150, -1)
         # starts outside and never enters; a thin solid may be missed, a thick one not
-        assert (before > -1e-6).all(), f'{NYU40[solid.labels[0]]} is nearer than the depth'
+        assert (before > -1e-6).all(), f'{NYU40_CLASSES[solid.labels[0]]} is nearer than the depth'
         gap = np.abs(implicit(solid, end)) * solid.half.min()
         label[gap < nearest] = solid.labels[0]
         nearest = np.minimum(nearest, gap)

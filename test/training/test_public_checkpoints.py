@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tf_checkpoints import write_tf_checkpoint
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.synthetic.primitives import NYU40 as NYU40_CLASSES
+from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.training.__main__ import main
 from rgbd_fusion_seg.training.checkpoints import from_public, load_checkpoint
 from rgbd_fusion_seg.training.datasets.cityscapes_classes import CITYSCAPES19
