@@ -17,7 +17,7 @@ from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.preprocess import network_inputs
 from rgbd_fusion_seg.replay.calibration import Calibration
-from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
+from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.timing import percentiles_ms
 
@@ -62,7 +62,7 @@ def check_engine(
             source,
             calibration=calibration,
             depth_scale_m=depth_scale_m,
-            only=sole_sensor(bundle),
+            only=bundle.sole_sensor,
         )
         frames, which, _ = recorded_frames(recording, source, num_frames)
     measured = read_card(path)

@@ -41,12 +41,12 @@ def _build_engine(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.engine.engine_files import read_card
     from rgbd_fusion_seg.engine_building.build_options import BuildOptions
     from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
-    from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
+    from rgbd_fusion_seg.replay.segment import open_source
 
     bundle, sizes = load_bundle(options.bundle), tuple(options.sizes or ())
     camera = _camera(options)
     if options.frames is not None:  # what cannot be is told before the work
-        open_source(options.frames, only=sole_sensor(bundle), **camera)
+        open_source(options.frames, only=bundle.sole_sensor, **camera)
     fuses = options.fuse_postprocess or options.fuse_hha
     if options.frame_size and not fuses:
         raise InputError('--frame-size belongs to --fuse-postprocess and --fuse-hha; add one')
@@ -151,7 +151,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg import kernels
     from rgbd_fusion_seg.benchmark import compare, report
     from rgbd_fusion_seg.bundle import load_bundle
-    from rgbd_fusion_seg.replay.segment import open_source, sole_sensor
+    from rgbd_fusion_seg.replay.segment import open_source
 
     camera = _camera(options)
     bundle = load_bundle(options.bundle)
@@ -162,7 +162,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         report.check_writable(options.json)
     kernels.warm_up()
     if options.frames is not None:
-        source = open_source(options.frames, only=sole_sensor(bundle), **camera)
+        source = open_source(options.frames, only=bundle.sole_sensor, **camera)
         frames = compare.recorded_frames(source, options.frames, options.max_frames)
     else:
         tell('no --frames were given: the engines are compared on synthetic rooms')

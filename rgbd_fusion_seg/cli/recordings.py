@@ -35,12 +35,7 @@ def _segment(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.bundle import load_bundle
     from rgbd_fusion_seg.replay.calibration import parse_calibration
     from rgbd_fusion_seg.replay.report import table_text
-    from rgbd_fusion_seg.replay.segment import (
-        open_source,
-        open_truth,
-        segment_recording,
-        sole_sensor,
-    )
+    from rgbd_fusion_seg.replay.segment import open_source, open_truth, segment_recording
     from rgbd_fusion_seg.replay.topics import BagTopics
     from rgbd_fusion_seg.segmenter import Segmenter
 
@@ -54,7 +49,7 @@ def _segment(options: argparse.Namespace) -> int:
         calibration=calibration,
         depth_scale_m=options.depth_scale,
         topics=topics,
-        only=sole_sensor(bundle, options.only),
+        only=options.only or bundle.sole_sensor,
     )
     with open_truth(source, options.truth, options.truth_topic, options.max_frames) as truth:
         tell('loading kernels (compiled once per installation, which takes up to a minute)')

@@ -95,8 +95,8 @@ def open_source(
         calibration: of the colour camera, instead of what was recorded.
         depth_scale_m: metres per unit of the depth images of a folder; default: 0.001.
         topics: of a bag, found by type and name where not given.
-        only: the sensor that frames will be labelled from, 'rgb' or 'depth', see `sole_sensor`;
-            the recording may lack the other one then. Default: both.
+        only: the sensor that frames will be labelled from, 'rgb' or 'depth', as a bundle's
+            `sole_sensor`; the recording may lack the other one then. Default: both.
 
     Raises:
         InputError: neither, or one that cannot be used.
@@ -111,16 +111,6 @@ def open_source(
         raise InputError(f'{path} is a folder of images, which has no topics')
     scale_m = DEPTH_SCALE_M if depth_scale_m is None else depth_scale_m
     return FolderFrames(path, calibration=calibration, depth_scale_m=scale_m, only=only)
-
-
-def sole_sensor(bundle: ModelBundle, only: str = '') -> str:
-    """Return the one sensor that a bundle's labels come from, of `frame.SENSORS`, or empty: both.
-
-    Args:
-        bundle: one that sees one sensor is never given both.
-        only: the sensor that was asked for, empty where none was.
-    """
-    return only or bundle.sole_sensor
 
 
 @contextmanager
@@ -216,8 +206,8 @@ class _Doubts:
     Args:
         source: of the frames.
         bundle: what will label them.
-        only: the sensor that it is asked to label from, see `sole_sensor`; colour alone needs
-            neither depth nor calibration.
+        only: the sensor that it is asked to label from; colour alone needs neither depth nor
+            calibration.
         gravity, camera_height: that were given, if any.
     """
 
@@ -230,7 +220,7 @@ class _Doubts:
         camera_height: float | None,
     ) -> None:
         self._range_m, self._told = bundle.depth_range_m, set[str]()
-        self._sees_depth = sole_sensor(bundle, only) != 'rgb'
+        self._sees_depth = (only or bundle.sole_sensor) != 'rgb'
         self._gravity, guesses = gravity, bundle.hha is not None and camera_height is None
         self._floor_guess = FloorGuess() if guesses else None
         self._units = (
