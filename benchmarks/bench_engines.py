@@ -35,7 +35,6 @@ from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.engine import open_engine
 from rgbd_fusion_seg.engine.onnxruntime import SPIN_US
 from rgbd_fusion_seg.hardware import usable_cores
-from rgbd_fusion_seg.replay.segment import open_source
 
 HERE = Path(__file__).resolve().parent
 ITERATIONS = 40_000_000
@@ -58,10 +57,7 @@ def main() -> None:
     result: dict[str, Any] = {'bundle': bundle.name, 'clock': options.clock}
     result['share_of_peak'] = share_of_peak(bundle, options.repeats, CLOCKS[options.clock])
     kernels.warm_up()
-    if options.frames is None:
-        frames = compare.synthetic_frames(8)
-    else:
-        frames = compare.recorded_frames(open_source(options.frames), options.frames, 20)
+    frames = compare.frames_of(options.frames, 20 if options.frames else 8)
     settings = BenchmarkOptions((), options.repeats, options.load, tuple(contenders()))
     result['settings'] = compare.compare(bundle, frames, settings, progress=True)
     print(report.table(result['settings']))

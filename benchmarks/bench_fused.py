@@ -28,12 +28,11 @@ import measure
 import numpy as np
 
 from rgbd_fusion_seg import kernels
-from rgbd_fusion_seg.benchmark.compare import recorded_frames, synthetic_frames
+from rgbd_fusion_seg.benchmark.compare import frames_of
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.engine_building.fused_graph import fuse, fused_folder
 from rgbd_fusion_seg.errors import BundleError, EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
-from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 
 
@@ -51,7 +50,7 @@ def main() -> None:
     name = 'fused.json' if by_default else f'fused_{arguments.backend}.json'
     out = arguments.out or measure.OUTPUT / name
     kernels.warm_up()
-    frames, source = frames_from(arguments.frames, arguments.count)
+    frames, source, _ = frames_of(arguments.frames, arguments.count)
     height, width = frames[0].depth.shape
     base = load_bundle(arguments.bundle)
     with ExitStack() as stack:
@@ -78,15 +77,6 @@ def main() -> None:
     measure.write(out, result)
     show(result)
     sys.stdout.write(f'wrote {out}\n')
-
-
-def frames_from(path: Path | None, count: int) -> tuple[list[RgbdFrame], str]:
-    """Return frames of a recording or of synthetic rooms, and what they are."""
-    if path is None:
-        found = synthetic_frames(count)
-    else:
-        found = recorded_frames(open_source(path), path, count)
-    return found.frames, found.source
 
 
 def bundles(

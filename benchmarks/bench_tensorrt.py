@@ -23,14 +23,13 @@ from typing import Any
 import measure
 import numpy as np
 
-from rgbd_fusion_seg.benchmark.compare import recorded_frames, synthetic_frames
+from rgbd_fusion_seg.benchmark.compare import frames_of
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.engine.cuda import find_device
 from rgbd_fusion_seg.engine.engine_choice import PRECISIONS
 from rgbd_fusion_seg.engine.tensorrt import TensorRtEngine, open_engine
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
-from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 
 LIMITS = {'graph over kernels': 1.05, 'outside the engine': 0.15}
@@ -52,11 +51,7 @@ def main() -> None:
     except EngineError as error:
         sys.stdout.write(f'nothing is measured: {error}\n')
         return
-    if options.frames is None:
-        frames, source = synthetic_frames(8).frames, 'synthetic rooms'
-    else:
-        frames = recorded_frames(open_source(options.frames), options.frames, 8).frames
-        source = str(options.frames)
+    frames, source, _ = frames_of(options.frames, 8)
     engines = {name: inside(bundle, name, options.repeats) for name in found}
     frame = whole_frames(bundle, found, frames, options.repeats)
     result: dict[str, Any] = {

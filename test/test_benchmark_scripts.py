@@ -53,7 +53,7 @@ def run_fused(script, monkeypatch, bundle: Path, out: Path, refused: str) -> Non
     fused = script('bench_fused')
     camera = Intrinsics.of_some_camera(64, 48)
     frame = RgbdFrame(np.full((48, 64, 3), 90, np.uint8), np.ones((48, 64), np.float32), camera)
-    monkeypatch.setattr(fused, 'frames_from', lambda *_: ([frame], 'a wall'))
+    monkeypatch.setattr(fused, 'frames_of', lambda *_: ([frame], 'a wall', False))
     opens = fused.Segmenter
 
     def refuse(bundle, backend):
@@ -127,7 +127,7 @@ def test_a_graph_is_held_against_its_kernels_alone(
     monkeypatch.setattr(benchmark, 'whole_frames', lambda *_: frame)
     monkeypatch.setattr(benchmark, 'find_device', lambda: 'a GPU')
     monkeypatch.setattr(benchmark, 'precisions', lambda _: ['fp16'])
-    monkeypatch.setattr(benchmark, 'synthetic_frames', lambda _: SimpleNamespace(frames=[]))
+    monkeypatch.setattr(benchmark, 'frames_of', lambda *_: ([], 'none', False))
     out = tmp_path / 'tensorrt.json'
     monkeypatch.setattr(sys, 'argv', ['bench', '--bundle', str(tiny_bundle), '--out', str(out)])
     benchmark.main()

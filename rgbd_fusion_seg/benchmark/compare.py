@@ -28,7 +28,7 @@ from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.hardware import hardware
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.pictures import evenly
-from rgbd_fusion_seg.replay.segment import FrameSource
+from rgbd_fusion_seg.replay.segment import FrameSource, open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.timing import in_turn, percentiles_ms
 
@@ -70,6 +70,26 @@ class Frames(NamedTuple):
     frames: list[RgbdFrame]
     source: str
     real: bool
+
+
+def frames_of(
+    path: Path | None, count: int, bundle: ModelBundle | None = None, **camera: Any
+) -> Frames:
+    """Return frames from all over a recording or, without one, views of synthetic rooms.
+
+    Args:
+        path: folder or bag, as of ``rgbd-fusion-seg segment``.
+        count: of frames, at most.
+        bundle: what will label them, if they are to suit it.
+        camera: calibration and depth scale of the recording, as of `open_source`.
+
+    Raises:
+        InputError: a recording that cannot be used.
+    """
+    if path is None:
+        return synthetic_frames(count, bundle)
+    source = open_source(path, only=bundle.sole_sensor if bundle else '', **camera)
+    return recorded_frames(source, path, count)
 
 
 def recorded_frames(source: FrameSource, path: Path, count: int) -> Frames:

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from rgbd_fusion_seg.benchmark.compare import label_agreement, recorded_frames, synthetic_frames
+from rgbd_fusion_seg.benchmark.compare import frames_of, label_agreement
 from rgbd_fusion_seg.bundle import ModelBundle
 from rgbd_fusion_seg.engine.engine_files import EngineCard, build_lock, read_card, write_card
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.preprocess import network_inputs
-from rgbd_fusion_seg.replay.calibration import Calibration
-from rgbd_fusion_seg.replay.segment import open_source
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.timing import percentiles_ms
 
@@ -33,8 +31,7 @@ def check_engine(
     source: Path | None = None,
     num_frames: int = 8,
     repeats: int = 100,
-    calibration: Calibration | None = None,
-    depth_scale_m: float | None = None,
+    **camera: Any,
 ) -> EngineCard:
     """Run a TensorRT engine on frames, and note on its card how it did.
 
@@ -44,7 +41,7 @@ def check_engine(
         source: a recording, as of ``rgbd-fusion-seg segment``; default: synthetic rooms.
         num_frames: to compare, spread over the recording.
         repeats: inferences to time.
-        calibration, depth_scale_m: of the recording, as of `open_source`.
+        camera: calibration and depth scale of the recording, as of `open_source`.
 
     Returns:
         The card with its new entries.
@@ -55,16 +52,7 @@ def check_engine(
         InputError: a recording that cannot be used.
         FrameError: frames of another size than a fused bundle takes.
     """
-    if source is None:
-        frames, which, _ = synthetic_frames(num_frames, bundle)
-    else:
-        recording = open_source(
-            source,
-            calibration=calibration,
-            depth_scale_m=depth_scale_m,
-            only=bundle.sole_sensor,
-        )
-        frames, which, _ = recorded_frames(recording, source, num_frames)
+    frames, which, _ = frames_of(source, num_frames, bundle, **camera)
     measured = read_card(path)
     with (
         Segmenter(bundle, 'tensorrt', engine_file=str(path)) as engine,

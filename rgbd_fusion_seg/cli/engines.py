@@ -151,7 +151,6 @@ def _benchmark(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg import kernels
     from rgbd_fusion_seg.benchmark import compare, report
     from rgbd_fusion_seg.bundle import load_bundle
-    from rgbd_fusion_seg.replay.segment import open_source
 
     camera = _camera(options)
     bundle = load_bundle(options.bundle)
@@ -161,12 +160,11 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.json is not None:
         report.check_writable(options.json)
     kernels.warm_up()
-    if options.frames is not None:
-        source = open_source(options.frames, only=bundle.sole_sensor, **camera)
-        frames = compare.recorded_frames(source, options.frames, options.max_frames)
-    else:
+    most = options.max_frames
+    if options.frames is None:
         tell('no --frames were given: the engines are compared on synthetic rooms')
-        frames = compare.synthetic_frames(min(options.max_frames, SYNTHETIC_FRAMES), bundle)
+        most = min(most, SYNTHETIC_FRAMES)
+    frames = compare.frames_of(options.frames, most, bundle, **camera)
     what = compare.BenchmarkOptions(tuple(options.backends), options.repeats, options.load)
     result = compare.compare(bundle, frames, what, progress=True)
     print(report.table(result))
