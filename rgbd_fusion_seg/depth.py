@@ -54,18 +54,17 @@ def has_readings(depth: np.ndarray) -> bool:
     return bool(valid_mask(depth[::8, ::8]).any() or valid_mask(depth).any())
 
 
-def grey_picture(depth: np.ndarray, far_m: float = 6.0) -> np.ndarray:
+def grey_picture(depth: np.ndarray) -> np.ndarray:
     """Return a grey picture of depth, for people: near is bright, no reading is black.
 
     Args:
-        depth: float32 (H, W) metres.
-        far_m: distance from which on everything is equally dark.
+        depth: float32 (H, W) metres; from 6 m on everything is equally dark.
 
     Returns:
         uint8 (H, W, 3).
     """
     valid = valid_mask(depth)
-    shade = 255 - 215 * np.minimum(np.where(valid, depth, 0) / np.float32(far_m), 1)
+    shade = 255 - 215 * np.minimum(np.where(valid, depth, 0) / np.float32(6), 1)
     return np.repeat(np.where(valid, shade, 0).astype(np.uint8)[..., None], 3, axis=2)
 
 

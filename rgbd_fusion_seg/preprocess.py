@@ -155,15 +155,12 @@ def depth_tensor(
     return out
 
 
-def network_inputs(
-    frame: RgbdFrame, inputs: Mapping[str, TensorInput], gravity: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
+def network_inputs(frame: RgbdFrame, inputs: Mapping[str, TensorInput]) -> dict[str, np.ndarray]:
     """Return a network's input tensors of a frame by name.
 
     Args:
         frame: colour and depth.
         inputs: those of `ModelBundle.inputs`.
-        gravity: as of :func:`hha_image`.
 
     Returns:
         float32 (1, 3, height, width) each.
@@ -173,7 +170,7 @@ def network_inputs(
         if name == 'rgb':
             tensors[name] = rgb_tensor(frame.rgb, size)
         elif name == 'hha':
-            image = hha_image(frame.depth, frame.intrinsics, size.width, size.height, gravity)
+            image = hha_image(frame.depth, frame.intrinsics, size.width, size.height)
             tensors[name] = hha_tensor(image, size)
         else:
             tensors[name] = depth_tensor(depth_image(frame.depth, size.width, size.height), size)

@@ -69,13 +69,13 @@ class Processes:
         """Return the file that holds the output of a process."""
         return self._folder / f'{name}.log'
 
-    def log_tail(self, name: str, lines: int = 15) -> str:
-        """Return the last lines that a process wrote."""
+    def log_tail(self, name: str) -> str:
+        """Return the last 15 lines that a process wrote."""
         path = self.log_path(name)
         if not path.is_file():
             return ''
         text = path.read_text(encoding='utf-8', errors='replace')
-        return '\n'.join(text.splitlines()[-lines:])
+        return '\n'.join(text.splitlines()[-15:])
 
     def end_all(self) -> None:
         """End every process: politely, then firmly, then for certain."""

@@ -144,15 +144,6 @@ def test_gravity_that_is_given_is_used():
     assert np.abs(given[100:115, 10:150, 2].astype(int) - 38).max() <= 1
 
 
-def test_inputs_of_a_frame_rest_on_the_gravity_that_is_given():
-    camera = Intrinsics(130.0, 130.0, 79.5, 59.5, 160, 120)
-    frame = RgbdFrame(random_image(120, 160), tilted_floor(camera), camera)
-    aside, plain = np.array([1.0, 0.0, 0.0]), TensorInput(60, 80, np.zeros(3), np.ones(3))
-    found = network_inputs(frame, {'hha': plain}, aside)['hha'][0].transpose(1, 2, 0)
-    assert np.array_equal(found, hha_image(frame.depth, camera, 80, 60, gravity=aside))
-    assert not np.array_equal(found, hha_image(frame.depth, camera, 80, 60))
-
-
 def test_depth_without_a_reading_still_gives_an_image():
     camera = Intrinsics(130.0, 130.0, 79.5, 59.5, 160, 120)
     for nothing in (0.0, np.nan, np.inf, -1.0):

@@ -330,7 +330,7 @@ def test_readings_are_found_wherever_they_are():
 
 def test_the_grey_picture_is_bright_where_it_is_near():
     depth = np.array([[0.5, 3.0, 6.0, 60.0, 0.0, np.nan, np.inf]], np.float32)
-    picture = grey_picture(depth, 6.0)
+    picture = grey_picture(depth)
     assert picture.shape == (1, 7, 3)
     near, middle, far, farther, *holes = picture[0, :, 0].tolist()
     assert near > middle > far == farther > 0

@@ -61,7 +61,7 @@ class BagFrames:
     """The RGB-D frames of a bag, matched by stamp, in the order of their colour images.
 
     A message that cannot be used is skipped, with one sentence in the log, and counted in
-    ``skipped``; a colour image without a depth image within the tolerance is counted in
+    ``skipped``; a colour image without a depth image near it is counted in
     ``unmatched``. Both are of the latest iteration. ``topics`` are those that are
     read, which the log tells, with those of other cameras in the bag.
 
@@ -69,7 +69,6 @@ class BagFrames:
         path: a ROS 1 ``.bag``, a rosbag2 folder, or a ``.mcap`` or ``.db3`` file.
         topics: topics to read, found by type and name where not given.
         calibration: used instead of the bag's camera info.
-        tolerance_ns: greatest difference of the stamps of colour and depth.
         only: the sensor that frames will be labelled from, 'rgb' or 'depth': there is a frame for
             each of its images then, with a partner or without, and without a calibration if it
             is 'rgb'. Default: both.
@@ -84,13 +83,12 @@ class BagFrames:
         topics: BagTopics | None = None,
         *,
         calibration: Calibration | None = None,
-        tolerance_ns: int = MATCH_TOLERANCE_NS,
         only: str = '',
     ) -> None:
         self.path = Path(path)
         self.skipped = self.unmatched = 0
         self._told = ('', '')
-        self._calibration, self._tolerance_ns, self._only = calibration, tolerance_ns, only
+        self._calibration, self._only = calibration, only
         self._storage = readable(self.path)
         wanted = topics or BagTopics()
         with open_bag(self._storage) as reader:
@@ -157,7 +155,7 @@ class BagFrames:
     def _triples(self, reader: AnyReader) -> Iterator[tuple[Any, Any, Any]]:
         """Yield a leading message, its partner (or None), and the camera info in force."""
         info = self._first_info(reader)
-        matcher = StampMatcher(self._tolerance_ns, keep_unmatched=bool(self._only))
+        matcher = StampMatcher(MATCH_TOLERANCE_NS, keep_unmatched=bool(self._only))
         for topic, message in messages_of(
             reader, self._connections(reader), self._storage, self._skip
         ):
@@ -235,7 +233,7 @@ class BagFrames:
         if not self._only:
             counts += (
                 f'{self.unmatched} without a depth image on {self._partner} within '
-                f'{self._tolerance_ns / 1e6:g} ms, '
+                f'{MATCH_TOLERANCE_NS / 1e6:g} ms, '
             )
         counts += f'{self.skipped} skipped'
         if frames == 0:

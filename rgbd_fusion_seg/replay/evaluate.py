@@ -30,19 +30,16 @@ class Scores:
     accuracy: np.ndarray = field(repr=False)
 
 
-def confusion_matrix(
-    labels: np.ndarray, truth: np.ndarray, num_classes: int, ignore: int = UNLABELLED
-) -> np.ndarray:
+def confusion_matrix(labels: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
     """Count the pixels of every pair of true and predicted class.
 
     Matrices of several images add up: score their sum, never the mean of the images' scores.
 
     Args:
         labels: integer array, predicted class ids.
-        truth: integer array of the same shape; ``ignore`` and every id of ``num_classes`` or
-            above is void and not counted.
+        truth: integer array of the same shape; 255 and all that is none of the K classes is
+            void and not counted.
         num_classes: K.
-        ignore: void label of the truth.
 
     Returns:
         int64 (K, K + 1), row = truth, column = prediction. The last column holds pixels that
@@ -60,7 +57,7 @@ def confusion_matrix(
         raise FrameError(
             f'labels and ground truth must hold integers, got {labels.dtype} and {truth.dtype}'
         )
-    counted = (truth != ignore) & (truth < num_classes) & (truth >= 0)
+    counted = (truth != UNLABELLED) & (truth < num_classes) & (truth >= 0)
     columns = num_classes + 1
     predicted = labels[counted].astype(np.int64)
     predicted[(predicted < 0) | (predicted >= num_classes)] = num_classes

@@ -175,15 +175,14 @@ def contact_sheet(
     return sheet
 
 
-def depth_picture(depth: np.ndarray, far_m: float = 6.0) -> np.ndarray:
+def depth_picture(depth: np.ndarray) -> np.ndarray:
     """Colour a depth image: uint8 (H, W, 3) RGB, near is warm, black = no reading.
 
     Args:
-        depth: float32 (H, W) metres.
-        far_m: distance of the coldest colour.
+        depth: float32 (H, W) metres; the coldest colour is that of 6 m and beyond.
     """
     valid = valid_mask(depth)
-    scaled = np.clip(np.where(valid, depth, 0) * (255 / far_m), 0, 255).astype(np.uint8)
+    scaled = np.clip(np.where(valid, depth, 0) * (255 / 6), 0, 255).astype(np.uint8)
     picture = cv2.cvtColor(cv2.applyColorMap(255 - scaled, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     picture[~valid] = 0
     return picture
@@ -208,13 +207,13 @@ def evenly(count: int, wanted: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
-def main_classes(pixels: np.ndarray, limit: int = 20, share: float = 0.002) -> np.ndarray:
+def main_classes(pixels: np.ndarray) -> np.ndarray:
     """Return the classes that a person can find in the pictures, for the legend.
+
+    At most 20, which fill a column of the legend, each with more than 0.2 % of the pixels.
 
     Args:
         pixels: (K,) pixels of each class.
-        limit: most classes to return; 20 fill one column of the legend.
-        share: classes with a smaller share of all pixels are left out.
     """
-    most = np.argsort(pixels)[::-1][:limit]
-    return np.sort(most[pixels[most] > share * pixels.sum()])
+    most = np.argsort(pixels)[::-1][:20]
+    return np.sort(most[pixels[most] > 0.002 * pixels.sum()])

@@ -43,10 +43,10 @@ def _dimmed(color: tuple[float, float, float], factor: float) -> tuple[float, fl
     return (min(1.0, color[0] * factor), min(1.0, color[1] * factor), min(1.0, color[2] * factor))
 
 
-def plain(rng: Generator, color: tuple[float, float, float], emission: float = 0.0) -> Material:
+def plain(rng: Generator, color: tuple[float, float, float]) -> Material:
     """Paint or plastic of about this colour."""
     color = _near(rng, color, 0.06)
-    return Material(Pattern.PLAIN, color, color, 1.0, _seed(rng), emission)
+    return Material(Pattern.PLAIN, color, color, 1.0, _seed(rng))
 
 
 def wood(rng: Generator) -> Material:

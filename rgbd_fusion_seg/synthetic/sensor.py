@@ -43,7 +43,6 @@ def simulate_kinect(
     *,
     rgb: np.ndarray | None = None,
     strength: float = 1.0,
-    range_m: tuple[float, float] = RANGE_M,
 ) -> np.ndarray:
     """Return what a Kinect would read where the exact depth is this.
 
@@ -57,8 +56,7 @@ def simulate_kinect(
         labels: uint8 (H, W) NYU40 classes; glass, mirrors and screens then lose readings.
         rgb: uint8 (H, W, 3) colour; dark surfaces then lose readings, the more the farther.
         strength: scales noise, jagged edges and random holes; 0 leaves quantisation, shadows
-            and the range limit.
-        range_m: nearest and farthest reading in metres.
+            and the limits of :data:`RANGE_M`.
 
     Returns:
         float32 (H, W) metres, 0 = no reading.
@@ -89,7 +87,7 @@ def simulate_kinect(
         loss,
         intrinsics.matrix,
         strength,
-        np.array(range_m),
+        np.array(RANGE_M),
         int(rng.integers(1 << 20)),
     )
 

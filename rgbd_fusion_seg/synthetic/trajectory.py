@@ -48,10 +48,10 @@ def camera_pose(position: np.ndarray, yaw: float, pitch: float, roll: float) -> 
     return pose
 
 
-def random_pose(space: Space, rng: Generator, candidates: int = 10) -> np.ndarray:
+def random_pose(space: Space, rng: Generator) -> np.ndarray:
     """Return a view as people take them: at 0.8..1.7 m, -5..35° down, with up to 5° of roll.
 
-    The most interesting of a few that keep CLEARANCE_M from everything.
+    The most interesting of ten that keep CLEARANCE_M from everything.
     """
 
     def draw() -> tuple[np.ndarray, float, float, float]:
@@ -60,7 +60,7 @@ def random_pose(space: Space, rng: Generator, candidates: int = 10) -> np.ndarra
         pitch = np.deg2rad(np.clip(rng.normal(13, 10), -5, 35))
         return position, yaw, pitch, np.deg2rad(np.clip(rng.normal(0, 2), -5, 5))
 
-    return max((camera_pose(*draw()) for _ in range(candidates)), key=space.interest)
+    return max((camera_pose(*draw()) for _ in range(10)), key=space.interest)
 
 
 def walk(space: Space, rng: Generator, num_frames: int, rate_hz: float) -> np.ndarray:

@@ -142,5 +142,6 @@ def test_evenly(count, wanted, expected):
 def test_main_classes():
     pixels = np.array([5000, 0, 3000, 1, 2000])
     assert main_classes(pixels).tolist() == [0, 2, 4]
-    assert main_classes(pixels, limit=2).tolist() == [0, 2]
-    assert main_classes(pixels, share=0).tolist() == [0, 2, 3, 4]
+    assert main_classes(np.arange(30)).tolist() == list(range(10, 30))
+    assert main_classes(np.array([998, 2])).tolist() == [0]
+    assert main_classes(np.array([997, 3])).tolist() == [0, 1]

@@ -106,8 +106,8 @@ def test_shadows_stay_left_of_edges(views):
 
 def test_range_and_missing_input():
     assert not simulate_kinect(plane(0.4), SMALL, rng()).any()
+    assert simulate_kinect(plane(7.5), SMALL, rng(), strength=0.0).any()
     assert not simulate_kinect(plane(9.0), SMALL, rng(), strength=0.0).any()
-    assert simulate_kinect(plane(9.0), SMALL, rng(), strength=0.0, range_m=(0.5, 10.0)).any()
     depth = plane(2.0)
     depth[:60], depth[60:90], depth[90:120] = 0, np.nan, np.inf
     reading = simulate_kinect(depth, SMALL, rng())
