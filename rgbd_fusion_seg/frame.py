@@ -145,6 +145,13 @@ class RgbdFrame:
             )
 
 
+def blank_frame(width: int, height: int) -> RgbdFrame:
+    """Return a black frame of a wall one metre away, seen by some camera."""
+    rgb = np.zeros((height, width, 3), dtype=np.uint8)
+    depth = np.ones((height, width), dtype=np.float32)
+    return RgbdFrame(rgb, depth, Intrinsics.of_some_camera(width, height))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
     """Labels of one frame, at the size of its colour image.

@@ -24,7 +24,7 @@ from rgbd_fusion_seg.errors import (
     InputError,
     RgbdFusionSegError,
 )
-from rgbd_fusion_seg.frame import SENSORS, UNLABELLED, Intrinsics, RgbdFrame, Segmentation
+from rgbd_fusion_seg.frame import SENSORS, UNLABELLED, RgbdFrame, Segmentation, blank_frame
 from rgbd_fusion_seg.hardware import release_freed_memory
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import (
@@ -278,10 +278,8 @@ class Segmenter:
         The very first time on a machine this compiles the kernels, which takes some seconds.
         """
         fused = self.bundle.fused
-        width, height = (fused.width, fused.height) if fused else self.bundle.input_size
-        camera = Intrinsics.of_some_camera(width, height)
-        rgb = np.zeros((height, width, 3), dtype=np.uint8)
-        self.segment(RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera))
+        size = (fused.width, fused.height) if fused else self.bundle.input_size
+        self.segment(blank_frame(*size))
         for alone in self._alone.values():
             alone.warm_up()
         release_freed_memory()  # 1 to 2 MB that loading the kernels left

@@ -12,7 +12,6 @@ import stand_in_engine
 from rgbd_fusion_seg import doctor, engine
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.cli import main
-from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.engine import flavours
 from rgbd_fusion_seg.engine.engine_files import (
     EngineCard,
@@ -21,7 +20,7 @@ from rgbd_fusion_seg.engine.engine_files import (
     write_engine,
 )
 from rgbd_fusion_seg.engine.flavours import Flavour, installed_flavours
-from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
+from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.ros_environment import PROFILE_VARIABLES
 from rgbd_fusion_seg.segmenter import Segmenter
 
@@ -186,21 +185,6 @@ def test_the_second_frame_is_measured_in_milliseconds(trial_alone, tiny_bundle, 
     assert found(report, 'Trial', 'one frame').text == 'segmented in 250.0 ms'
 
 
-def test_a_fused_network_is_given_frames_of_its_size():
-    sizes = []
-
-    def segment(frame):
-        sizes.append(frame.depth.shape)
-        return SimpleNamespace(labels=np.zeros(sizes[0], np.uint8))
-
-    fused = SimpleNamespace(fused=SimpleNamespace(width=96, height=64))
-    doctor._segment_twice(SimpleNamespace(bundle=fused, segment=segment))
-    assert sizes == [(64, 96)] * 2
-    sizes[0] = (60, 80)
-    with pytest.raises(RgbdFusionSegError, match=r'the wrong size \(60, 80\)'):
-        doctor._segment_twice(SimpleNamespace(bundle=fused, segment=segment))
-
-
 @pytest.mark.parametrize(
     ('error', 'told'),
     [(EngineError('no memory'), 'no memory'), (ValueError('x'), 'ValueError: x')],
@@ -346,15 +330,3 @@ def test_engines_that_cannot_run_are_no_fault(monkeypatch):
     monkeypatch.setattr(engine, 'available_backends', lambda: backends)
     findings = [(finding.mark, finding.text) for finding in doctor._engines()]
     assert findings == [('ok', '1.0'), ('note', 'cannot run: there is no GPU')]
-
-
-@pytest.mark.parametrize('size', [(160, 120), (96, 64)])
-def test_small_frame_is_a_room(size):
-    frame = doctor.small_frame(*size)
-    assert frame.depth.shape == size[::-1]
-    assert valid_mask(frame.depth).all()
-    assert frame.depth.max() == 2.0
-    # The floor is one metre below the camera wherever it is seen.
-    v, u = np.nonzero(frame.depth < 2.0)
-    height = (v - frame.intrinsics.cy) / frame.intrinsics.fy * frame.depth[v, u]
-    np.testing.assert_allclose(height, 1.0, rtol=1e-5)

@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
-from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
+from rgbd_fusion_seg.frame import blank_frame
 
 _PATIENCE_S = 600
 _FRAMES = 10
@@ -74,7 +72,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, float]:
     loaded_s = time.perf_counter()
     with segmenter:
         segmenter.warm_up()
-        frame = _frame(bundle)
+        fused = bundle.fused
+        frame = blank_frame(*((fused.width, fused.height) if fused else _FRAME_SIZE))
         for _ in range(_FRAMES):
             segmenter.segment(frame)
         return {
@@ -83,13 +82,6 @@ def measure(request: Mapping[str, Any]) -> dict[str, float]:
             'rss_mib': _memory_mib('VmRSS'),
             'peak_rss_mib': _memory_mib('VmHWM'),
         }
-
-
-def _frame(bundle: ModelBundle) -> RgbdFrame:
-    width, height = (bundle.fused.width, bundle.fused.height) if bundle.fused else _FRAME_SIZE
-    camera = Intrinsics(width, width, width / 2, height / 2, width, height)
-    rgb = np.zeros((height, width, 3), dtype=np.uint8)
-    return RgbdFrame(rgb, np.ones((height, width), dtype=np.float32), camera)
 
 
 def _memory_mib(entry: str) -> float:
