@@ -19,9 +19,9 @@ from rgbd_fusion_seg.errors import RgbdFusionSegError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(argv)
-    logging.basicConfig(format='%(message)s', level=logging.INFO)
     try:
+        options = _parser().parse_args(argv)
+        logging.basicConfig(format='%(message)s', level=logging.INFO)
         with logging_redirect_tqdm():
             return options.run(options)
     except RgbdFusionSegError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
+from rgbd_fusion_seg.replay.calibration import parse_calibration
 
 Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
@@ -55,6 +56,7 @@ def add_camera(parser: argparse.ArgumentParser) -> None:
     """Add what tells of the camera of a recording."""
     parser.add_argument(
         '--intrinsics',
+        type=parse_calibration,
         metavar='FX,FY,CX,CY',
         help='of the colour camera, in pixels, instead of the calibration that was recorded',
     )

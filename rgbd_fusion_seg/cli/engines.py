@@ -97,14 +97,9 @@ def _fused(bundle: ModelBundle, frame_size: tuple[int, int], hha: bool) -> Model
 
 def _camera(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the options tell of the camera of ``--frames``, as of `open_source`."""
-    from rgbd_fusion_seg.replay.calibration import parse_calibration
-
     if options.frames is None and (options.intrinsics or options.depth_scale is not None):
         raise InputError('--intrinsics and --depth-scale tell of --frames; give these too')
-    return {
-        'calibration': parse_calibration(options.intrinsics) if options.intrinsics else None,
-        'depth_scale_m': options.depth_scale,
-    }
+    return {'calibration': options.intrinsics, 'depth_scale_m': options.depth_scale}
 
 
 def _check(bundle: ModelBundle, path: Path, frames: Path | None, camera: dict[str, Any]) -> None:

@@ -33,7 +33,6 @@ def add_commands(commands: Commands) -> None:
 def _segment(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg import kernels
     from rgbd_fusion_seg.bundle import load_bundle
-    from rgbd_fusion_seg.replay.calibration import parse_calibration
     from rgbd_fusion_seg.replay.report import table_text
     from rgbd_fusion_seg.replay.segment import open_source, open_truth, segment_recording
     from rgbd_fusion_seg.replay.topics import BagTopics
@@ -42,11 +41,10 @@ def _segment(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
     if options.only:  # what cannot be is told before the work
         bundle.answering_alone(options.only)
-    calibration = parse_calibration(options.intrinsics) if options.intrinsics else None
     topics = BagTopics(options.color_topic, options.depth_topic, options.camera_info_topic)
     source = open_source(
         options.path,
-        calibration=calibration,
+        calibration=options.intrinsics,
         depth_scale_m=options.depth_scale,
         topics=topics,
         only=options.only or bundle.sole_sensor,
@@ -75,14 +73,13 @@ def _segment(options: argparse.Namespace) -> int:
 
 def _bag(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.replay.bags import folder_to_bag
-    from rgbd_fusion_seg.replay.calibration import parse_calibration
     from rgbd_fusion_seg.replay.folders import DEPTH_SCALE_M
 
     count = folder_to_bag(
         options.folder,
         options.bag,
         options.rate,
-        calibration=parse_calibration(options.intrinsics) if options.intrinsics else None,
+        calibration=options.intrinsics,
         depth_scale_m=options.depth_scale or DEPTH_SCALE_M,
         progress=True,
     )
