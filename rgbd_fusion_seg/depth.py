@@ -40,6 +40,12 @@ def depth_to_metres(image: np.ndarray, encoding: str) -> np.ndarray:
     )
 
 
+def metres_to_millimetres(depth: np.ndarray) -> np.ndarray:
+    """Return depth in metres as ``16UC1``: uint16, 0 for no reading and for more than 65.535 m."""
+    millimetres = np.rint(np.where(valid_mask(depth), depth, 0) * 1000)
+    return np.where(millimetres > np.iinfo(np.uint16).max, 0, millimetres).astype(np.uint16)
+
+
 def valid_mask(depth: np.ndarray) -> np.ndarray:
     """Return bool (H, W), True where a depth in metres is a reading: finite and above 0.
 

@@ -37,6 +37,15 @@ def test_sixteen_bit_encodings_are_millimetres(encoding):
     np.testing.assert_allclose(metres, [[0.0, 0.001, 0.999, 65.535]], rtol=1e-6)
 
 
+def test_millimetres_survive_metres():
+    image = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    millimetres = depths.metres_to_millimetres(depths.depth_to_metres(image, '16UC1'))
+    assert millimetres.dtype == np.uint16
+    np.testing.assert_array_equal(millimetres, image)
+    nothing = np.array([[-1.0, np.nan, np.inf, -np.inf, 65.536, 1e30]], np.float32)
+    assert not depths.metres_to_millimetres(nothing).any()
+
+
 def test_float_encoding_is_metres():
     image = np.array([[0.0, 1500.0, np.nan]], np.float32)
     np.testing.assert_array_equal(depths.depth_to_metres(image, '32FC1'), image)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rgbd_fusion_seg.depth import valid_mask
+from rgbd_fusion_seg.depth import metres_to_millimetres
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import intrinsics_from_info
@@ -53,7 +53,6 @@ NODE_TOPICS = BagTopics(
 )
 """The topics that the segmentation node subscribes to."""
 
-_MAX_DEPTH_M = 65.535  # what 16 bits hold in millimetres
 _MAX_REPORTED = 10  # sentences about bad messages; further ones are only counted
 
 
@@ -315,8 +314,7 @@ class _FrameWriter:
         }
 
     def __call__(self, frame: RgbdFrame) -> None:
-        valid = valid_mask(frame.depth) & (frame.depth < _MAX_DEPTH_M)
-        millimetres = np.rint(np.where(valid, frame.depth, 0) * 1000).astype(np.uint16)
+        millimetres = metres_to_millimetres(frame.depth)
         self._write(NODE_TOPICS.camera_info, CAMERA_INFO, self._camera_info(frame), frame)
         self._write(NODE_TOPICS.color, IMAGE, self._image(frame, frame.rgb, 'rgb8'), frame)
         self._write(NODE_TOPICS.depth, IMAGE, self._image(frame, millimetres, '16UC1'), frame)

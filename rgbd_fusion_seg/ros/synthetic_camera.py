@@ -19,6 +19,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from rgbd_fusion_seg.depth import metres_to_millimetres, valid_mask
 from rgbd_fusion_seg.frame import Intrinsics
 from rgbd_fusion_seg.ros.images import info_from_intrinsics, msg_from_array
 from rgbd_fusion_seg.ros.parameters import (
@@ -144,11 +145,9 @@ def encode_depth(depth: np.ndarray, encoding: str) -> np.ndarray:
         depth: float32 (H, W) metres, 0 or non-finite = no reading.
         encoding: ``16UC1`` or ``32FC1``.
     """
-    missing = ~((depth > 0) & np.isfinite(depth))
     if encoding == '32FC1':
-        return np.where(missing, np.float32(np.nan), depth).astype(np.float32)
-    millimetres = np.where(missing, 0.0, np.rint(depth * 1000.0))
-    return np.where(millimetres > np.iinfo(np.uint16).max, 0.0, millimetres).astype(np.uint16)
+        return np.where(valid_mask(depth), depth, np.float32(np.nan))
+    return metres_to_millimetres(depth)
 
 
 def ping_pong(index: int, count: int) -> int:
