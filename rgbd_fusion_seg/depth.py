@@ -7,8 +7,9 @@ import numpy as np
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.jit import jit
 
-MILLIMETRE_ENCODINGS = ('16UC1', 'mono16')
-METRE_ENCODINGS = ('32FC1',)
+DEPTH_ENCODINGS = {'16UC1': np.uint16, 'mono16': np.uint16, '32FC1': np.float32}
+"""Encodings of REP 118: integers are millimetres, floats metres; ``mono16`` is read as ``16UC1``,
+as depth_image_proc does."""
 
 NEAREST_M, FARTHEST_M = 1e-3, 1e4
 """Arithmetic takes readings outside this range for its ends, so that no sum overflows."""
@@ -28,16 +29,20 @@ def depth_to_metres(image: np.ndarray, encoding: str) -> np.ndarray:
     Raises:
         FrameError: another encoding, or an image whose shape or type is not the encoding's.
     """
-    if encoding in MILLIMETRE_ENCODINGS:
-        _require(image, np.uint16, encoding)
-        return np.multiply(image, np.float32(0.001), dtype=np.float32)
-    if encoding in METRE_ENCODINGS:
-        _require(image, np.float32, encoding)
+    if encoding not in DEPTH_ENCODINGS:
+        raise FrameError(
+            f'depth encoding {encoding!r} is unknown; publish depth in one of these: '
+            f'{", ".join(DEPTH_ENCODINGS)}'
+        )
+    dtype = np.dtype(DEPTH_ENCODINGS[encoding])
+    if image.ndim != 2 or image.dtype != dtype:
+        raise FrameError(
+            f'a {encoding} depth image must be {dtype.name} with 2 dimensions, got '
+            f'{image.dtype.name} with shape {image.shape}; check the driver of the depth camera'
+        )
+    if dtype == np.float32:
         return image
-    accepted = ', '.join((*MILLIMETRE_ENCODINGS, *METRE_ENCODINGS))
-    raise FrameError(
-        f'depth encoding {encoding!r} is unknown; publish depth in one of these: {accepted}'
-    )
+    return np.multiply(image, np.float32(0.001), dtype=np.float32)
 
 
 def metres_to_millimetres(depth: np.ndarray) -> np.ndarray:
@@ -238,11 +243,3 @@ def _nearest_reading(area, row, column):
                 if distance < nearest:
                     best, nearest = area[v, u], distance
     return best
-
-
-def _require(image: np.ndarray, dtype: type, encoding: str) -> None:
-    if image.ndim != 2 or image.dtype != dtype:
-        raise FrameError(
-            f'a {encoding} depth image must be {np.dtype(dtype).name} with 2 dimensions, got '
-            f'{image.dtype.name} with shape {image.shape}; check the driver of the depth camera'
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import sys
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -11,12 +12,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from rgbd_fusion_seg.depth import (
-    METRE_ENCODINGS,
-    MILLIMETRE_ENCODINGS,
-    depth_to_metres,
-    grey_picture,
-)
+from rgbd_fusion_seg.depth import DEPTH_ENCODINGS, depth_to_metres, grey_picture
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import (
@@ -25,9 +21,6 @@ from rgbd_fusion_seg.image_decoding import (
     stamp_to_ns,
     to_rgb,
 )
-
-DEPTH_ENCODINGS = (*MILLIMETRE_ENCODINGS, *METRE_ENCODINGS)
-"""Depth encodings of REP 118; ``mono16`` is read as ``16UC1``, as depth_image_proc does."""
 
 _OUTPUT_ENCODINGS = {
     ('uint8', 2): 'mono8',
@@ -184,7 +177,7 @@ def info_from_intrinsics(intrinsics: Intrinsics, header: Header) -> CameraInfo:
 
 
 def _cv_bridge_convert(
-    msg: Image, encoding: str, topic: str, accepted: tuple[str, ...]
+    msg: Image, encoding: str, topic: str, accepted: Iterable[str]
 ) -> np.ndarray:
     bridge = load_cv_bridge()
     if bridge is None:
@@ -218,7 +211,7 @@ def load_cv_bridge() -> Any | None:
         return None
 
 
-def _unknown_encoding(msg: Image, topic: str, accepted: tuple[str, ...]) -> FrameError:
+def _unknown_encoding(msg: Image, topic: str, accepted: Iterable[str]) -> FrameError:
     return FrameError(
         f'{topic} has the encoding {msg.encoding!r}, which cannot be read here; '
         f'publish one of {", ".join(accepted)}'
