@@ -26,7 +26,6 @@ FLOAT_SCOPE = 'fused'
 FLOAT = onnx_ir.DataType.FLOAT
 LOW = {'fp16': onnx_ir.DataType.FLOAT16, 'bf16': onnx_ir.DataType.BFLOAT16}
 NUMPY = {'fp16': np.dtype(np.float16), 'bf16': np.dtype(ml_dtypes.bfloat16)}
-PRECISIONS = ('fp32', *LOW)
 
 
 def typed_network(
@@ -36,7 +35,7 @@ def typed_network(
 
     Args:
         path: the ONNX file; of a network in float32, or in `precision` already.
-        precision: one of :data:`PRECISIONS`.
+        precision: one of :data:`rgbd_fusion_seg.engine.PRECISIONS`.
         shapes: of inputs whose open sides are to be fixed, by name; None leaves a side as it is.
 
     Raises:

@@ -31,12 +31,11 @@ ERROR = DiagnosticStatus.ERROR
 
 @dataclass
 class Problem:
-    """One complaint: its newest sentence, how grave it is, when and how often it was made."""
+    """One complaint: its newest sentence, how grave it is, and when it was made."""
 
     sentence: str
     level: bytes
     sticky: bool
-    count: int = 0
     made_s: float = 0.0
     logged: str = ''
     logged_s: float = float('-inf')
@@ -104,7 +103,6 @@ class Health:
                 self._problems = {k: p for k, p in self._problems.items() if p.active}
             problem = self._problems.setdefault(kind, Problem(sentence, level, sticky))
             problem.sentence, problem.level, problem.made_s = sentence, level, now
-            problem.count += 1
             self._last_error = sentence
             period_s = log_period_s if sentence == problem.logged else LOG_PERIOD_S
             loud = now - problem.logged_s >= period_s

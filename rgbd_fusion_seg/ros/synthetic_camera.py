@@ -151,15 +151,14 @@ def encode_depth(depth: np.ndarray, encoding: str) -> np.ndarray:
 
 
 def ping_pong(index: int, count: int) -> int:
-    """Return the place in 0..count-1 at a step of an endless walk to and fro.
+    """Return the place in 0..count-1 (count > 1) at a step of an endless walk to and fro.
 
     >>> [ping_pong(i, 3) for i in range(7)]
     [0, 1, 2, 1, 0, 1, 2]
     """
-    if count == 1:
-        return 0
-    place = index % (2 * count - 2)
-    return min(place, 2 * count - 2 - place)
+    period = 2 * count - 2
+    place = index % period
+    return min(place, period - place)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -11,9 +11,8 @@ from rgbd_fusion_seg.synthetic.primitives import Pattern, Shape
 from rgbd_fusion_seg.synthetic.raycast import Solids, camera_to_unit, cast_ray, face_of
 from rgbd_fusion_seg.synthetic.textures import albedo
 
-_CYLINDER, _ELLIPSOID, _ROOM = int(Shape.CYLINDER), int(Shape.ELLIPSOID), int(Shape.ROOM)
-_BOX, _MIRROR = int(Shape.BOX), int(Pattern.MIRROR)
-_UNLABELLED = UNLABELLED
+_CYLINDER, _ELLIPSOID = int(Shape.CYLINDER), int(Shape.ELLIPSOID)
+_MIRROR = int(Pattern.MIRROR)
 _TARGET = 0.2  # mean linear brightness an automatic exposure aims at
 _CURVE_RANGE = 4.0
 _SILVER = 0.86  # reflectance of a mirror
@@ -67,7 +66,7 @@ def shade(
     fx, fy, cx, cy = camera
     height, width = depth.shape
     radiance = np.zeros((height, width, 3), np.float32)
-    labels = np.full((height, width), np.uint8(_UNLABELLED), np.uint8)
+    labels = np.full((height, width), np.uint8(UNLABELLED), np.uint8)
     m, o = camera_to_unit(solids, rotation, origin)
     mirrors = False
     for v in range(height):

@@ -19,13 +19,14 @@ from onnx import helper
 
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
 from rgbd_fusion_seg.cli import main
+from rgbd_fusion_seg.engine import PRECISIONS
 from rgbd_fusion_seg.engine.cuda import Device
 from rgbd_fusion_seg.engine.engine_files import list_engines, read_card, read_plan
 from rgbd_fusion_seg.engine.flavours import Flavour
 from rgbd_fusion_seg.engine_building import fused_graph, tensorrt_build
 from rgbd_fusion_seg.engine_building.build_options import BuildOptions
 from rgbd_fusion_seg.engine_building.build_progress import Progress
-from rgbd_fusion_seg.engine_building.precision import PRECISIONS, typed_network
+from rgbd_fusion_seg.engine_building.precision import typed_network
 from rgbd_fusion_seg.engine_building.tensorrt_build import (
     _load_timing_cache,
     _save_timing_cache,
