@@ -140,9 +140,7 @@ class PairProcessor:
         if calibration is None:
             return self._health.dropped('no camera info yet')
         if pair.depth is not None:
-            bundle = self._segmenter.bundle
-            trained_m = bundle.depth_range_m if bundle.sees_depth else None
-            self._health.saw_depth(frame.depth, trained_m)
+            self._health.saw_depth(frame.depth, self._segmenter.bundle.depth_range_m)
         gravity, height_m = self._pose(frame)
         self._check_floor(pair, frame, gravity, height_m)
         result = self._segmenter.segment(frame, gravity, pair.only, height_m)
