@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import Any
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.errors import RgbdFusionSegError
-from rgbd_fusion_seg.hardware import cpu_model_and_flags, usable_cores
+from rgbd_fusion_seg.hardware import cpu_model_and_flags, package_version, usable_cores
 from rgbd_fusion_seg.locations import bundle_folders, find_bundle, list_bundles
 from rgbd_fusion_seg.ros_environment import (
     fastdds_profile,
@@ -149,7 +148,7 @@ def _ros() -> Iterator[Finding]:
 
 def _ros_packages(rclpy: Path) -> Iterator[Finding]:
     answers = _imported(('rclpy', *_ROS_MODULES))
-    wheel = _wheel_version('ros-rclpy')
+    wheel = package_version('ros-rclpy')
     origin = f'PyPI wheel {wheel}' if wheel else 'ROS installation'
     if wheel and ros_is_sourced():
         text = 'ROS is sourced and its wheels are installed too; use an environment without them'
@@ -344,13 +343,6 @@ for name in sys.argv[1:]:
 print()
 print(json.dumps(answers))
 """
-
-
-def _wheel_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _system_name() -> str:

@@ -37,7 +37,7 @@ def hardware() -> dict[str, Any]:
         'load_average_1_5_15_min': [round(value, 2) for value in os.getloadavg()],
         'system': f'{platform.system()} {platform.release()}',
         'python': platform.python_version(),
-        'packages': {name: v for name in _PACKAGES if (v := _version(name)) is not None},
+        'packages': {name: v for name in _PACKAGES if (v := package_version(name)) is not None},
     }
 
 
@@ -92,7 +92,8 @@ def cpu_identity() -> str:
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of a package that pip installed; None where it is absent."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

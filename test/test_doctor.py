@@ -263,7 +263,7 @@ def test_a_sourced_ros_beside_wheels_is_told(monkeypatch, distro, wheel, told):
     pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
     monkeypatch.setenv('ROS_DISTRO', distro)
     monkeypatch.setenv('AMENT_PREFIX_PATH', '/opt/ros/jazzy')
-    monkeypatch.setattr(doctor, '_wheel_version', lambda _: wheel)
+    monkeypatch.setattr(doctor, 'package_version', lambda _: wheel)
     names = [finding.name for finding in doctor.examine('absent').sections['ROS 2']]
     assert names.count('two of them') == told
 
