@@ -28,7 +28,7 @@ from rgbd_fusion_seg.replay.pictures import (
     main_classes,
     write_image,
 )
-from rgbd_fusion_seg.replay.report import Value, write_table
+from rgbd_fusion_seg.replay.report import Result, Value, write_table
 from rgbd_fusion_seg.ros_environment import local_environment
 
 DEMO_SEED = 1_000_002
@@ -68,15 +68,7 @@ class DemoOptions:
     progress: bool = True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DemoResult:
-    """The table of a demo and the files it left."""
-
-    rows: dict[str, Value]
-    files: list[Path]
-
-
-def run_demo(options: DemoOptions, tell: Callable[[str], None] = lambda _: None) -> DemoResult:
+def run_demo(options: DemoOptions, tell: Callable[[str], None] = lambda _: None) -> Result:
     """Run the demo and write its pictures and table.
 
     Args:
@@ -101,7 +93,7 @@ def run_demo(options: DemoOptions, tell: Callable[[str], None] = lambda _: None)
         files = _write_pictures(recording, Path(folder), options.output, bundle)
     rows = result_rows(recording)
     title = f'{bundle.name}: synthetic_camera -> segmentation_node over DDS'
-    return DemoResult(rows, [*files, *write_table(options.output, 'result', title, rows)])
+    return Result(rows, [*files, *write_table(options.output, 'result', title, rows)])
 
 
 def result_rows(recording: dict[str, Any]) -> dict[str, Value]:

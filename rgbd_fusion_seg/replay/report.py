@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Value = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """The table of a run and the files it left."""
+
+    rows: dict[str, Value]
+    files: list[Path]
 
 
 def table_text(title: str, rows: Mapping[str, Value]) -> str:

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +40,7 @@ from rgbd_fusion_seg.replay.pictures import (
     main_classes,
     write_image,
 )
-from rgbd_fusion_seg.replay.report import Value, write_table
+from rgbd_fusion_seg.replay.report import Result, Value, write_table
 from rgbd_fusion_seg.replay.topics import BagTopics
 from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores, truth_of_topic
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -70,14 +69,6 @@ class FrameSource(Protocol):
 
     def name(self, index: int) -> str:
         """Return a file name, without suffix, for the ``index``-th frame."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SegmentedRecording:
-    """The table of a run and the files it left."""
-
-    rows: dict[str, Value]
-    files: list[Path]
 
 
 def open_source(
@@ -156,7 +147,7 @@ def segment_recording(
     gravity: Sequence[float] | None = None,
     camera_height: float | None = None,
     progress: bool = False,
-) -> SegmentedRecording:
+) -> Result:
     """Segment every frame of a recording.
 
     Writes ``labels/NAME.png`` (8 bits, pixel = class id, 255 = unlabelled), ``overlay/NAME.jpg``,
@@ -311,7 +302,7 @@ class _Writer:
             self._pixels += np.bincount(shown.ravel(), minlength=256)
         self._count += 1
 
-    def finish(self, source: FrameSource, seconds: float) -> SegmentedRecording:
+    def finish(self, source: FrameSource, seconds: float) -> Result:
         if self._count == 0:
             raise InputError('no frame was segmented; ask for at least one frame')
         sheet = self._output / 'contact_sheet.png'
@@ -326,7 +317,7 @@ class _Writer:
         videos = [] if self._video is None else [self._video.path]
         folders = [self._output / 'labels', self._output / 'overlay']
         files = [*folders, *videos, sheet, self._output / FRAME_LIST, *tables]
-        return SegmentedRecording(rows, files)
+        return Result(rows, files)
 
     def _table(self, source: FrameSource, seconds: float) -> dict[str, Value]:
         stages = {stage: float(np.median(ms)) for stage, ms in self._timings.items()}
