@@ -19,6 +19,8 @@ from rgbd_fusion_seg.cli.arguments import (
     size,
     tell,
 )
+from rgbd_fusion_seg.engine import PRECISIONS
+from rgbd_fusion_seg.engine_building.build_options import BUILDERS, BuildOptions
 from rgbd_fusion_seg.errors import EngineError, FrameError, InputError
 from rgbd_fusion_seg.progress import progress_bar
 
@@ -39,7 +41,6 @@ def add_commands(commands: Commands) -> None:
 def _build_engine(options: argparse.Namespace) -> int:
     from rgbd_fusion_seg.bundle import load_bundle
     from rgbd_fusion_seg.engine.engine_files import read_card
-    from rgbd_fusion_seg.engine_building.build_options import BuildOptions
     from rgbd_fusion_seg.engine_building.tensorrt_build import build_engine
     from rgbd_fusion_seg.replay.segment import open_source
 
@@ -180,13 +181,13 @@ def _add_build_engine(commands: Commands) -> None:
     parser.add_argument(
         '--flavour',
         default='',
-        choices=('tensorrt', 'tensorrt_rtx'),
+        choices=BUILDERS,
         help='which TensorRT builds it (default: tensorrt on a GPU, else what is installed)',
     )
     parser.add_argument(
         '--precision',
         default='fp16',
-        choices=('fp32', 'fp16', 'bf16'),
+        choices=PRECISIONS,
         help='in which the network computes (default: %(default)s)',
     )
     _add_engine_sizes(parser)
