@@ -125,6 +125,11 @@ class ModelBundle:
     single_sensor: Mapping[str, ModelBundle] = field(default_factory=dict, repr=False)
 
     @property
+    def cache_name(self) -> str:
+        """A name for what is kept of it elsewhere; other weights have another one."""
+        return f'{self.name}-{self.weights_sha256[:12]}'
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, which is also the number of logit channels."""
         return len(self.class_names)

@@ -81,6 +81,11 @@ def cpu_model_and_flags() -> tuple[str, frozenset[str]]:
     return entries.get('model name', platform.processor()), frozenset(flags.split())
 
 
+def system_name() -> str:
+    """Return operating system and processor, such as ``linux x86_64``."""
+    return f'{platform.system().lower()} {platform.machine()}'
+
+
 def cpu_identity() -> str:
     """Return a short name of the kind of processor: equal ones compute alike.
 

@@ -48,7 +48,7 @@ class Agreement:
 def record_path(bundle: ModelBundle, backend: str, precision: str) -> Path:
     """Return the file with the agreement of a bundle, at its input size, on this processor."""
     size = '{}x{}'.format(*bundle.input_size)
-    parts = (bundle.name, bundle.weights_sha256[:12], size, backend, precision, cpu_identity())
+    parts = (bundle.cache_name, size, backend, precision, cpu_identity())
     return user_cache() / 'agreement' / f'{"-".join(parts)}.json'
 
 

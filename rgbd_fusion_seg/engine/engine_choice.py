@@ -6,7 +6,6 @@ TensorRT 11.4 and of TensorRT-RTX 1.7).
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from rgbd_fusion_seg.engine.engine_files import (
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, version_numbers
 from rgbd_fusion_seg.errors import EngineError, UnbuiltEngineError
+from rgbd_fusion_seg.hardware import system_name
 from rgbd_fusion_seg.locations import list_bundles
 
 
@@ -159,7 +159,7 @@ def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision
     _check_network(card, bundle)
     if precision and card.precision != precision:
         raise _MisfitError(f'computes in {card.precision}, not in {precision}')
-    here = f'{platform.system().lower()} {platform.machine()}'
+    here = system_name()
     if card.flavour != 'tensorrt_rtx' and card.platform not in ('', here):
         raise _MisfitError(f'was built for {card.platform}, and this is {here}')
     if not runs_on(card.flavour, card.compute_capabilities, device.compute_capability):

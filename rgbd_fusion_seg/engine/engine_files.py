@@ -111,8 +111,7 @@ class EngineCard:
 
 def engine_folders(bundle: ModelBundle) -> list[Path]:
     """Return the folders that may hold engines of a bundle, the first one preferred."""
-    cached = f'{bundle.name}-{bundle.weights_sha256[:12]}'
-    return [bundle.path / 'engines', user_cache() / 'engines' / cached]
+    return [bundle.path / 'engines', user_cache() / 'engines' / bundle.cache_name]
 
 
 def writable_folder(bundle: ModelBundle) -> Path:

@@ -90,7 +90,7 @@ def _engine_cache(bundle: ModelBundle) -> dict[str, Any]:
     would take one with the weights of yesterday's training for today's.
     """
     width, height = bundle.input_size
-    name = f'{bundle.name}-{bundle.weights_sha256[:12]}-{width}x{height}'
+    name = f'{bundle.cache_name}-{width}x{height}'
     folder = user_cache() / 'onnxruntime_tensorrt' / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ class CompiledNetworks:
     """
 
     def __init__(self, root: Path, bundle: ModelBundle) -> None:
-        self.folder = root / f'{bundle.name}-{bundle.weights_sha256[:12]}'
+        self.folder = root / bundle.cache_name
         self._sound: set[Path] = set()
 
     def is_ready(self) -> bool:

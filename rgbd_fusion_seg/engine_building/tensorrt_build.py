@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import platform
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -44,6 +43,7 @@ from rgbd_fusion_seg.engine_building.build_options import (
 from rgbd_fusion_seg.engine_building.build_progress import Progress, interruptible, monitor
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.file_lock import file_lock
+from rgbd_fusion_seg.hardware import system_name
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def build_engine(
         gpu=target.device.name if target.device else '',
         tensors=(),
         options={'sizes': [list(b.input_size) for b in sized], **options.recorded()},
-        platform=f'{platform.system().lower()} {platform.machine()}',
+        platform=system_name(),
         memory_mib=target.device.memory_mib if target.device else 0,
     )
     with build_lock(folder, options.wait):

@@ -209,8 +209,7 @@ class BagFrames:
         return intrinsics_from_info(info, str(self.topics.camera_info))
 
     def _connections(self, reader: AnyReader) -> list[Connection]:
-        wanted = (self.topics.color, self.topics.depth, self.topics.camera_info)
-        return [c for c in reader.connections if c.topic in wanted]
+        return [c for c in reader.connections if c.topic in self.topics.names]
 
     def _first_info(self, reader: AnyReader) -> Any:
         """Return the first camera info: it may lie behind the first images."""
