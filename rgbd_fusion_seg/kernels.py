@@ -1,4 +1,4 @@
-"""The numba kernels behind pre- and post-processing and overlays; HHA's are in ``hha_kernels``.
+"""Numba kernels of pre- and post-processing, overlays, points; HHA's are in ``hha_kernels``.
 
 They are compiled on first use (``jit`` has how); :func:`warm_up` does it ahead of time, for all of
 the package. None checks its arguments; the modules that call them do.

@@ -36,7 +36,7 @@ class BuildProcess:
 
     Args:
         bundle: the network, at the size that is wanted.
-        options: of :class:`rgbd_fusion_seg.engine_building.tensorrt_build.BuildOptions`.
+        options: of :class:`rgbd_fusion_seg.engine_building.build_options.BuildOptions`.
         device: index of the GPU to build for.
 
     Raises:
