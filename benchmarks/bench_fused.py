@@ -20,7 +20,6 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def main() -> None:
             'engines': {name: s.engine_name for name, s in segmenters.items()},
             'left_out': left_out,
             'bytes_over_the_bus': {name: traffic(forms[name]) for name in segmenters},
-            'timing': timing(segmenters, frames, arguments.repeats),
+            'timing': measure.frames_in_turn(segmenters, frames, arguments.repeats),
             'unlike_split': {
                 name: unlike(segmenters['split'], segmenter, frames)
                 for name, segmenter in segmenters.items()
@@ -119,30 +118,6 @@ def traffic(bundle: ModelBundle) -> dict[str, int]:
         way: sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in forms.values())
         for way, forms in (('to', bundle.graph_inputs), ('from', bundle.graph_outputs))
     }
-
-
-def timing(
-    segmenters: dict[str, Segmenter], frames: list[RgbdFrame], repeats: int
-) -> dict[str, dict[str, Any]]:
-    """Time the forms in turn, on one frame after the other; add the medians of the stages."""
-    stages: dict[str, list[dict[str, float]]] = {name: [] for name in segmenters}
-
-    def labelling(name: str, segmenter: Segmenter) -> Any:
-        source = cycle(frames)
-
-        def label() -> None:
-            stages[name].append(dict(segmenter.segment(next(source)).timings))
-
-        return label
-
-    calls = {name: labelling(name, segmenter) for name, segmenter in segmenters.items()}
-    rows: dict[str, dict[str, Any]] = measure.interleaved(calls, repeats)
-    for name, row in rows.items():
-        taken = stages[name][-repeats:]
-        row['stages_ms'] = {
-            stage: round(float(np.median([t[stage] for t in taken])), 4) for stage in taken[0]
-        }
-    return rows
 
 
 def unlike(split: Segmenter, fused: Segmenter, frames: list[RgbdFrame]) -> dict[str, float]:

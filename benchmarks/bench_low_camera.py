@@ -20,7 +20,7 @@ import numpy as np
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.replay.evaluate import confusion_matrix
+from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.synthetic.primitives import LABEL
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room
@@ -103,13 +103,11 @@ def rows_of(name: str, matrices: dict[tuple[str, float, bool], np.ndarray]) -> d
 
 def figures(matrix: np.ndarray) -> dict[str, float]:
     """Return figures in percent of a matrix (K, K + 1), rows truth, last column unlabelled."""
-    right, truth = np.diag(matrix), matrix.sum(axis=1)
-    union = truth + matrix[:, : len(matrix)].sum(axis=0) - right
-    iou = right[union > 0] / union[union > 0]
+    found = scores(matrix)
     return {
-        'floor_found': round(100 * right[FLOOR] / truth[FLOOR], 1),
-        'floor_iou': round(100 * right[FLOOR] / union[FLOOR], 1),
-        'mIoU': round(100 * iou.mean(), 1),
+        'floor_found': round(100 * found.accuracy[FLOOR], 1),
+        'floor_iou': round(100 * found.iou[FLOOR], 1),
+        'mIoU': round(100 * found.mean_iou, 1),
     }
 
 

@@ -13,7 +13,6 @@ than its kernels alone. Each share stands beside its limit. Without a GPU or an 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -168,28 +167,15 @@ def whole_frames(
     bundle: ModelBundle, found: list[str], frames: list[RgbdFrame], repeats: int
 ) -> dict[str, dict[str, Any]]:
     """Time the whole pipeline with each precision, in turn, and tell the engine's share."""
-    inference: dict[str, list[float]] = {name: [] for name in found}
-
-    def labelling(name: str, segmenter: Segmenter) -> Callable[[], None]:
-        source = itertools.cycle(frames)
-
-        def label() -> None:
-            inference[name].append(segmenter.segment(next(source)).timings['inference'])
-
-        return label
-
     with ExitStack() as stack:
-        calls = {
-            name: labelling(
-                name, stack.enter_context(Segmenter(bundle, 'tensorrt', precision=name))
-            )
+        segmenters = {
+            name: stack.enter_context(Segmenter(bundle, 'tensorrt', precision=name))
             for name in found
         }
-        rows: dict[str, dict[str, Any]] = measure.interleaved(calls, repeats)
-    for name, row in rows.items():
-        inside_ms = float(np.median(inference[name][-repeats:]))
-        row['inference_ms'] = round(inside_ms, 4)
-        row['outside the engine'] = round(1 - inside_ms / row['median_ms'], 4)
+        rows = measure.frames_in_turn(segmenters, frames, repeats)
+    for row in rows.values():
+        row['inference_ms'] = row.pop('stages_ms')['inference']
+        row['outside the engine'] = round(1 - row['inference_ms'] / row['median_ms'], 4)
     return rows
 
 

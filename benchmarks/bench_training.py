@@ -20,19 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import measure
+import torch
 
-import measure  # noqa: E402
-import torch  # noqa: E402
-
-from rgbd_fusion_seg.training.config import (  # noqa: E402
+from rgbd_fusion_seg.training.config import (
     DataConfig,
     DatasetConfig,
     NetworkConfig,
     TrainConfig,
 )
-from rgbd_fusion_seg.training.trainer import Trainer  # noqa: E402
+from rgbd_fusion_seg.training.trainer import Trainer
 
 TRAIN_FRAMES, TEST_FRAMES = 64, 4
 TARGET = 0.7

@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rgbd_fusion_seg.hardware import hardware
-from rgbd_fusion_seg.timing import in_turn, interleaved
+from rgbd_fusion_seg.timing import in_turn
 
 __all__ = [
     'OUTPUT',
+    'frames_in_turn',
     'hardware',
     'in_turn',
     'interleaved',
@@ -40,6 +45,58 @@ def write(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> None:
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else ''
     result = {'hardware': hardware(), 'script': script, **payload}
     path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+
+
+def interleaved(
+    callables: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[str, float]]:
+    """Time callables as :func:`in_turn` and sum it up.
+
+    Returns:
+        name -> median_ms, p90_ms, min_ms, and ratio: the median over rounds of this one's time
+        divided by the first one's time of the same round.
+    """
+    seconds = in_turn(callables, repeats, warmup, clock)
+    base = next(iter(seconds.values()))
+    return {
+        name: {
+            'median_ms': round(float(np.median(taken)) * 1e3, 4),
+            'p90_ms': round(float(np.percentile(taken, 90)) * 1e3, 4),
+            'min_ms': round(float(taken.min()) * 1e3, 4),
+            'ratio': round(float(np.median(taken / base)), 4),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def frames_in_turn(
+    segmenters: Mapping[str, Any], frames: Sequence[Any], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Time segmenters as :func:`interleaved`, on one frame after the other.
+
+    Returns:
+        As that, and stages_ms: the median of each stage.
+    """
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in segmenters}
+
+    def labelling(name: str) -> Callable[[], None]:
+        source = cycle(frames)
+
+        def label() -> None:
+            stages[name].append(dict(segmenters[name].segment(next(source)).timings))
+
+        return label
+
+    rows: dict[str, dict[str, Any]] = interleaved({n: labelling(n) for n in segmenters}, repeats)
+    for name, row in rows.items():
+        taken = stages[name][-repeats:]
+        row['stages_ms'] = {
+            stage: round(float(np.median([t[stage] for t in taken])), 4) for stage in taken[0]
+        }
+    return rows
 
 
 def one_by_one(

@@ -51,31 +51,6 @@ def in_turn(
     return seconds
 
 
-def interleaved(
-    callables: Mapping[str, Callable[[], Any]],
-    repeats: int,
-    warmup: int = 3,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, dict[str, float]]:
-    """Time callables as :func:`in_turn` and sum it up.
-
-    Returns:
-        name -> median_ms, p90_ms, min_ms, and ratio: the median over rounds of this one's time
-        divided by the first one's time of the same round.
-    """
-    seconds = in_turn(callables, repeats, warmup, clock)
-    base = next(iter(seconds.values()))
-    return {
-        name: {
-            'median_ms': round(float(np.median(taken)) * 1e3, 4),
-            'p90_ms': round(float(np.percentile(taken, 90)) * 1e3, 4),
-            'min_ms': round(float(taken.min()) * 1e3, 4),
-            'ratio': round(float(np.median(taken / base)), 4),
-        }
-        for name, taken in seconds.items()
-    }
-
-
 def percentiles_ms(seconds: np.ndarray) -> dict[str, float]:
     """Return the 50th, 90th and 99th percentile of times in seconds, in milliseconds."""
     p50, p90, p99 = np.percentile(seconds, [50, 90, 99]) * 1e3

@@ -48,6 +48,43 @@ def test_a_measurement_that_fails_costs_no_other_one_s_result(script, capsys):
     assert measure.one_by_one(['a'], measured, keep) == 0
 
 
+def test_ratios_are_those_of_the_same_round(script):
+    """Load that changes from round to round leaves the ratio of two callables alone."""
+    now_s, load = [0.0], iter([1, 1, 10, 10, 3, 3])
+
+    def working(seconds: float):
+        return lambda: now_s.append(now_s[-1] + seconds * next(load))
+
+    stats = script('measure').interleaved(
+        {'first': working(0.010), 'second': working(0.025)},
+        repeats=3,
+        warmup=0,
+        clock=lambda: now_s[-1],
+    )
+    assert stats['second']['ratio'] == 2.5
+    assert stats['first']['median_ms'] == 30
+    assert stats['first']['min_ms'] == 10
+
+
+def test_the_stages_are_medians_of_the_rounds_that_count(script):
+    """Each segmenter gets all frames in their order; three rounds warm up."""
+    given = {'one': [], 'other': []}
+
+    class Stages:
+        def __init__(self, name: str) -> None:
+            self._seen = given[name]
+
+        def segment(self, frame: str):
+            self._seen.append(frame)
+            return SimpleNamespace(timings={'hha': 0.5, 'inference': float(len(self._seen))})
+
+    rows = script('measure').frames_in_turn({n: Stages(n) for n in given}, 'abcd', 5)
+    assert given == {name: list('abcdabcd') for name in given}
+    for row in rows.values():
+        assert row['stages_ms'] == {'hha': 0.5, 'inference': 6.0}
+        assert row['median_ms'] >= 0
+
+
 def run_fused(script, monkeypatch, bundle: Path, out: Path, refused: str) -> None:
     """Run bench_fused.py on one frame with a backend that cannot open one of the forms."""
     fused = script('bench_fused')

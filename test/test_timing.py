@@ -4,7 +4,7 @@ import gc
 
 import numpy as np
 
-from rgbd_fusion_seg.timing import in_turn, interleaved, percentiles_ms
+from rgbd_fusion_seg.timing import in_turn, percentiles_ms
 
 
 class Clock:
@@ -42,23 +42,6 @@ def test_callables_are_timed_in_turn_without_the_warm_up():
     np.testing.assert_allclose(seconds['a'], [1, 2])
     np.testing.assert_allclose(seconds['b'], [4, 3])
     assert gc.isenabled()
-
-
-def test_ratios_are_those_of_the_same_round():
-    """Load that changes from round to round leaves the ratio of two callables alone."""
-    clock, load = Clock(), iter([1, 1, 10, 10, 3, 3])
-    stats = interleaved(
-        {
-            'first': lambda: clock.work(0.010 * next(load)),
-            'second': lambda: clock.work(0.025 * next(load)),
-        },
-        repeats=3,
-        warmup=0,
-        clock=clock,
-    )
-    assert stats['second']['ratio'] == 2.5
-    assert stats['first']['median_ms'] == 30
-    assert stats['first']['min_ms'] == 10
 
 
 def test_percentiles_are_numpy_s_in_milliseconds():
