@@ -36,8 +36,8 @@ class Device(NamedTuple):
     name: str
     compute_capability: str
     """Such as ``8.7``."""
-    memory_mib: int = 0
-    """0 where it is not known. It tells models of one name apart; all Jetson Orins are `Orin`."""
+    memory_mib: int
+    """It tells models of one name apart; all Jetson Orins are `Orin`."""
 
     def __str__(self) -> str:
         return f'{self.name}, compute capability {self.compute_capability}'

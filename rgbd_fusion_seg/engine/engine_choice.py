@@ -125,15 +125,15 @@ def runs_engine(flavour: str, version: str, card: EngineCard) -> bool:
 
 
 def built_on(card: EngineCard, device: Device) -> bool:
-    """Return whether a GPU is of the model that an engine was built on, as far as that is known.
+    """Return whether a GPU is of the model that an engine was built on.
 
     TensorRT loads plans from other models of the same compute capability, and warns that this
     "is likely to affect performance or even cause errors". Multiprocessors are not counted: on a
     Jetson the power mode switches some of them off.
     """
     memory = card.memory_mib, device.memory_mib
-    same_memory = 0 in memory or max(memory) - min(memory) <= _SAME_MEMORY * max(memory)
-    return card.gpu in ('', device.name) and same_memory
+    same_memory = max(memory) - min(memory) <= _SAME_MEMORY * max(memory)
+    return card.gpu == device.name and same_memory
 
 
 def runs_on(flavour: str, built_for: Sequence[str], capability: str) -> bool:
@@ -160,7 +160,7 @@ def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision
     if precision and card.precision != precision:
         raise _MisfitError(f'computes in {card.precision}, not in {precision}')
     here = system_name()
-    if card.flavour != 'tensorrt_rtx' and card.platform not in ('', here):
+    if card.flavour != 'tensorrt_rtx' and card.platform != here:
         raise _MisfitError(f'was built for {card.platform}, and this is {here}')
     if not runs_on(card.flavour, card.compute_capabilities, device.compute_capability):
         built_for = ', '.join(card.compute_capabilities)
@@ -169,13 +169,10 @@ def _check_card(card: EngineCard, bundle: ModelBundle, device: Device, precision
             f'{device.compute_capability}'
         )
     if card.flavour == 'tensorrt' and not built_on(card, device):
-        built = _model(card.gpu, card.memory_mib)
-        here = _model(device.name, device.memory_mib)
-        raise _MisfitError(f'was built on {built}, and this GPU is {here}')
-
-
-def _model(name: str, memory_mib: int) -> str:
-    return f'{name} of {memory_mib} MiB' if memory_mib else name
+        raise _MisfitError(
+            f'was built on {card.gpu} of {card.memory_mib} MiB, and this GPU is {device.name} of '
+            f'{device.memory_mib} MiB'
+        )
 
 
 def _check_network(card: EngineCard, bundle: ModelBundle) -> None:

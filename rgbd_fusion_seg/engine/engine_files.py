@@ -68,7 +68,7 @@ class EngineCard:
         build_seconds: time it took to build.
         built_at: date and time, ISO 8601.
         platform: operating system and processor, such as ``linux x86_64``.
-        memory_mib: of that GPU; 0 where there was none, and on cards older than the entry.
+        memory_mib: of that GPU; 0 where there was none.
         agreement: with ONNX Runtime on frames, where a GPU was at hand.
         latency_ms: percentiles, where a GPU was at hand.
     """

@@ -29,7 +29,7 @@ from rgbd_fusion_seg.engine.engine_files import (
 )
 from rgbd_fusion_seg.errors import EngineError
 
-ORIN = Device(0, 'Orin', '8.7')
+ORIN = Device(0, 'Orin', '8.7', 62841)
 TENSORS = (
     EngineTensor(
         'rgb', 'input', 'float32', (1, 3, -1, -1), ((1, 3, 32, 32), (1, 3, 48, 64), (1, 3, 96, 96))

@@ -128,7 +128,7 @@ def refusing(monkeypatch) -> dict[str, str]:
             raise RuntimeError(f'{refusing[name]}\nat line 1')
         return session(path, options, providers=providers)
 
-    gpu = Device(0, 'Some GPU', '8.7')
+    gpu = Device(0, 'Some GPU', '8.7', 8000)
     monkeypatch.setattr(onnxruntime, 'InferenceSession', open_session)
     monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: list(PROVIDERS.values()))
     monkeypatch.setattr(onnxruntime_gpu, 'find_device', lambda *_: gpu)

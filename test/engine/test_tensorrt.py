@@ -29,6 +29,7 @@ from rgbd_fusion_seg.engine import StepDown, open_engine, tensorrt
 from rgbd_fusion_seg.engine.engine_files import EngineCard, EngineTensor, read_card, write_engine
 from rgbd_fusion_seg.engine.tensorrt_bindings import logger_of
 from rgbd_fusion_seg.errors import EngineError
+from rgbd_fusion_seg.hardware import system_name
 
 pytest.importorskip('cuda.bindings.runtime', reason='needs cuda-python')
 
@@ -94,8 +95,10 @@ def write(bundle: ModelBundle, name: str = 'tiny', plan: bytes = b'', **entries)
             'version': '10.3.0',
             'precision': 'fp16',
             'compute_capabilities': ('8.7',),
-            'gpu': '',
+            'gpu': 'Stand-in GPU',
             'tensors': FIXED,
+            'platform': system_name(),
+            'memory_mib': HostCuda().memory_bytes >> 20,
         }
         | entries,
     )

@@ -200,7 +200,7 @@ def test_compute_capabilities(bundle, wanted):
 def test_rtx_builds_what_the_gpu_at_hand_can_run(
     bundle, monkeypatch, own, wanted, built_for, suffix
 ):
-    gpu = Device(0, 'Some GPU', own)
+    gpu = Device(0, 'Some GPU', own, 8000)
     monkeypatch.setattr(tensorrt_build, 'find_device', lambda: gpu)
     path = build_engine(bundle, BuildOptions('tensorrt_rtx', compute_capabilities=wanted))
     assert header_of(plan_of(path))[1] == set(read_card(path).compute_capabilities) == built_for
@@ -210,7 +210,7 @@ def test_rtx_builds_what_the_gpu_at_hand_can_run(
 @pytest.mark.parametrize('own', ['8.7', '9.0'])
 @pytest.mark.parametrize('wanted', [(), ('current',)])
 def test_a_gpu_that_rtx_does_not_run_on_is_told_before_the_build(bundle, monkeypatch, own, wanted):
-    gpu = Device(0, 'Some GPU', own)
+    gpu = Device(0, 'Some GPU', own, 8000)
     monkeypatch.setattr(tensorrt_build, 'find_device', lambda: gpu)
     with pytest.raises(EngineError) as refused:
         build_engine(bundle, BuildOptions('tensorrt_rtx', compute_capabilities=wanted))
