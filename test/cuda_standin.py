@@ -135,6 +135,10 @@ class HostCuda:
                 work()
         return (error,)
 
+    def cudaMemGetInfo(self) -> Result:
+        used = sum(len(memory) for memory in self.device_memory.values())
+        return self._result('cudaMemGetInfo', self.memory_bytes - used, self.memory_bytes)
+
     def cudaMalloc(self, size: int) -> Result:
         used = sum(len(memory) for memory in self.device_memory.values())
         if used + size > self.memory_bytes:

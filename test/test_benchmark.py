@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from rgbd_fusion_seg.benchmark import compare as comparing
+from rgbd_fusion_seg.benchmark import footprint as footprints
 from rgbd_fusion_seg.benchmark import report
 from rgbd_fusion_seg.benchmark.busy import busy_processes
 from rgbd_fusion_seg.benchmark.compare import BenchmarkOptions, Contender, Frames, compare
@@ -21,7 +23,7 @@ from rgbd_fusion_seg.benchmark.footprint import footprint
 from rgbd_fusion_seg.benchmark.report import recommendation, table
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.cli import main
-from rgbd_fusion_seg.engine import available_backends, open_engine
+from rgbd_fusion_seg.engine import BACKENDS, available_backends, open_engine
 from rgbd_fusion_seg.engine.agreement import MIN_FRAMES, record_path
 from rgbd_fusion_seg.errors import EngineError
 from rgbd_fusion_seg.replay.folders import FolderFrames
@@ -201,6 +203,41 @@ def test_frames_come_from_all_over_a_recording(folder):
 def test_a_process_of_its_own_that_fails_says_why(tiny_bundle):
     with pytest.raises(EngineError, match=r'exit code 1 .* at least 1, got 0'):
         footprint(load_bundle(tiny_bundle), 'onnxruntime', {'num_threads': 0})
+
+
+def test_memory_of_a_gpu_is_what_is_free_before_and_not_at_the_end(tiny_bundle, monkeypatch):
+    """The processor stands in for the GPU: in the other process, and for it in this one."""
+    asked = []
+
+    def free_mib(device: int) -> float:
+        asked.append(device)
+        return 1000.0 - 300 * len(asked)
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+        answer = json.dumps(footprints.measure(json.loads(command[-1])))
+        return subprocess.CompletedProcess(command, 0, f'\n{answer}\n', '')
+
+    monkeypatch.setitem(BACKENDS, 'onnxruntime_gpu', 'rgbd_fusion_seg.engine.onnxruntime')
+    monkeypatch.setattr(footprints, 'free_memory_mib', free_mib)
+    monkeypatch.setattr(footprints.subprocess, 'run', run)
+    bundle = load_bundle(tiny_bundle)
+    found = footprint(bundle, 'onnxruntime_gpu', {})
+    assert (found['gpu_mib'], asked) == (300.0, [0, 0])
+    assert footprint(bundle, 'onnxruntime', {}).keys() == found.keys() - {'gpu_mib'}
+
+
+def test_the_table_tells_memory_of_a_gpu_where_an_engine_has_it():
+    times = {
+        key: dict.fromkeys(('p50', 'p90', 'p99'), 1.0) for key in ('frame_ms', 'inference_ms')
+    }
+    row = {'alone': times, 'label_agreement': 1.0, 'load_s': 0.1, 'rss_mib': 99.0}
+    result = {'bundle': 'b', 'input_size': '1x1', 'frames': 1, 'source': 's', 'repeats': 1}
+    result |= {'busy_processes': 0, 'engines': [{'label': 'cpu', **row}]}
+    assert 'GPU' not in table(result)
+    result['engines'].append({'label': 'gpu', **row, 'gpu_mib': 411.6})
+    cells = {line.split()[0]: line.split() for line in table(result).splitlines()}
+    assert cells['cpu'][-2:] == ['99', '-']
+    assert cells['gpu'][-2:] == ['99', '412']
 
 
 @pytest.mark.parametrize(

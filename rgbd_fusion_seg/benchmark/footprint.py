@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from rgbd_fusion_seg.bundle import ModelBundle, load_bundle
+from rgbd_fusion_seg.engine.cuda import free_memory_mib
 from rgbd_fusion_seg.errors import EngineError, RgbdFusionSegError
 from rgbd_fusion_seg.frame import blank_frame
 
 _PATIENCE_S = 600
 _FRAMES = 10
 _FRAME_SIZE = (640, 480)
+_ON_GPU = ('tensorrt', 'onnxruntime_gpu')
 
 
 def footprint(bundle: ModelBundle, backend: str, options: Mapping[str, Any]) -> dict[str, float]:
@@ -29,11 +31,14 @@ def footprint(bundle: ModelBundle, backend: str, options: Mapping[str, Any]) -> 
     Returns:
         ``import_s``: importing the backend's library; ``load_s``: opening the engine after that;
         ``rss_mib``, ``peak_rss_mib``: memory of the whole process in units of 2^20 bytes, at the
-        end and at most, with Python and the kernels of pre- and post-processing.
+        end and at most, with Python and the kernels of pre- and post-processing; for engines on
+        a GPU ``gpu_mib``: by how much less of its memory was free at the end, CUDA's context and
+        what other programs took meanwhile included.
 
     Raises:
         EngineError: the process failed.
     """
+    free_mib = _free_gpu_mib(backend, options)
     request = {
         'bundle': str(bundle.path),
         'input_size': bundle.input_size,
@@ -51,11 +56,17 @@ def footprint(bundle: ModelBundle, backend: str, options: Mapping[str, Any]) -> 
             f'{backend} ended with exit code {done.returncode} in a process of its own: '
             f'{told[-1] if told else "it said nothing"}'
         )
-    return json.loads(done.stdout.splitlines()[-1])
+    answer = json.loads(done.stdout.splitlines()[-1])
+    left_mib = answer.pop('free_gpu_mib')
+    return answer if free_mib is None else {**answer, 'gpu_mib': round(free_mib - left_mib, 1)}
 
 
-def measure(request: Mapping[str, Any]) -> dict[str, float]:
-    """Do in this process what :func:`footprint` asks for."""
+def measure(request: Mapping[str, Any]) -> dict[str, float | None]:
+    """Do in this process what :func:`footprint` asks for.
+
+    Returns:
+        As that, but for ``gpu_mib`` what is left free: ``free_gpu_mib``, None without a GPU.
+    """
     from rgbd_fusion_seg.engine import probe_backend
 
     began_s = time.perf_counter()
@@ -81,7 +92,12 @@ def measure(request: Mapping[str, Any]) -> dict[str, float]:
             'load_s': round(loaded_s - loading_s, 3),
             'rss_mib': _memory_mib('VmRSS'),
             'peak_rss_mib': _memory_mib('VmHWM'),
+            'free_gpu_mib': _free_gpu_mib(request['backend'], request['options']),
         }
+
+
+def _free_gpu_mib(backend: str, options: Mapping[str, Any]) -> float | None:
+    return free_memory_mib(options.get('device', 0)) if backend in _ON_GPU else None
 
 
 def _memory_mib(entry: str) -> float:

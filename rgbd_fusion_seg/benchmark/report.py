@@ -55,7 +55,8 @@ def table(result: Mapping[str, Any]) -> str:
     if loaded:
         headings += ['loaded p50', 'p90', 'x']
     headings += ['same labels', 'load s', 'RSS MiB']
-    lines = [headings]
+    on_gpu = any('gpu_mib' in row for row in result['engines'])
+    lines = [headings + ['GPU MiB'] * on_gpu]
     for row in result['engines']:
         frame, stage = row['alone']['frame_ms'], row['alone']['inference_ms']
         numbers = [*(frame[p] for p in ('p50', 'p90', 'p99')), stage['p50'], stage['p90']]
@@ -64,8 +65,9 @@ def table(result: Mapping[str, Any]) -> str:
             numbers += [under['p50'], under['p90'], under['p90'] / frame['p90']]
         line = [row['label'], *(f'{number:.1f}' for number in numbers)]
         line.append(f'{row["label_agreement"]:.2%}')
-        costs = f'{row["load_s"]:.2f} {row["rss_mib"]:.0f}' if 'load_s' in row else '- -'
-        line += costs.split()
+        line += [f'{row["load_s"]:.2f}', f'{row["rss_mib"]:.0f}'] if 'load_s' in row else ['-'] * 2
+        if on_gpu:
+            line.append(f'{row["gpu_mib"]:.0f}' if 'gpu_mib' in row else '-')
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = '-' * (sum(widths) + 2 * len(widths) - 2)

@@ -74,6 +74,21 @@ def find_device(index: int = 0) -> Device:
     )
 
 
+def free_memory_mib(device: int = 0) -> float:
+    """Return what all programs leave of a GPU's memory, in units of 2^20 bytes.
+
+    To ask takes memory itself, once per process: a context's.
+
+    Args:
+        device: index of the GPU.
+
+    Raises:
+        EngineError: no such device, or one that has failed.
+    """
+    call('cudaSetDevice', device)
+    return call('cudaMemGetInfo') / 2**20
+
+
 def call(function: str, *arguments: Any) -> Any:
     """Call a function of the CUDA runtime and return its value, if it has one.
 

@@ -49,6 +49,15 @@ def test_a_device_is_described(host):
     assert 'cudaSetDevice' not in host.calls  # which takes memory on it
 
 
+def test_free_memory_is_that_of_the_device_which_is_asked(host):
+    host.num_devices = 2
+    buffer = cuda.Buffer(256 << 20)
+    assert cuda.free_memory_mib(1) == 1024 - 256
+    assert host.current_device == 1
+    buffer.close()
+    assert cuda.free_memory_mib(1) == 1024
+
+
 @pytest.mark.parametrize('index', [-1, 2])
 def test_a_device_that_is_not_there_is_told_with_their_number(host, index):
     host.num_devices = 2

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rgbd_fusion_seg.engine.cuda import Buffer, Device, Graph, Stream, call
+from rgbd_fusion_seg.engine.cuda import Buffer, Device, Graph, Stream, call, free_memory_mib
 from rgbd_fusion_seg.engine.engine_files import EngineTensor
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
 from rgbd_fusion_seg.errors import EngineError
@@ -189,6 +189,13 @@ def test_threads_do_not_disturb_each_other_s_captures(gpu: Device):
     assert not wrong
     for runner in runners:
         runner.close()
+
+
+def test_free_memory_shrinks_by_what_is_taken(gpu: Device):
+    before_mib = free_memory_mib(gpu.index)
+    buffer = Buffer(512 << 20)
+    assert before_mib - free_memory_mib(gpu.index) == pytest.approx(512, rel=0.05)
+    buffer.close()
 
 
 def test_memory_comes_back(gpu: Device):
