@@ -19,6 +19,7 @@ from rgbd_fusion_seg.errors import RgbdFusionSegError
 from rgbd_fusion_seg.hardware import cpu_model_and_flags, package_version, usable_cores
 from rgbd_fusion_seg.locations import bundle_folders, find_bundle, list_bundles
 from rgbd_fusion_seg.ros_environment import (
+    cv_bridge_fault,
     fastdds_profile,
     profile_variable,
     rclpy_path,
@@ -157,6 +158,8 @@ def _ros_packages(rclpy: Path) -> Iterator[Finding]:
     yield Finding('ok', 'rclpy', f'{origin}, {rclpy}') if rclpy_works else answers['rclpy']
     for name in _ROS_MODULES:
         finding = answers[name]
+        if name == 'cv_bridge' and finding.mark == 'ok' and (fault := cv_bridge_fault()):
+            finding = Finding('bad', name, fault)
         if finding.mark == 'ok':
             yield finding
         elif name in _OPTIONAL_ROS:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from rgbd_fusion_seg.errors import InputError
@@ -13,6 +16,7 @@ from rgbd_fusion_seg.errors import InputError
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 """Fast DDS 3 reads the first one, Fast DDS 2 the second."""
 _FAST_DDS_2 = ('humble', 'iron', 'jazzy')
+_PATIENCE_S = 60
 
 
 def ros_is_sourced(environ: Mapping[str, str] = os.environ) -> bool:
@@ -36,6 +40,46 @@ def rclpy_path() -> Path | None:
     """Return the folder of the rclpy that this Python would import, without importing it."""
     spec = importlib.util.find_spec('rclpy')
     return Path(spec.origin).parent if spec and spec.origin else None
+
+
+@cache
+def cv_bridge_fault() -> str:
+    """Return why cv_bridge cannot convert images here, '' where it can; asked once, in a second.
+
+    It is tried in another process. One that was compiled for NumPy 1 can be imported beside NumPy
+    2, which only warns of it, and crashes the process with the first image that it converts
+    (seen with that of Debian 12; vision_opencv issue 535).
+    """
+    if importlib.util.find_spec('cv_bridge') is None:
+        return 'is not installed'
+    try:
+        done = subprocess.run(
+            [sys.executable, '-c', _CONVERSION],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
+        )
+    except subprocess.TimeoutExpired:
+        return f'does not convert an image within {_PATIENCE_S} s'
+    if done.returncode == 0:
+        return ''
+    if done.returncode < 0:
+        return (
+            f'crashes here ({signal.Signals(-done.returncode).name}), as when it was compiled for '
+            "another NumPy (that of Ubuntu 22.04 and 24.04 needs: pip install 'numpy<2')"
+        )
+    told = done.stderr.strip().splitlines()
+    return f'fails here ({told[-1] if told else f"exit code {done.returncode}"})'
+
+
+_CONVERSION = """
+from types import SimpleNamespace
+from cv_bridge import CvBridge
+size = dict(height=4, width=4, step=4, is_bigendian=0, data=bytes(16))
+image = CvBridge().imgmsg_to_cv2(SimpleNamespace(encoding='bayer_rggb8', **size), 'rgb8')
+assert image.shape == (4, 4, 3), image.shape
+"""
 
 
 def fastdds_profile() -> Path | None:

@@ -309,6 +309,7 @@ def test_broken_modules_are_survived(monkeypatch, tmp_path):
 def test_what_only_the_nodes_need_is_told_apart(monkeypatch):
     modules = ('rclpy', 'sensor_msgs', 'vision_msgs', 'cv_bridge')
     monkeypatch.setattr(doctor, '_ROS_MODULES', modules[1:])
+    monkeypatch.setattr(doctor, 'cv_bridge_fault', lambda: '')
     for lacking in modules[1:]:
         monkeypatch.setattr(
             doctor,
@@ -323,6 +324,18 @@ def test_what_only_the_nodes_need_is_told_apart(monkeypatch):
         expected[lacking] = 'bad' if lacking == 'sensor_msgs' else 'note'
         assert {name: findings[name].mark for name in modules} == expected
         assert findings[lacking].text.startswith('so it is; ')
+
+
+def test_a_cv_bridge_that_is_imported_but_crashes_is_told(monkeypatch):
+    def imported(names):
+        return {name: doctor.Finding('ok', name, '4.1') for name in names}
+
+    monkeypatch.setattr(doctor, '_imported', imported)
+    monkeypatch.setattr(doctor, 'cv_bridge_fault', lambda: 'crashes here')
+    findings = {finding.name: finding for finding in doctor._ros_packages(Path('rclpy'))}
+    words = 'crashes here; the usual encodings are decoded without it'
+    assert findings.pop('cv_bridge') == doctor.Finding('note', 'cv_bridge', words)
+    assert {f.text for name, f in findings.items() if name in doctor._ROS_MODULES} == {'4.1'}
 
 
 def test_engines_that_cannot_run_are_no_fault(monkeypatch):

@@ -21,6 +21,7 @@ from rgbd_fusion_seg.image_decoding import (
     stamp_to_ns,
     to_rgb,
 )
+from rgbd_fusion_seg.ros_environment import cv_bridge_fault
 
 _OUTPUT_ENCODINGS = {
     ('uint8', 2): 'mono8',
@@ -72,7 +73,10 @@ def depth_from_msg(msg: Image, topic: str = 'depth image') -> np.ndarray:
         return depth_to_metres(np.ascontiguousarray(decode_image(msg, topic)), msg.encoding)
     # cv_bridge would turn any number of one channel into a float, whatever its unit.
     if msg.encoding != '64FC1':
-        raise _unknown_encoding(msg, topic, DEPTH_ENCODINGS)
+        raise FrameError(
+            f'{topic} has the encoding {msg.encoding!r}, which is none of depth; '
+            f'publish one of {", ".join(DEPTH_ENCODINGS)}'
+        )
     converted = _cv_bridge_convert(msg, '32FC1', topic, DEPTH_ENCODINGS)
     return depth_to_metres(np.ascontiguousarray(converted), '32FC1')
 
@@ -181,7 +185,10 @@ def _cv_bridge_convert(
 ) -> np.ndarray:
     bridge = load_cv_bridge()
     if bridge is None:
-        raise _unknown_encoding(msg, topic, accepted)
+        raise FrameError(
+            f'{topic} has the encoding {msg.encoding!r}, which only cv_bridge reads, and that '
+            f'{cv_bridge_fault()}; mend that, or publish one of {", ".join(accepted)}'
+        )
     if len(msg.data) < max(1, msg.height * msg.step):
         raise FrameError(
             f'{topic} is empty or truncated: {msg.width}x{msg.height} {msg.encoding} with step '
@@ -198,21 +205,12 @@ def _cv_bridge_convert(
 
 @cache
 def load_cv_bridge() -> Any | None:
-    """Return a ``CvBridge``, or None where cv_bridge is absent or broken.
+    """Return a ``CvBridge``, or None where `cv_bridge_fault` has found one.
 
-    A cv_bridge that was compiled against another NumPy fails while it is imported, in more than
-    one way; this node then serves the encodings it reads itself.
+    This node then serves the encodings that it reads itself.
     """
-    try:
-        from cv_bridge import CvBridge
-
-        return CvBridge()
-    except Exception:
+    if cv_bridge_fault():
         return None
+    from cv_bridge import CvBridge
 
-
-def _unknown_encoding(msg: Image, topic: str, accepted: Iterable[str]) -> FrameError:
-    return FrameError(
-        f'{topic} has the encoding {msg.encoding!r}, which cannot be read here; '
-        f'publish one of {", ".join(accepted)}'
-    )
+    return CvBridge()

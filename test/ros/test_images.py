@@ -29,6 +29,7 @@ from rgbd_fusion_seg.ros.images import (
     msg_from_array,
     msg_from_points,
 )
+from rgbd_fusion_seg.ros_environment import cv_bridge_fault
 
 CHANNEL_ORDER = {'rgb8': (0, 1, 2), 'bgr8': (2, 1, 0), 'rgba8': (0, 1, 2), 'bgra8': (2, 1, 0)}
 CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
@@ -128,7 +129,7 @@ def test_other_arrays_are_no_images(pixels):
         (make_msg('rgb8', 2, 2, 6, bytes(11)), 'truncated'),
         (make_msg('rgb8', 0, 0, 0, b''), 'no pixels'),
         (make_msg('rgb8', 2, 2, 3, bytes(12)), 'step'),
-        (make_msg('yuv422', 2, 2, 4, bytes(8)), "'yuv422'.*rgb8, bgr8"),
+        (make_msg('infrared', 2, 2, 4, bytes(8)), "'infrared'.*rgb8, bgr8"),
         (make_msg('32FC1', 2, 2, 8, bytes(16)), "'32FC1'.*rgb8"),
     ],
 )
@@ -173,15 +174,81 @@ def test_cv_bridge_is_not_given_less_than_an_image(monkeypatch, height, size):
         depth_from_msg(make_msg('64FC1', height, 2, 16, bytes(size)), '/depth')
 
 
-def test_broken_cv_bridge_is_survived(tmp_path, monkeypatch):
-    """As when it was compiled against NumPy 1 and meets NumPy 2 (vision_opencv issue 535)."""
-    (tmp_path / 'cv_bridge.py').write_text("raise AttributeError('_ARRAY_API not found')\n")
+@pytest.fixture
+def another_cv_bridge(tmp_path, monkeypatch):
+    """Puts a module of other contents in its place."""
+
+    def write(text: str) -> None:
+        (tmp_path / 'cv_bridge.py').write_text(text)
+        cv_bridge_fault.cache_clear()
+        images.load_cv_bridge.cache_clear()
+
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, 'cv_bridge', raising=False)
+    yield write
+    sys.modules.pop('cv_bridge', None)
+    cv_bridge_fault.cache_clear()
     images.load_cv_bridge.cache_clear()
-    with pytest.raises(FrameError, match='publish one of'):
-        color_from_msg(make_msg('bayer_rggb8', 2, 2, 2, bytes(4)))
-    images.load_cv_bridge.cache_clear()
+
+
+CONVERTING = """
+import numpy, os, signal
+class CvBridge:
+    def imgmsg_to_cv2(self, msg, desired_encoding):
+        {}
+"""
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ("raise AttributeError('_ARRAY_API not found')", 'fails here .AttributeError: _ARRAY_API'),
+        # As one that was compiled for NumPy 1 does beside NumPy 2.
+        (CONVERTING.format('os.kill(os.getpid(), signal.SIGSEGV)'), 'crashes here .SIGSEGV'),
+        (CONVERTING.format('return numpy.zeros((4, 4))'), r'fails here .AssertionError: \(4, 4\)'),
+    ],
+)
+def test_a_broken_cv_bridge_is_survived_and_told(another_cv_bridge, text, words):
+    another_cv_bridge(text)
+    for _ in range(2):
+        with pytest.raises(
+            FrameError, match=f'only cv_bridge reads, and that {words}.*rgb8, bgr8'
+        ):
+            color_from_msg(make_msg('bayer_rggb8', 2, 2, 2, bytes(4)))
+
+
+def test_a_sound_cv_bridge_is_tried_once_and_used(another_cv_bridge, tmp_path):
+    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); "
+    another_cv_bridge(CONVERTING.format(f'{count}return numpy.full((4, 4, 3), 7, numpy.uint8)'))
+    for _ in range(3):
+        rgb = color_from_msg(make_msg('bayer_rggb8', 4, 4, 4, bytes(16)))
+        assert np.array_equal(rgb, np.full((4, 4, 3), 7))
+    assert (tmp_path / 'count').read_text() == 'xxxx'
+
+
+@pytest.mark.skipif(bool(cv_bridge_fault()), reason=f'cv_bridge {cv_bridge_fault()}')
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_bayer_patterns_come_out_of_cv_bridge_as_the_picture(pattern, bits):
+    """Of a picture that changes linearly, interpolation gives what was there."""
+    v, u = np.mgrid[:32, :48]
+    picture = np.stack([u * 4, v * 6, 250 - u * 4], axis=-1)
+    mosaic = np.zeros((32, 48), f'uint{bits}')
+    for i, colour in enumerate(pattern):
+        rows, columns = slice(i // 2, None, 2), slice(i % 2, None, 2)
+        mosaic[rows, columns] = picture[rows, columns, 'rgb'.index(colour)]
+    mosaic *= 1 if bits == 8 else 257
+    msg = make_msg(f'bayer_{pattern}{bits}', 32, 48, mosaic.strides[0], mosaic.tobytes())
+    rgb = color_from_msg(msg)
+    assert rgb.dtype == np.uint8
+    np.testing.assert_allclose(rgb[2:-2, 2:-2].astype(int), picture[2:-2, 2:-2], atol=1)
+
+
+@pytest.mark.skipif(bool(cv_bridge_fault()), reason=f'cv_bridge {cv_bridge_fault()}')
+def test_depth_in_double_precision_comes_out_of_cv_bridge():
+    metres = np.linspace(0.4, 8, 12).reshape(3, 4)
+    found = depth_from_msg(make_msg('64FC1', 3, 4, 32, metres.tobytes()))
+    np.testing.assert_array_equal(found, metres.astype(np.float32))
 
 
 def pair(**depth):
