@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -29,6 +29,7 @@ from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
 from rgbd_fusion_seg.training.study_record import read_record, told_settings
 
+Run = TypeVar('Run')
 FREE_IN_ROWS = FREE_TO_CHANGE - {'epochs', 'max_minutes'}
 """Settings that the study may be continued with other values of when a row of it is done."""
 FAILURE_NAME = 'failed.txt'
@@ -90,7 +91,7 @@ def run_folder(study: StudyConfig, row: RowConfig, seed: int) -> Path:
 def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> TrainConfig:
     """Return the training run of a row."""
     row = settled(study, row)
-    config = _run_of(study.run, row)
+    config = run_of(study.run, row.run)
     config.output = str(run_folder(study, row, seed))
     config.network, config.epochs, config.seed = copy.deepcopy(row.network), epochs, seed
 
@@ -104,18 +105,26 @@ def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> Tr
     return config
 
 
-def _run_of(run: TrainConfig, row: RowConfig) -> TrainConfig:
-    """Return a study's run with what is otherwise in a row."""
-    if not row.run:
+def run_of(run: Run, changes: Mapping[str, Any]) -> Run:
+    """Return a study's run, a dataclass, with what is otherwise in a row.
+
+    Raises:
+        InputError: settings that a run does not have, or values that they cannot have.
+    """
+    if not changes:
         return copy.deepcopy(run)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(type(run))
     try:
-        parsed = parser.parse_object(_merged(dataclasses.asdict(run), row.run))
+        parsed = parser.parse_object(_merged(dataclasses.asdict(run), changes))
+        return type(run)(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
         reason = ' '.join(str(error).split())
         raise InputError(f'run has what no run takes: {reason}') from error
-    return type(run)(**vars(parser.instantiate(parsed)))
+    except TypeError as error:  # a null, which the parser takes for any type
+        raise InputError(
+            f'run has a null where a value is needed, in {dict(changes)} ({error}); give one'
+        ) from error
 
 
 def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

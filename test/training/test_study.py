@@ -350,6 +350,7 @@ def test_a_row_may_have_settings_of_its_own(tiny_study, tmp_path):
     assert runs[1]['gflops'] == pytest.approx(2 * runs[0]['gflops'], rel=0.03)
     for run, words in (
         ({'data': {'widht': 96}}, "the study row 'rgb': run has .*widht"),
+        ({'optimiser': {'lr': None}}, "the study row 'rgb': run has a null .*'lr': None"),
         ({'batch_size': 'three'}, "the study row 'rgb': run has .*batch_size.*three"),
         ({'data': 3}, "the study row 'rgb': run has data: 3, but data is a section"),
         ({'batch_size': 0}, 'batch_size >= 1, but batch_size is 0'),

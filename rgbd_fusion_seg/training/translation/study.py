@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,9 @@ from rgbd_fusion_seg.training.study_record import (
     write_record,
 )
 from rgbd_fusion_seg.training.study_report import around, insert
+from rgbd_fusion_seg.training.study_runs import run_of
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator, make_translator
-from rgbd_fusion_seg.training.translation.config import GeneratorConfig, TranslationConfig
+from rgbd_fusion_seg.training.translation.config import TranslationConfig
 from rgbd_fusion_seg.training.translation.evaluation import (
     COLOUR,
     ENSEMBLE,
@@ -185,28 +185,21 @@ def row_config(study: TranslationStudyConfig, row: RowConfig, seed: int) -> Tran
     """Return the run of a row.
 
     Raises:
-        InputError: settings that the generator does not have, or values it cannot have.
+        InputError: settings that a run or its generator does not have or a row may not have of
+            its own, or values that they cannot have.
     """
-    shared = dataclasses.asdict(study.run.generator)
-    if unknown := {*row.generator} - {*shared}:
-        raise InputError(
-            f'the row {row.name} sets {", ".join(sorted(unknown))}, which a generator does not '
-            f'have; it has {", ".join(shared)}'
-        )
     if alien := {*row.run} - ROWS_OWN:
         raise InputError(
             f'the row {row.name} sets {", ".join(sorted(alien))} of its run, which all rows '
             f'share; its own may be {", ".join(sorted(ROWS_OWN))}'
         )
-    return dataclasses.replace(
-        study.run,
-        output=str(Path(study.output) / f'{row.name}-{seed}'),
-        inputs=row.inputs,
-        targets=row.targets,
-        seed=seed,
-        generator=GeneratorConfig(**{**shared, **row.generator}),
-        **row.run,
-    )
+    own = {'generator': row.generator, 'inputs': row.inputs, 'targets': row.targets, **row.run}
+    try:
+        config = run_of(study.run, own)
+    except InputError as error:
+        raise InputError(f'the row {row.name}: {error}') from error
+    config.output, config.seed = str(Path(study.output) / f'{row.name}-{seed}'), seed
+    return config
 
 
 def is_done(config: TranslationConfig) -> bool:
