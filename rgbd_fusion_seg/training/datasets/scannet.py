@@ -122,7 +122,7 @@ class ScanNet:
 
     def _listed_scenes(self, split: str) -> list[str]:
         listing = self.folder / f'scannetv2_{split}.txt'
-        scenes = listing.read_text().split() if listing.is_file() else []
+        scenes = files.read_lines(listing) if listing.is_file() else []
         if not scenes:
             raise InputError(
                 f'{listing} is missing or empty; copy the official list of scenes from {_LISTS}'

@@ -145,6 +145,16 @@ def test_a_missing_list_tells_where_it_comes_from(broken):
         ScanNet(broken, 'test')
 
 
+def test_a_list_may_begin_with_the_mark_of_windows_but_must_be_text(broken):
+    listing = broken / 'scannetv2_train.txt'
+    frames = ScanNet(broken, 'train').frames
+    listing.write_bytes(b'\xef\xbb\xbf' + listing.read_bytes())
+    assert ScanNet(broken, 'train').frames == frames
+    listing.write_bytes(b'scene0270_00\n\xff\xfe\n')
+    with pytest.raises(InputError, match=r'scannetv2_train\.txt cannot be read .*copy the data'):
+        ScanNet(broken, 'train')
+
+
 def test_a_half_unpacked_set_is_refused_at_once(broken):
     (broken / 'scene0270_00/label/000100.png').unlink()
     with pytest.raises(InputError, match=r'scene0270_00/label/000100\.png is missing.*unpack'):
