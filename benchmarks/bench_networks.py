@@ -99,11 +99,9 @@ def forms(
     half_name = 'fp16' if device.type == 'cuda' else 'bf16'
     full_name = 'TF32' if device.type == 'cuda' else 'fp32'  # torch's default
     width, height = size
-    depth = network.hha_size(height, width)
-    sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
     images = {
-        name: torch.randn(1, 3, *sizes[name], device=device).to(memory_format=torch.channels_last)
-        for name in network.modalities
+        name: torch.randn(1, 3, *side, device=device).to(memory_format=torch.channels_last)
+        for name, side in network.input_sizes(height, width).items()
     }
     low = {name: image.to(half) for name, image in images.items()}
     other = in_precision(network, half)

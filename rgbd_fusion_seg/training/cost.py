@@ -26,9 +26,8 @@ def gflops(network: nn.Module, width: int, height: int) -> float:
         width, height: of the colour input.
     """
     device = next(network.parameters()).device
-    depth = network.hha_size(height, width)
-    sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
-    inputs = {name: torch.zeros(1, 3, *sizes[name], device=device) for name in network.modalities}
+    sizes = network.input_sizes(height, width)
+    inputs = {name: torch.zeros(1, 3, *size, device=device) for name, size in sizes.items()}
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network(inputs)

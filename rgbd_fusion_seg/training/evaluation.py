@@ -137,13 +137,10 @@ def _label(
     indices: Sequence[int],
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Yield predicted labels, then those of each branch, and true ones, uint8 (N, H, W)."""
-    device, size = next(network.parameters()).device, rgb_size[::-1]
-    sees = network.modalities
-    rgb = size if 'rgb' in sees else None
-    hha, depth = (network.hha_size(*size) if name in sees else None for name in ('hha', 'depth'))
+    device, sizes = next(network.parameters()).device, network.input_sizes(*rgb_size[::-1])
     batch_size = 1 if device.type == 'cpu' else GPU_BATCH
     with _evaluation_mode(network), full_float32():
-        for batch in whole_frames(frames, rgb, hha, device, indices, batch_size, depth):
+        for batch in whole_frames(frames, sizes, device, indices, batch_size):
             truth = batch['labels']
             logits = all_logits(network, normalise(batch))
             yield [labels_of(x, *truth.shape[1:]) for x in logits], truth

@@ -48,11 +48,7 @@ from rgbd_fusion_seg.training.datasets.cache import cached_frames, read_frame
 from rgbd_fusion_seg.training.evaluation import score_source, scored_sources, write_scores
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
-from rgbd_fusion_seg.training.onnx_graph import (
-    GraphOptions,
-    build_graph,
-    input_sizes,
-)
+from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph
 from rgbd_fusion_seg.training.predictors import open_predictor
 from rgbd_fusion_seg.training.report import headline
 from rgbd_fusion_seg.training.single_sensor import (
@@ -278,7 +274,7 @@ def describe(
         options: of the graph.
     """
     info, classes = checkpoint.info, checkpoint.classes
-    sizes = input_sizes(network, size[1], size[0])
+    sizes = network.input_sizes(size[1], size[0])
     colour_per_leading = size[1] // next(iter(sizes.values()))[0]
     card: dict[str, Any] = {
         'format': CARD_FORMAT,

@@ -18,12 +18,10 @@ from rgbd_fusion_seg.training.view_reader import levels
 
 def whole_frames(
     frames: CachedFrames,
-    rgb_size: tuple[int, int] | None,
-    hha_size: tuple[int, int] | None,
+    sizes: Mapping[str, tuple[int, int]],
     device: torch.device | str,
     indices: Sequence[int] | None = None,
     batch_size: int = 1,
-    depth_size: tuple[int, int] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield whole frames as the runtime would feed them to a network.
 
@@ -33,24 +31,22 @@ def whole_frames(
 
     Args:
         frames: the set.
-        rgb_size, hha_size: height and width of the network's inputs; None where it reads none.
+        sizes: height and width of the network's inputs, see `SegmentationNetwork.input_sizes`.
         device: where the batches go.
         indices: which frames, in which order; default: all.
         batch_size: frames a batch.
-        depth_size: of the network's depth input; None where it reads none.
 
     Yields:
-        'rgb' float32 (n, 3, H, W), 'hha' float32 (n, 3, h, w), both 0..255 and channels last in
-        memory, 'depth' float32 (n, 1, h, w) in metres, and 'labels' uint8 (n, H', W') at their own
-        size.
+        of those in ``sizes`` 'rgb' float32 (n, 3, H, W), 'hha' float32 (n, 3, h, w), both 0..255
+        and channels last in memory, 'depth' float32 (n, 1, h, w) in metres, and 'labels' uint8
+        (n, H', W') at their own size.
     """
     indices = range(len(frames)) if indices is None else indices
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         images = {
             name: [_whole_image(levels(frames, name), i, size, name) for i in chosen]
-            for name, size in (('rgb', rgb_size), ('hha', hha_size), ('depth', depth_size))
-            if size is not None
+            for name, size in sizes.items()
         }
         batch = {
             name: torch.from_numpy(np.reshape(stack, (len(stack), *stack[0].shape[:2], -1)))

@@ -61,15 +61,6 @@ class GraphOptions:
             raise InputError(f'opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}')
 
 
-def input_sizes(
-    network: SegmentationNetwork, height: int, width: int
-) -> dict[str, tuple[int, int]]:
-    """Return (height, width) of each input that belongs to a colour input, the leading first."""
-    depth = network.hha_size(height, width)
-    sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
-    return {name: sizes[name] for name in MODALITIES if name in network.modalities}
-
-
 def build_graph(
     network: SegmentationNetwork, height: int, width: int, options: GraphOptions
 ) -> onnx.ModelProto:
@@ -89,7 +80,7 @@ def build_graph(
         batch = 2  # the tracer takes 1 for a constant, as it does with sides
     if options.dynamic_size:
         height, width = (max(side, 2 * network.size_multiple) for side in (height, width))
-    sizes = input_sizes(network, height, width)
+    sizes = network.input_sizes(height, width)
     inputs = tuple(torch.zeros(batch, 3, *size) for size in sizes.values())
     with _quiet():
         program = torch.onnx.export(
@@ -130,7 +121,7 @@ def _dynamic_shapes(network: SegmentationNetwork, options: GraphOptions) -> Any:
         return None
     batch, rows, columns = (torch.export.Dim(name, min=1) for name in ('n', 'rows', 'columns'))
     shapes = []
-    for steps in input_sizes(network, network.size_multiple, network.size_multiple).values():
+    for steps in network.input_sizes(network.size_multiple, network.size_multiple).values():
         shape: dict[int, Any] = {0: batch} if options.dynamic_batch else {}
         if options.dynamic_size:
             shape |= {2: steps[0] * rows, 3: steps[1] * columns}

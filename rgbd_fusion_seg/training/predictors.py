@@ -274,14 +274,13 @@ class NetworkPredictor:
     def _inputs(self, frame: RgbdFrame, size: tuple[int, int]) -> dict[str, Tensor]:
         width, height = size
         images = {}
-        if 'rgb' in self.network.modalities:
-            images['rgb'] = rgb_image(frame.rgb, width, height)
-        if 'hha' in self.network.modalities:
-            h, w = self.network.hha_size(height, width)
-            images['hha'] = hha_image(frame.depth, frame.intrinsics, w, h)
-        if 'depth' in self.network.modalities:
-            h, w = self.network.hha_size(height, width)
-            images['depth'] = depth_image(frame.depth, w, h)[..., None]
+        for name, (h, w) in self.network.input_sizes(height, width).items():
+            if name == 'rgb':
+                images[name] = rgb_image(frame.rgb, w, h)
+            elif name == 'hha':
+                images[name] = hha_image(frame.depth, frame.intrinsics, w, h)
+            else:
+                images[name] = depth_image(frame.depth, w, h)[..., None]
         return {name: to_tensor(image[None], self.device) for name, image in images.items()}
 
 

@@ -86,17 +86,15 @@ class Trainer(TrainingLoop):
         source = open_dataset(config.data.dataset, 'train')
         self.classes = source.classes
         network, statistics = self._start(before)
-        self.modalities = network.modalities
-        size = network.hha_size(config.data.height, config.data.width)
-        self.hha_size = size if {'hha', 'depth'} & {*self.modalities} else None
         # The first process builds what is missing, the others find it ready.
         with self.fabric.rank_zero_first():
             self.frames = prepare_frames(config.data, network)
-        if self.hha_size and (fault := depth_fault(self.frames['train'])):
+        sees_depth = {'hha', 'depth'} & {*network.modalities}
+        if sees_depth and (fault := depth_fault(self.frames['train'])):
             raise InputError(fault)
         statistics = channel_statistics(self.frames['train']) | statistics
         statistics |= given_statistics(config.data.statistics)
-        statistics = {name: statistics[name] for name in self.modalities}
+        statistics = {name: statistics[name] for name in network.modalities}
         sets = list(self.frames.values())
         self.described = described_run(config, self.classes.names, sets, self.origins, statistics)
         check_same_data(self.folder, before or {}, self.described)
@@ -183,10 +181,11 @@ class Trainer(TrainingLoop):
 
     def views(self) -> TrainingViews:
         """Return this process's share of the training views."""
-        fabric = self.fabric
+        fabric, data = self.fabric, self.config.data
+        sizes = self.network.module.input_sizes(data.height, data.width)
         return TrainingViews(
-            self.frames['train'], self.frames.get('synthetic'), self.config, self.hha_size,
-            fabric.device, self.modalities, fabric.global_rank, fabric.world_size,
+            self.frames['train'], self.frames.get('synthetic'), self.config, sizes,
+            fabric.device, fabric.global_rank, fabric.world_size,
         )  # fmt: skip
 
     def step(self, batch: dict[str, Tensor]) -> Tensor:

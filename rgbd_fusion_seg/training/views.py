@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,8 @@ class TrainingViews:
         real: frames that are visited in a new random order each epoch.
         synthetic: frames of which ``config.data.synthetic_share`` of the views are made.
         config: the run.
-        hha_size: height and width of the network's HHA or depth input; None where it reads
-            neither.
+        sizes: height and width of the network's inputs, see `SegmentationNetwork.input_sizes`.
         device: where batches are made.
-        modalities: inputs that the network reads.
         rank, world_size: this training process and how many share a batch, equal parts each.
     """
 
@@ -52,20 +50,14 @@ class TrainingViews:
         real: CachedFrames,
         synthetic: CachedFrames | None,
         config: TrainConfig,
-        hha_size: tuple[int, int] | None,
+        sizes: Mapping[str, tuple[int, int]],
         device: torch.device | str,
-        modalities: Sequence[str] = ('rgb', 'hha'),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.config, self.device = config, torch.device(device)
         size = config.data.height, config.data.width
-        sizes = {'rgb': size, 'hha': hha_size, 'depth': hha_size, 'labels': size}
-        self.sizes = {
-            name: size
-            for name, size in sizes.items()
-            if size is not None and (name in modalities or name == 'labels')
-        }
+        self.sizes = {**sizes, 'labels': size}
         frames = [real] if synthetic is None else [real, synthetic]
         sources = [{name: levels(f, name) for name in self.sizes} for f in frames]
         self.resident = is_resident(config.data.resident, sources, self.device)

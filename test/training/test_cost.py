@@ -5,19 +5,17 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from rgbd_fusion_seg.training.cost import empty_network, gflops  # noqa: E402
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork  # noqa: E402
 
 
 def test_operations_of_a_network_of_two_convolutions_counted_by_hand():
-    class Two(torch.nn.Module):
+    class Two(SegmentationNetwork):
         modalities = ('rgb',)
 
         def __init__(self):
             super().__init__()
             self.a = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
             self.b = torch.nn.Conv2d(8, 5, 1)
-
-        def hha_size(self, height, width):
-            return height, width
 
         def forward(self, inputs):
             return self.b(self.a(inputs['rgb']))

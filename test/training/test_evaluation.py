@@ -37,6 +37,7 @@ from rgbd_fusion_seg.training.evaluation import (  # noqa: E402
 )
 from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork  # noqa: E402
 
 CLASSES = ClassSet('six', tuple('abcdef'), np.arange(18, dtype=np.uint8).reshape(6, 3))
 NORMALISE = Normaliser({'rgb': ([0.0] * 3, [1.0] * 3)})
@@ -54,10 +55,10 @@ def frames() -> CachedFrames:
     return CachedFrames('toy', CLASSES, '', (rgb, rgb[:, ::2, ::2]), labels, (hha,), (1.0, 2.0))
 
 
-class ReadsRed(torch.nn.Module):
+class ReadsRed(SegmentationNetwork):
     """Tells the class from red: right on the frames above, or always ``constant``."""
 
-    modalities, stride, size_multiple, predicting_branches = ('rgb',), 1, 1, ()
+    modalities, stride, size_multiple = ('rgb',), 1, 1
 
     def __init__(self, constant: int | None = None) -> None:
         super().__init__()

@@ -55,10 +55,9 @@ def saved(path: Path, checkpoint: Checkpoint, **how: bool) -> str:
 
 def inputs_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     height, width = 3 * network.size_multiple, 4 * network.size_multiple
-    depth = network.hha_size(height, width)
-    sizes = {'rgb': (height, width), 'hha': depth, 'depth': depth}
+    sizes = network.input_sizes(height, width)
     torch.manual_seed(1)
-    return {name: torch.randn(2, 3, *sizes[name]) for name in network.modalities}
+    return {name: torch.randn(2, 3, *size) for name, size in sizes.items()}
 
 
 @pytest.mark.parametrize('name', sorted(NETWORKS))

@@ -31,7 +31,7 @@ def test_whole_frames_are_what_the_runtime_feeds():
     hha = tuple(preprocess.hha_image(depth, camera, *s)[None] for s in ((80, 60), (160, 120)))
     frames = dataclasses.replace(frames, hha=hha)
     for height, width in ((240, 320), (120, 160), (96, 112), (300, 400)):
-        (batch,) = whole_frames(frames, (height, width), (60, 80), 'cpu')
+        (batch,) = whole_frames(frames, {'rgb': (height, width), 'hha': (60, 80)}, 'cpu')
         expected = preprocess.rgb_image(frames.rgb[0][0], width, height)
         got = batch['rgb'][0].permute(1, 2, 0).numpy()
         # The half size is in the cache; rounding may differ from this test's own averages.
@@ -45,23 +45,23 @@ def test_hha_of_another_size_comes_from_the_next_larger_one():
     frames = random_frames(1)
     small, large = ((HEIGHT // s, WIDTH // s) for s in (4, 2))
     for size, level in (((small[0] - 8, small[1] - 8), 0), ((small[0] + 8, small[1] + 8), 1)):
-        (batch,) = whole_frames(frames, None, size, 'cpu')
+        (batch,) = whole_frames(frames, {'hha': size}, 'cpu')
         expected = preprocess.rgb_image(frames.hha[level][0], size[1], size[0])
         np.testing.assert_array_equal(batch['hha'][0].permute(1, 2, 0).numpy(), expected)
-    (batch,) = whole_frames(frames, None, (large[0] * 3, large[1] * 3), 'cpu')
+    (batch,) = whole_frames(frames, {'hha': (large[0] * 3, large[1] * 3)}, 'cpu')
     expected = preprocess.rgb_image(frames.hha[1][0], large[1] * 3, large[0] * 3)
     np.testing.assert_array_equal(batch['hha'][0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_whole_frames_come_in_the_order_asked_for():
     frames = random_frames(6)
-    batches = list(whole_frames(frames, None, HHA_SIZE, 'cpu', [4, 0, 2], batch_size=2))
+    batches = list(whole_frames(frames, {'hha': HHA_SIZE}, 'cpu', [4, 0, 2], batch_size=2))
     assert [list(batch) for batch in batches] == [['hha', 'labels']] * 2
     labels = torch.cat([batch['labels'] for batch in batches])
     np.testing.assert_array_equal(labels, frames.labels[[4, 0, 2]])
     hha = torch.cat([batch['hha'] for batch in batches]).permute(0, 2, 3, 1)
     np.testing.assert_array_equal(hha, frames.hha[0][[4, 0, 2]].astype(np.float32))
-    assert len(list(whole_frames(frames, None, None, 'cpu'))) == 6
+    assert len(list(whole_frames(frames, {}, 'cpu'))) == 6
 
 
 def test_whole_frames_hold_the_depth_that_the_runtime_feeds():
@@ -74,7 +74,7 @@ def test_whole_frames_hold_the_depth_that_the_runtime_feeds():
     mean, std = 2.75, 1.25
     normalise = Normaliser({'depth': ([mean] * 3, [std] * 3)})
     for width, height in ((80, 60), (160, 120), (40, 30)):
-        batches = whole_frames(frames, None, None, 'cpu', depth_size=(height, width))
+        batches = whole_frames(frames, {'depth': (height, width)}, 'cpu')
         (batch,) = batches
         assert list(batch) == ['depth', 'labels']
         size = TensorInput(height, width, np.full(3, mean, 'f4'), np.full(3, std, 'f4'))
@@ -91,7 +91,8 @@ def test_normalised_inputs_have_zero_mean_and_unit_spread():
     frames = random_frames(40)
     frames = dataclasses.replace(frames, rgb=tuple(level // 2 + 20 for level in frames.rgb))
     normalise = Normaliser(channel_statistics(frames))
-    for batch in whole_frames(frames, (HEIGHT, WIDTH), HHA_SIZE[:2], 'cpu', batch_size=40):
+    sizes = {'rgb': (HEIGHT, WIDTH), 'hha': HHA_SIZE}
+    for batch in whole_frames(frames, sizes, 'cpu', batch_size=40):
         result = normalise(batch)
         assert list(result) == ['rgb', 'hha']
         for value in result.values():

@@ -18,6 +18,7 @@ from rgbd_fusion_seg.training.checkpoints import (  # noqa: E402
 from rgbd_fusion_seg.training.datasets.base import ClassSet  # noqa: E402
 from rgbd_fusion_seg.training.inputs import Normaliser  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.networks.base import SegmentationNetwork  # noqa: E402
 from rgbd_fusion_seg.training.predictors import (  # noqa: E402
     NetworkPredictor,
     best_class,
@@ -52,10 +53,10 @@ def mirrored(frame: RgbdFrame) -> RgbdFrame:
     return RgbdFrame(rgb, depth, camera)
 
 
-class PixelNetwork(torch.nn.Module):
+class PixelNetwork(SegmentationNetwork):
     """Scores each 4x4 block of colour, plus a slope along the columns that mirroring reveals."""
 
-    modalities, stride, size_multiple, predicting_branches = ('rgb',), 4, 8, ()
+    modalities, stride, size_multiple = ('rgb',), 4, 8
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -142,10 +143,7 @@ def test_hha_of_a_mirrored_frame_is_the_mirrored_hha(data_dir):
 
 def test_scales_set_the_inputs_sizes_and_hha_is_made_anew(frame):
     class Both(PixelNetwork):
-        modalities = ('rgb', 'hha')
-
-        def hha_size(self, height, width):
-            return height // 2, width // 2
+        modalities, shrink_depth = ('rgb', 'hha'), True
 
     network = Both(slope=0.0)
     predictor(network, scales=(0.75, 1.0, 1.3), flip=True).predict(frame)

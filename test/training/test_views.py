@@ -53,8 +53,10 @@ def make_views(
     )  # fmt: skip
     real, synthetic = with_depth(random_frames(6)), with_depth(random_frames(5, seed=1))
     synthetic = synthetic if share else None
-    options = {'hha_size': HHA_SIZE, 'device': 'cpu', **options}
-    return TrainingViews(real, synthetic, config, rank=rank, world_size=world_size, **options)
+    modalities, device = options.pop('modalities', ('rgb', 'hha')), options.pop('device', 'cpu')
+    colour = HEIGHT // 2, WIDTH // 2
+    sizes = {name: colour if name == 'rgb' else HHA_SIZE for name in modalities}
+    return TrainingViews(real, synthetic, config, sizes, device, rank, world_size, **options)
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -136,7 +138,8 @@ def test_a_whole_unchanged_view_is_the_prepared_frame():
         data = DataConfig(width=size[1], height=size[0], workers=0)
         config = TrainConfig(batch_size=6, augment=PLAIN, data=data)
         half = size[0] // 2, size[1] // 2
-        made = TrainingViews(frames, None, config, half, 'cpu', ALL)
+        sizes = {'rgb': size, 'hha': half, 'depth': half}
+        made = TrainingViews(frames, None, config, sizes, 'cpu')
         batch = next(made.batches(0, 1))
         order = [made.reader.choose(draw)[1] for draw in range(6)]
         for name, expected in (('rgb', frames.rgb[level]), ('hha', frames.hha[1 - level])):
@@ -151,11 +154,10 @@ def test_a_whole_unchanged_view_is_the_prepared_frame():
 def test_views_that_zoom_out_take_more_samples_of_small_images():
     """Bilinear samples average two pixels an axis of colour at half the size of the frame."""
     data = DataConfig(width=WIDTH // 4, height=HEIGHT // 4, workers=0)
+    sizes = {'rgb': (data.height, data.width)}
     for zoom, taps in ((1.0, 1), (0.5, 2), (0.25, 4)):
         config = TrainConfig(augment=AugmentConfig(min_zoom=zoom), data=data)
-        assert (
-            TrainingViews(random_frames(1), None, config, None, 'cpu', ('rgb',)).rgb_taps == taps
-        )
+        assert TrainingViews(random_frames(1), None, config, sizes, 'cpu').rgb_taps == taps
 
 
 def test_noise_on_depth_is_not_that_on_colour():
@@ -167,7 +169,8 @@ def test_noise_on_depth_is_not_that_on_colour():
     data = DataConfig(width=WIDTH // 2, height=HEIGHT // 2, workers=0)
     config = TrainConfig(batch_size=4, augment=noisy, data=data)
     size = HEIGHT // 2, WIDTH // 2
-    batch = next(TrainingViews(frames, None, config, size, 'cpu', ('rgb', 'depth')).batches(0, 1))
+    sizes = {'rgb': size, 'depth': size}
+    batch = next(TrainingViews(frames, None, config, sizes, 'cpu').batches(0, 1))
     for colour, depth in zip(batch['rgb'], batch['depth'], strict=True):
         assert float(depth.std()) > 0
         planes = torch.cat([colour, depth]).flatten(1).numpy()
@@ -195,7 +198,7 @@ def test_a_sensor_that_fails_is_black_or_without_readings():
 
 
 def test_only_what_the_network_reads_is_made():
-    colour = make_views(hha_size=None, modalities=('rgb',))
+    colour = make_views(modalities=('rgb',))
     depth = make_views(modalities=('hha',))
     for a, b, both in zip(
         colour.batches(0, 2), depth.batches(0, 2), make_views().batches(0, 2), strict=True

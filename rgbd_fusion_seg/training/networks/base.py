@@ -43,6 +43,11 @@ class SegmentationNetwork(nn.Module):
         """Height and width of the HHA or depth input that belongs to a colour input."""
         return (height // 2, width // 2) if self.shrink_depth else (height, width)
 
+    def input_sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """Height and width of each of `modalities` that belongs to a colour input's."""
+        depth = self.hha_size(height, width)
+        return {name: (height, width) if name == 'rgb' else depth for name in self.modalities}
+
     def monitored(self) -> dict[str, float]:
         """Return what a training run logs of the network beside its loss, by name."""
         return {}

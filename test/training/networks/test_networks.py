@@ -346,6 +346,9 @@ def test_the_size_of_hha_is_told(name, options):
     hha = network.hha_size(height, width)
     assert all(isinstance(side, int) for side in hha)
     assert hha in ((height, width), (height // 2, width // 2))
+    sizes = {'rgb': (height, width), 'hha': hha, 'depth': hha}
+    expected = [(name, sizes[name]) for name in sizes if name in network.modalities]
+    assert list(network.input_sizes(height, width).items()) == expected
     if network.modalities == ('rgb', 'hha'):
         x = inputs(network)
         other = (height, width) if hha != (height, width) else (height // 2, width // 2)
