@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,37 @@ NO_FILES = {'init_from': '', 'init_rgb': '', 'init_hha': '', 'init_backbone': ''
 """Of a network whose weights a state replaces; the files it started from may be gone."""
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A checkpoint that a network's first weights come from.
+
+    Args:
+        setting: which one names it: init_rgb, init_hha or init_from.
+        path: what it names: a file, a run's folder or a bundle.
+        file: where the checkpoint is.
+        checkpoint: what is in it.
+    """
+
+    setting: str
+    path: str
+    file: Path
+    checkpoint: Checkpoint
+
+
+def starts(config: NetworkConfig) -> list[Start]:
+    """Read the checkpoints that a network starts from, but for a backbone of others.
+
+    Raises:
+        InputError: one that is not there or cannot be read.
+    """
+    found = []
+    for setting in ('init_rgb', 'init_hha', 'init_from'):
+        if path := getattr(config, setting):
+            file = find_checkpoint(path)
+            found.append(Start(setting, path, file, load_checkpoint(file)))
+    return found
+
+
 def bare_network(config: NetworkConfig) -> nn.Module:
     """Build a network of two classes without memory for weights, to ask what it reads and takes.
 
@@ -32,15 +64,18 @@ def bare_network(config: NetworkConfig) -> nn.Module:
         InputError: an unknown network or option.
     """
     with torch.device('meta'):
-        return make_network(dataclasses.replace(config, **NO_FILES), ('one', 'other'))
+        return make_network(dataclasses.replace(config, **NO_FILES), ('one', 'other'), [])
 
 
-def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:
-    """Build the network, with the weights of the checkpoints that the configuration names.
+def make_network(
+    config: NetworkConfig, classes: Sequence[str], begun: Sequence[Start]
+) -> nn.Module:
+    """Build the network, with the weights of the checkpoints that it starts from.
 
     Args:
         config: the network.
         classes: names of those that it is to tell apart.
+        begun: the checkpoints, see `starts`.
 
     Raises:
         InputError: an unknown network or option, or a checkpoint that does not fit.
@@ -51,30 +86,34 @@ def make_network(config: NetworkConfig, classes: Sequence[str]) -> nn.Module:
         network = build_network(config.name, len(classes), **config.options)
     except (TypeError, ValueError, RuntimeError) as error:  # torch's own words of odd sizes
         raise InputError(f'the network cannot be built: {error}') from error
-    for modality, path in (('rgb', config.init_rgb), ('hha', config.init_hha)):
-        if not path:
-            continue
-        if not hasattr(network, 'initialise_encoder'):
-            raise InputError(
-                f'{config.name} has no encoder for {modality} alone to start from {path}; '
-                'use init_from, or a fusion network'
-            )
-        checkpoint = load_checkpoint(find_checkpoint(path))
-        seen = checkpoint.info['options'].get('modality', 'rgb')
-        if seen != modality:
-            raise InputError(
-                f'{path} was trained on {seen} but is given as init_{modality}; give a unimodal '
-                f'checkpoint of {modality}'
-            )
-        try:
-            network.initialise_encoder(modality, checkpoint.weights)
-        except InputError as error:
-            raise InputError(f'init_{modality} {path}: {error}') from error
+    by_setting = {start.setting: start for start in begun}
+    for modality in ('rgb', 'hha'):
+        if start := by_setting.get(f'init_{modality}'):
+            _start_encoder(network, config, modality, start)
     if config.init_backbone:
         _start_backbone(network, config)
-    if config.init_from:
-        _start_from(network, config, classes)
+    if start := by_setting.get('init_from'):
+        _start_from(network, config, start, classes)
     return network
+
+
+def _start_encoder(network: nn.Module, config: NetworkConfig, modality: str, start: Start) -> None:
+    """Give the encoder of a modality the weights of a unimodal network."""
+    if not hasattr(network, 'initialise_encoder'):
+        raise InputError(
+            f'{config.name} has no encoder for {modality} alone to start from {start.path}; '
+            'use init_from, or a fusion network'
+        )
+    seen = start.checkpoint.info['options'].get('modality', 'rgb')
+    if seen != modality:
+        raise InputError(
+            f'{start.path} was trained on {seen} but is given as {start.setting}; give a unimodal '
+            f'checkpoint of {modality}'
+        )
+    try:
+        network.initialise_encoder(modality, start.checkpoint.weights)
+    except InputError as error:
+        raise InputError(f'{start.setting} {start.path}: {error}') from error
 
 
 def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:
@@ -92,7 +131,9 @@ def _start_backbone(network: nn.Module, config: NetworkConfig) -> None:
         raise InputError(f'init_backbone {config.init_backbone}: {error}') from error
 
 
-def _start_from(network: nn.Module, config: NetworkConfig, classes: Sequence[str]) -> None:
+def _start_from(
+    network: nn.Module, config: NetworkConfig, start: Start, classes: Sequence[str]
+) -> None:
     """Give ``network`` the weights of a checkpoint of the same network.
 
     Of other classes, it takes what belongs to those of the same names; the rest begins anew.
@@ -101,8 +142,7 @@ def _start_from(network: nn.Module, config: NetworkConfig, classes: Sequence[str
         InputError: the checkpoint is of another network, other options or another number of
             modalities.
     """
-    path, name = find_checkpoint(config.init_from), config.name
-    checkpoint = load_checkpoint(path)
+    path, checkpoint, name = start.file, start.checkpoint, config.name
     if checkpoint.info['network'] != name:
         raise InputError(
             f'{path} holds {checkpoint.info["network"]}, but the run trains {name}; give a '
@@ -192,7 +232,9 @@ def _common_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Iterator[
             yield i, j
 
 
-def first_statistics(config: NetworkConfig, network: nn.Module) -> dict[str, list[list[float]]]:
+def first_statistics(
+    config: NetworkConfig, begun: Sequence[Start], network: nn.Module
+) -> dict[str, list[list[float]]]:
     """Return mean and standard deviation of the inputs that the first weights were trained with.
 
     Weights go with the statistics that their inputs were normalised with, so a run that starts
@@ -200,13 +242,14 @@ def first_statistics(config: NetworkConfig, network: nn.Module) -> dict[str, lis
     backbone of others was trained on colour alone; its file does not tell, ``network`` does.
     """
     statistics = {'rgb': network.encoder.public_statistics} if config.init_backbone else {}
-    for path in (config.init_rgb, config.init_hha, config.init_from):
-        if path:
-            statistics |= load_checkpoint(find_checkpoint(path)).info['statistics']
+    for start in begun:
+        statistics |= start.checkpoint.info['statistics']
     return statistics
 
 
-def origins(config: NetworkConfig, classes: Sequence[str]) -> list[dict[str, Any]]:
+def origins(
+    config: NetworkConfig, begun: Sequence[Start], classes: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return what a network starts from, one entry for each checkpoint.
 
     Returns:
@@ -215,20 +258,16 @@ def origins(config: NetworkConfig, classes: Sequence[str]) -> list[dict[str, Any
         classes also tells 'classes_taken', how many of ``classes`` it has.
     """
     found = []
-    for path in (config.init_from, config.init_rgb, config.init_hha):
-        if not path:
-            continue
-        file = find_checkpoint(path)
-        checkpoint = load_checkpoint(file)
-        info = checkpoint.info
+    for start in sorted(begun, key=lambda start: start.setting != 'init_from'):  # that one first
+        checkpoint, info = start.checkpoint, start.checkpoint.info
         origin = {
-            'file': path,
-            'sha256': file_sha256(file),
+            'file': start.path,
+            'sha256': file_sha256(start.file),
             'command': info.get('command', ''),
             'steps': info.get('step', 0),
             **{key: info[key] for key in ('notes', 'started_from') if info.get(key)},
         }
-        if path == config.init_from and checkpoint.classes.names != tuple(classes):
+        if start.setting == 'init_from' and checkpoint.classes.names != tuple(classes):
             origin['classes_taken'] = len(list(_common_classes(checkpoint, classes)))
         found.append(origin)
     if config.init_backbone:  # the files of others do not tell how they were made

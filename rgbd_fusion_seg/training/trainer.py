@@ -38,6 +38,7 @@ from rgbd_fusion_seg.training.initialisation import (
     first_statistics,
     make_network,
     origins,
+    starts,
 )
 from rgbd_fusion_seg.training.inputs import Normaliser, channel_statistics, given_statistics
 from rgbd_fusion_seg.training.loop import TrainingLoop
@@ -116,24 +117,26 @@ class Trainer(TrainingLoop):
         Args:
             before: what the state of a run that is continued tells, which has its own weights.
         """
-        config = self.config
+        config, classes = self.config, self.classes.names
         torch.manual_seed(config.seed)
-        starts = config.network
         if before is not None:
-            starts = dataclasses.replace(config.network, **NO_FILES)
-        network = make_network(starts, self.classes.names)
-        check_network(network, config)
-        told = (before or {}).get('origins')
-        self.origins = told or origins(config.network, self.classes.names)
-        if before is not None:
+            bare = dataclasses.replace(config.network, **NO_FILES)
+            network = make_network(bare, classes, [])
+            check_network(network, config)
+            begun = [] if before.get('origins') else starts(config.network)
+            self.origins = before.get('origins') or origins(config.network, begun, classes)
             return network, before.get('statistics', {})
+        begun = starts(config.network)
+        network = make_network(config.network, classes, begun)
+        check_network(network, config)
+        self.origins = origins(config.network, begun, classes)
         for origin in self.origins:
             if 'classes_taken' in origin:
                 self.fabric.print(
                     f'{origin["file"]} knows {origin["classes_taken"]} of the '
                     f'{len(self.classes)} classes by name; the layers of the others begin anew'
                 )
-        return network, first_statistics(starts, network)
+        return network, first_statistics(config.network, begun, network)
 
     def _set_up(self, network: nn.Module) -> None:
         """Bring a network and what trains it to the device, as the first state of a run."""

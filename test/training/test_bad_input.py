@@ -15,7 +15,7 @@ from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.training.__main__ import main  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import save_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import NetworkConfig  # noqa: E402
-from rgbd_fusion_seg.training.initialisation import make_network  # noqa: E402
+from rgbd_fusion_seg.training.initialisation import make_network, starts  # noqa: E402
 
 SMALL = {'backbone': 'resnet14', 'head_options': {'width': 8}}
 ALL = ['rgb', 'hha', 'depth']
@@ -60,7 +60,7 @@ ALL = ['rgb', 'hha', 'depth']
 )
 def test_networks_that_cannot_be_are_one_sentence(name, options, words):
     with pytest.raises(InputError, match=words) as caught:
-        make_network(NetworkConfig(name=name, options={**SMALL, **options}), ('a', 'b', 'c'))
+        make_network(NetworkConfig(name=name, options={**SMALL, **options}), ('a', 'b', 'c'), [])
     assert '\n' not in str(caught.value)
 
 
@@ -71,11 +71,13 @@ def test_a_checkpoint_of_another_number_of_modalities_is_refused(tmp_path, optio
     checkpoint = tiny_checkpoint('cen', {**SMALL, **options})
     save_checkpoint(path, checkpoint.build(), checkpoint.info)
     three = {**SMALL, **options, 'modalities': ALL, 'parts': 'nearly_equal'}
+    config = NetworkConfig('cen', three, init_from=str(path))
     with pytest.raises(InputError, match=r'2 modalities \(rgb, hha\).* 3 \(rgb, hha, depth\)'):
-        make_network(NetworkConfig('cen', three, init_from=str(path)), CLASSES.names)
+        make_network(config, CLASSES.names, starts(config))
     # Colour and depth in metres may start from colour and HHA.
     other = {**SMALL, **options, 'modalities': ['rgb', 'depth']}
-    network = make_network(NetworkConfig('cen', other, init_from=str(path)), CLASSES.names)
+    config = NetworkConfig('cen', other, init_from=str(path))
+    network = make_network(config, CLASSES.names, starts(config))
     for key, value in network.state_dict().items():
         torch.testing.assert_close(value, checkpoint.weights[key], rtol=0, atol=0)
 

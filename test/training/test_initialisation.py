@@ -40,7 +40,7 @@ from rgbd_fusion_seg.training.config import (  # noqa: E402
 )
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
 from rgbd_fusion_seg.training.export import GraphOptions, export, write_bundle  # noqa: E402
-from rgbd_fusion_seg.training.initialisation import make_network, origins  # noqa: E402
+from rgbd_fusion_seg.training.initialisation import make_network, origins, starts  # noqa: E402
 from rgbd_fusion_seg.training.networks import NETWORKS  # noqa: E402
 from rgbd_fusion_seg.training.trainer import Trainer  # noqa: E402
 
@@ -68,7 +68,7 @@ def test_classes_of_the_same_names_are_told_apart_as_before(tmp_path, name):
     path, options = saved(tmp_path / 'c.safetensors', checkpoint), checkpoint.info['options']
     config = NetworkConfig(name, options, init_from=path)
     torch.manual_seed(3)
-    network = make_network(config, OURS).eval()
+    network = make_network(config, OURS, starts(config)).eval()
     x = inputs_of(network)
     with torch.no_grad():
         ours, theirs = network(x), checkpoint.build()(x)
@@ -77,7 +77,7 @@ def test_classes_of_the_same_names_are_told_apart_as_before(tmp_path, name):
     # The others are new: nothing of the class that the run does not have.
     assert (ours[:, 1] - theirs[:, 1]).abs().max() > 0.01
     assert (ours[:, 1] - ours[:, 3]).abs().max() > 0.01
-    assert origins(config, OURS)[0]['classes_taken'] == 2
+    assert origins(config, starts(config), OURS)[0]['classes_taken'] == 2
 
 
 def test_a_layer_over_joined_predictions_keeps_what_both_know(tmp_path):
@@ -85,7 +85,8 @@ def test_a_layer_over_joined_predictions_keeps_what_both_know(tmp_path):
     checkpoint = tiny_checkpoint('cen', options)
     path = saved(tmp_path / 'c.safetensors', checkpoint)
     options = checkpoint.info['options']
-    network = make_network(NetworkConfig('cen', options, init_from=path), OURS)
+    config = NetworkConfig('cen', options, init_from=path)
+    network = make_network(config, OURS, starts(config))
     before = checkpoint.weights
     (name,) = [k for k, v in before.items() if v.ndim == 4 and v.shape[:2] == (3, 6)]
     after = network.state_dict()[name]
@@ -104,7 +105,7 @@ def test_the_same_classes_in_another_order_are_found(tmp_path):
     checkpoint = tiny_checkpoint('erfnet', {})
     path = saved(tmp_path / 'c.safetensors', checkpoint)
     config = NetworkConfig('erfnet', init_from=path)
-    network = make_network(config, ('b', 'c', 'a')).eval()
+    network = make_network(config, ('b', 'c', 'a'), starts(config)).eval()
     x = inputs_of(network)
     with torch.no_grad():
         torch.testing.assert_close(network(x), checkpoint.build()(x)[:, [1, 2, 0]])
@@ -114,11 +115,12 @@ def test_channels_of_no_class_are_taken_over_as_they_are(tmp_path):
     checkpoint = tiny_checkpoint('adapnetpp', {'width': 0.125, 'spare_channels': 1})
     path = saved(tmp_path / 'c.safetensors', checkpoint)
     config = NetworkConfig('adapnetpp', checkpoint.info['options'], init_from=path)
-    network = make_network(config, ('b', 'c', 'a')).eval()
+    network = make_network(config, ('b', 'c', 'a'), starts(config)).eval()
     x = inputs_of(network)
     with torch.no_grad():
         torch.testing.assert_close(network(x), checkpoint.build()(x)[:, [1, 2, 0]])
-    more, name = make_network(config, OURS).state_dict(), 'decoder.up_logits.conv.weight'
+    more = make_network(config, OURS, starts(config)).state_dict()
+    name = 'decoder.up_logits.conv.weight'
     assert more[name].shape[:2] == (5, 4)
     for here, there in ((0, 0), (1, 3), (3, 1)):  # of void, c and a
         torch.testing.assert_close(more[name][here, 2], checkpoint.weights[name][there, 0])
@@ -128,21 +130,21 @@ def test_without_a_class_in_common_all_but_the_head_is_taken_over(tmp_path):
     checkpoint = tiny_checkpoint('erfnet_encoder', {})
     path = saved(tmp_path / 'c.safetensors', checkpoint)
     config = NetworkConfig('erfnet_encoder', init_from=path)
-    network = make_network(config, ('pallet', 'ramp'))
+    network = make_network(config, ('pallet', 'ramp'), starts(config))
     different = [
         key for key, value in network.state_dict().items()
         if value.shape != checkpoint.weights[key].shape or not value.equal(checkpoint.weights[key])
     ]  # fmt: skip
     assert different == ['head.weight', 'head.bias']
-    assert origins(config, ('pallet', 'ramp'))[0]['classes_taken'] == 0
-    assert 'classes_taken' not in origins(config, CLASSES.names)[0]
+    assert origins(config, starts(config), ('pallet', 'ramp'))[0]['classes_taken'] == 0
+    assert 'classes_taken' not in origins(config, starts(config), CLASSES.names)[0]
 
 
 def test_other_options_are_told_also_with_other_classes(tmp_path):
     path = saved(tmp_path / 'c.safetensors', tiny_checkpoint('adapnetpp', {'width': 0.25}))
     config = NetworkConfig('adapnetpp', {'width': 0.125}, init_from=path)
     with pytest.raises(InputError, match='do not fit the options of this run'):
-        make_network(config, OURS)
+        make_network(config, OURS, starts(config))
 
 
 def test_kernels_are_stored_in_half_and_statistics_are_not(tmp_path):
@@ -177,7 +179,8 @@ def test_a_bundle_is_trained_on_from_by_folder_or_name(bundle, tmp_path):
     for given in (str(bundle), 'toy', str(bundle / TRAINABLE_NAME)):
         config = NetworkConfig('rfbnet_erfnet', init_from=given)
         assert find_checkpoint(given) == bundle / TRAINABLE_NAME
-        for name, value in make_network(config, CLASSES.names).state_dict().items():
+        network = make_network(config, CLASSES.names, starts(config))
+        for name, value in network.state_dict().items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
     (bundle / TRAINABLE_NAME).unlink()
     with pytest.raises(InputError, match=r'toy has no checkpoint\.safetensors .*--trainable true'):
@@ -236,10 +239,11 @@ def test_an_export_hands_on_weights_and_takes_them(nyu_pack, tmp_path):
 
 def test_an_encoder_that_does_not_fit_is_told_with_its_file(tmp_path):
     path = saved(tmp_path / 'other.safetensors', tiny_checkpoint('adapnetpp', {}))
+    config = NetworkConfig('rfbnet_erfnet', init_rgb=path)
     with pytest.raises(
         InputError, match=rf'^init_rgb {path}: weights for the rgb encoder .*; give'
     ):
-        make_network(NetworkConfig('rfbnet_erfnet', init_rgb=path), CLASSES.names)
+        make_network(config, CLASSES.names, starts(config))
 
 
 def test_the_whole_way_of_the_weights_is_told(tmp_path):
@@ -252,7 +256,7 @@ def test_the_whole_way_of_the_weights_is_told(tmp_path):
         'file': path, 'sha256': digest, 'command': 'train --b', 'steps': 5, 'started_from': [old],
     }  # fmt: skip
     config = NetworkConfig('erfnet_encoder', small_options('erfnet_encoder'), init_from=path)
-    assert origins(config, CLASSES.names) == [expected]
+    assert origins(config, starts(config), CLASSES.names) == [expected]
 
     bundle, checkpoint = tmp_path / 'bundle', load_checkpoint(Path(path))
     write_bundle(checkpoint, bundle, ToyFrames(), GraphOptions())
@@ -263,7 +267,8 @@ def test_the_whole_way_of_the_weights_is_told(tmp_path):
     card['training'] |= corrected
     write_card(bundle / 'model.yaml', card)
     config = dataclasses.replace(config, init_from=str(bundle))
-    assert origins(config, CLASSES.names) == [expected | corrected | {'file': str(bundle)}]
+    expected |= corrected | {'file': str(bundle)}
+    assert origins(config, starts(config), CLASSES.names) == [expected]
     again = tmp_path / 'again'
     write_bundle(load_checkpoint(bundle / TRAINABLE_NAME), again, ToyFrames(), GraphOptions())
     assert yaml.safe_load((again / 'model.yaml').read_text())['training'] == card['training']

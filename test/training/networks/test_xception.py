@@ -299,8 +299,8 @@ def test_branches_start_from_deeplabs_checkpoint(monkeypatch, tmp_path):
         'head_options': {'width': 16},
     }
     config = NetworkConfig('asymfusion', options, init_backbone=str(path))
-    network = make_network(config, ['a', 'b']).eval()
-    assert first_statistics(config, network) == {'rgb': [[127.5] * 3, [127.5] * 3]}
+    network = make_network(config, ['a', 'b'], []).eval()
+    assert first_statistics(config, [], network) == {'rgb': [[127.5] * 3, [127.5] * 3]}
     x = np.random.default_rng(1).normal(size=(1, 8, 7, 9)).astype(np.float32)
     encoder, maps = network.encoder, [torch.from_numpy(x)] * 2
     y = written_out(variables, x, 'entry_flow/conv1_2')
@@ -339,4 +339,4 @@ def test_branches_start_from_deeplabs_checkpoint(monkeypatch, tmp_path):
     ):
         tiny(*shape)
         with pytest.raises(InputError, match=words):
-            make_network(given, ['a', 'b'])
+            make_network(given, ['a', 'b'], [])
