@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import DivergenceError
-from rgbd_fusion_seg.training.checkpoints import write_output
+from rgbd_fusion_seg.training.checkpoints import save_checkpoint, write_output
 from rgbd_fusion_seg.training.continuation import (
     SETTINGS_NAME,
     STATE_NAME,
@@ -35,11 +35,12 @@ class TrainingLoop(ABC):
     """A run: what it trains, and where it stands.
 
     Attributes:
-        config: settings, a dataclass with `epochs`, `max_minutes`, `evaluate_every` and
-            `save_minutes`.
+        config: settings, a dataclass with `seed`, `epochs`, `max_minutes`, `evaluate_every`,
+            `save_minutes` and, where a run is also saved by epochs, `save_every`.
         folder: for its files.
         fabric: device and processes.
         state: what is saved, among it 'step' and 'seconds'.
+        described: what a state tells of its run, see `continuation.described_run`.
         steps_per_epoch, num_steps: of the run.
     """
 
@@ -47,6 +48,7 @@ class TrainingLoop(ABC):
     folder: Path
     fabric: Fabric
     state: dict[str, Any]
+    described: dict[str, Any]
     steps_per_epoch: int
     num_steps: int
     deadline: float = math.inf
@@ -61,7 +63,7 @@ class TrainingLoop(ABC):
         """Yield this process's part of the batches of ``num_steps`` steps."""
 
     @abstractmethod
-    def train_step(self, batch: Any) -> dict[str, Tensor]:
+    def step(self, batch: Any) -> dict[str, Tensor]:
         """Take one step; returns losses by name, without dimensions, on the device."""
 
     @abstractmethod
@@ -69,8 +71,12 @@ class TrainingLoop(ABC):
         """Return what is logged beside the losses."""
 
     @abstractmethod
-    def save(self) -> None:
-        """Write what continues the run, and its weights."""
+    def saved_network(self) -> nn.Module:
+        """Return the network that is scored and saved, the same one on every process."""
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """Return what a checkpoint tells of the run."""
 
     @abstractmethod
     def evaluate(self, file_name: str, monitor: Monitor) -> None:
@@ -94,6 +100,31 @@ class TrainingLoop(ABC):
             text = json.dumps(dataclasses.asdict(self.config), indent=1)
             saved = self.folder / SETTINGS_NAME
             write_output(saved, lambda part: part.write_text(text, encoding='utf-8'))
+
+    def seed_step(self) -> None:
+        """Let what a step draws, as dropout does, depend on the step and the process alone.
+
+        A resumed run continues identically, therefore.
+        """
+        seed = self.config.seed * 1_000_003 + self.state['step']
+        torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
+
+    def save(self) -> None:
+        """Write the state to resume from, and the weights.
+
+        Raises:
+            DivergenceError: weights that are not finite; older files stay.
+            TrainingError: a full disk; older files stay.
+        """
+        network = self.saved_network()
+        self._check_finite(network)
+        state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
+        if self.fabric.is_global_zero:
+            # The state first: weights without one are taken for those of a run that has ended.
+            write_output(path, lambda part: self.fabric.save(part, state))
+            save_checkpoint(self.folder / WEIGHTS_NAME, network, self.info())
+        else:  # saving is a collective act in which only the first process writes
+            self.fabric.save(path, state)
 
     def run(self) -> None:
         """Go through the run, or on where it was, and leave the other processes in order."""
@@ -136,7 +167,7 @@ class TrainingLoop(ABC):
             for batch in self.batches(first, self.num_steps - first):
                 if self.progress >= 1:
                     break
-                for name, loss in self.train_step(batch).items():
+                for name, loss in self.step(batch).items():
                     sums[name] = sums[name] + loss if name in sums else loss
                 monitor.step()
                 look = self.state['step'] % LOG_EVERY == 0
@@ -175,12 +206,8 @@ class TrainingLoop(ABC):
             f'folder{start}'
         )
 
-    def check_finite(self, network: nn.Module) -> None:
-        """Refuse weights that are not finite before they replace others.
-
-        Raises:
-            DivergenceError: they are not.
-        """
+    def _check_finite(self, network: nn.Module) -> None:
+        """Refuse weights that are not finite before they replace others."""
         finite = [x.isfinite().all() for x in network.state_dict().values()]
         if not bool(torch.stack(finite).all()):
             step = self.state['step']

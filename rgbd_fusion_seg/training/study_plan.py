@@ -154,7 +154,7 @@ def measured_seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[
         """Take steps for so long, MEASURED_STEPS at least; return the seconds of one."""
         begin, count = time.perf_counter(), 0
         while count < MEASURED_STEPS or time.perf_counter() - begin < seconds:
-            loss = trainer.step(next(batches))
+            loss = trainer.step(next(batches))['loss']
             count += 1
             if count % MEASURED_STEPS == 0:
                 float(loss)  # waits for a GPU

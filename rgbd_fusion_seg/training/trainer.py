@@ -22,8 +22,6 @@ from rgbd_fusion_seg.training.checkpoints import (
 )
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import (
-    STATE_NAME,
-    WEIGHTS_NAME,
     PrecisionState,
     check_same_data,
     described_run,
@@ -167,10 +165,6 @@ class Trainer(TrainingLoop):
         """Yield this process's views."""
         yield from self.views().batches(first_step, num_steps)
 
-    def train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take one step; returns 'loss'."""
-        return {'loss': self.step(batch)}
-
     def numbers(self) -> dict[str, float]:
         """Return the learning rate and what the network tells of itself."""
         return {'lr': self.optimiser.param_groups[0]['lr'], **self.network.module.monitored()}
@@ -191,11 +185,9 @@ class Trainer(TrainingLoop):
             fabric.device, fabric.global_rank, fabric.world_size,
         )  # fmt: skip
 
-    def step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Take one optimisation step; returns its loss, a scalar on the device."""
-        # Dropout then depends on the step alone, so a resumed run continues identically.
-        seed = self.config.seed * 1_000_003 + self.state['step']
-        torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
+    def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take one optimisation step; returns its 'loss', a scalar on the device."""
+        self.seed_step()
         set_learning_rates(self.optimiser, self.progress, self.config.optimiser)
         loss = self.loss(batch)
         self.fabric.backward(loss)
@@ -210,7 +202,7 @@ class Trainer(TrainingLoop):
         self.optimiser.zero_grad()
         self.average.update(self.state['step'])
         self.state['step'] += 1
-        return loss.detach()
+        return {'loss': loss.detach()}
 
     def _check_gradients(self) -> None:
         """Refuse a loss that reaches no weight of a convolution, only scales or an ensemble."""
@@ -257,26 +249,9 @@ class Trainer(TrainingLoop):
         terms = zip(factors, parts, counts, strict=True)
         return torch.stack([*(f * (total / n) for f, (total, _), n in terms), *further]).sum()
 
-    def averaged(self) -> nn.Module:
-        """Return the network that is scored and saved, the same one on every process."""
+    def saved_network(self) -> nn.Module:
+        """Return a copy of the network with the averaged weights, in evaluation mode."""
         return self.average.network(self.network.module)
-
-    def save(self) -> None:
-        """Write the state to resume from, and the averaged weights.
-
-        Raises:
-            DivergenceError: weights that are not finite; older files stay.
-            TrainingError: a full disk; older files stay.
-        """
-        network = self.averaged()
-        self.check_finite(network)
-        state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
-        if self.fabric.is_global_zero:
-            # The state first: weights without one are taken for those of a run that has ended.
-            write_output(path, lambda part: self.fabric.save(part, state))
-            save_checkpoint(self.folder / WEIGHTS_NAME, network, self.info())
-        else:  # saving is a collective act in which only the first process writes
-            self.fabric.save(path, state)
 
     def info(self) -> dict[str, Any]:
         """Return what a checkpoint tells of the run."""
@@ -299,7 +274,7 @@ class Trainer(TrainingLoop):
 
     def evaluate(self, file_name: str, monitor: Monitor | None = None) -> None:
         """Score the averaged weights on every test set, and keep them if they are the best."""
-        network, data = self.averaged(), self.config.data
+        network, data = self.saved_network(), self.config.data
         step, results = self.state['step'], {}
         for name in TEST_SETS:
             if name not in self.frames:

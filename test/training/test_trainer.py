@@ -166,8 +166,8 @@ def test_the_log_has_the_mean_losses_since_the_last_look(run_config, monkeypatch
     config, losses, real = run_config(), [], Trainer.step
 
     def step(self, batch):
-        losses.append(real(self, batch))
-        return losses[-1]
+        losses.append(real(self, batch)['loss'])
+        return {'loss': losses[-1]}
 
     monkeypatch.setattr(Trainer, 'step', step)
     trainer.train(config)
@@ -180,7 +180,7 @@ def test_saves_and_evaluations_come_after_so_many_epochs_or_minutes(run_config, 
 
     def step(self, batch):
         self.state['step'] += 1
-        return torch.zeros(())
+        return {'loss': torch.zeros(())}
 
     monkeypatch.setattr(Trainer, 'step', step)
     monkeypatch.setattr(Trainer, 'save', lambda self: done.append(self.state['step']))
@@ -203,7 +203,7 @@ def test_one_batch_can_be_learnt_by_heart(run_config):
     )  # fmt: skip
     run = Trainer(config)
     batch = next(iter(run.views().batches(0, 1)))
-    losses = [float(run.step(batch)) for _ in range(60)]
+    losses = [float(run.step(batch)['loss']) for _ in range(60)]
     assert losses[-1] < 0.15 * losses[0]
 
 
@@ -561,7 +561,7 @@ def test_each_step_and_process_drops_other_channels(run_config, monkeypatch):
 
     def loss(step: int) -> float:
         run.state['step'] = step
-        return float(run.step(batch))
+        return float(run.step(batch)['loss'])
 
     first, second = loss(0), loss(1)
     assert first == loss(0) != second

@@ -18,12 +18,9 @@ from torch.nn import functional as F
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import (
     make_folder,
-    save_checkpoint,
     write_output,
 )
 from rgbd_fusion_seg.training.continuation import (
-    STATE_NAME,
-    WEIGHTS_NAME,
     PrecisionState,
     check_same_data,
     saved_run,
@@ -173,10 +170,6 @@ class TranslationTrainer(TrainingLoop):
                 for name, images in batch.items()
             }
 
-    def train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take one step, see `step`."""
-        return self.step(batch)
-
     def numbers(self) -> dict[str, float]:
         """Return the learning rate and what the generator tells of itself."""
         return {'lr': self.optimiser.param_groups[0]['lr'], **self.translator.monitored()}
@@ -191,9 +184,7 @@ class TranslationTrainer(TrainingLoop):
             losses by name, without dimensions.
         """
         config = self.config
-        # Dropout then depends on the step alone, so a resumed run continues identically.
-        seed = config.seed * 1_000_003 + self.state['step']
-        torch.manual_seed(seed * self.fabric.world_size + self.fabric.global_rank)
+        self.seed_step()
         self._set_rates()
         self.generator.train()
         target = self.drawn_target()
@@ -295,20 +286,9 @@ class TranslationTrainer(TrainingLoop):
             for group in optimiser.param_groups:
                 group['lr'] = self.config.lr * left
 
-    def save(self) -> None:
-        """Write the state to resume from, and the generator's weights.
-
-        Raises:
-            DivergenceError: weights that are not finite; older files stay.
-            TrainingError: a full disk; older files stay.
-        """
-        self.check_finite(self.translator)
-        state, path = {**self.state, 'run': self.described}, self.folder / STATE_NAME
-        if self.fabric.is_global_zero:
-            write_output(path, lambda part: self.fabric.save(part, state))
-            save_checkpoint(self.folder / WEIGHTS_NAME, self.translator, self.info())
-        else:  # saving is a collective act in which only the first process writes
-            self.fabric.save(path, state)
+    def saved_network(self) -> Translator:
+        """Return the generator itself."""
+        return self.translator
 
     def info(self) -> dict[str, Any]:
         """Return what a checkpoint tells of the run."""
