@@ -90,10 +90,14 @@ def load_state(
         return fabric.load(path, state)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, PickleError) as error:
         reason = str(error).partition('\n')[0] or type(error).__name__
-        raise InputError(
-            f'{path} cannot be continued from ({reason}); start in a new output folder from '
-            f'{start} {path.with_name("last.safetensors")}'
-        ) from error
+        raise _unusable(path, reason, start) from error
+
+
+def _unusable(path: Path, reason: str, start: str) -> InputError:
+    return InputError(
+        f'{path} cannot be continued from ({reason}); start in a new output folder from '
+        f'{start} {path.with_name("last.safetensors")}'
+    )
 
 
 class PrecisionState:
@@ -134,8 +138,8 @@ def saved_run(
         start: see `load_state`.
 
     Returns:
-        'settings', 'classes', 'data', 'origins' and 'statistics', see `described_run`; not all, or
-        nothing, where an older version wrote the state; None where there is no state.
+        'settings', 'classes', 'data', 'content', 'origins' and 'statistics', see `described_run`;
+        the last two of segmentation alone; None where there is no state.
 
     Raises:
         InputError: a state that cannot be read, or of other settings; weights without a state.
@@ -148,19 +152,19 @@ def saved_run(
                 'train on from them'
             )
         return None
-    run = load_state(fabric, folder / STATE_NAME, start=start).get('run', {})
-    for before in (read_settings(folder), run.get('settings')):
-        sections = {name for name, value in (before or {}).items() if isinstance(value, dict)}
-        if sections and not sections & {f.name for f in dataclasses.fields(config)}:
-            raise InputError(
-                f'{folder} holds a run of another command; choose another output folder'
-            )
-        changed = changed_settings(config, before, free) if before else []
-        if changed:
-            raise InputError(
-                f'{folder} holds a run with another {", ".join(changed)}; choose another '
-                'output folder, or the same settings to continue it'
-            )
+    path = folder / STATE_NAME
+    run = load_state(fabric, path, start=start).get('run')
+    if run is None:
+        raise _unusable(path, 'it does not tell of its run', start)
+    before = run['settings']
+    sections = {name for name, value in before.items() if isinstance(value, dict)}
+    if not sections & {f.name for f in dataclasses.fields(config)}:
+        raise InputError(f'{folder} holds a run of another command; choose another output folder')
+    if changed := changed_settings(config, before, free):
+        raise InputError(
+            f'{folder} holds a run with another {", ".join(changed)}; choose another '
+            'output folder, or the same settings to continue it'
+        )
     return run
 
 
@@ -197,18 +201,18 @@ def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
         InputError: they differ.
     """
     advice = 'choose another output folder, or give the data it was trained on to continue it'
-    if before.get('classes', now['classes']) != now['classes']:
+    if before['classes'] != now['classes']:
         pairs = zip(before['classes'], now['classes'], strict=False)
         first = next((f'{a!r} is now {b!r}' for a, b in pairs if a != b), '')
         counts = f'{len(before["classes"])} are now {len(now["classes"])}'
         raise InputError(f'{folder} holds a run with other classes ({first or counts}); {advice}')
-    if before.get('data', now['data']) != now['data']:
+    if before['data'] != now['data']:
         was, is_now = (
             ', '.join(f'{name} ({frames} frames)' for name, frames in run['data'])
             for run in (before, now)
         )
         raise InputError(f'{folder} holds a run on {was}, not {is_now}; {advice}')
-    for name, content in before.get('content', {}).items():
+    for name, content in before['content'].items():
         if content != now['content'][name]:
             raise InputError(
                 f'{folder} holds a run on frames of {name} with other labels or depth; {advice}'

@@ -110,7 +110,7 @@ def set_learning_rates(
 ) -> None:
     """Set every group's rate for a share ``progress`` of the run, by the group's own pace."""
     for group in optimiser.param_groups:
-        group['lr'] = group['lr_scale'] * learning_rate(progress, config, group.get('gamma'))
+        group['lr'] = group['lr_scale'] * learning_rate(progress, config, group['gamma'])
 
 
 class WeightAverage:

@@ -40,17 +40,9 @@ def planned_epochs(study: StudyConfig, output: Path) -> dict[str, int]:
         factor, seconds = _factor(study, output)
         plan = {'minutes': study.minutes, 'factor': factor, 'seconds': seconds}
         plan |= {'asked': {}, 'epochs': {}}
-    elif 'factor' in plan:
+    else:
         _check_plan(study, plan, path)
-    new = [row for row in study.rows if row.name not in plan['epochs']]
-    if 'factor' not in plan:  # of an older version, which its processes still read
-        if new and study.minutes:
-            raise InputError(
-                f'{path} tells no factor for the epochs of {new[0].name}; give study.minutes 0, '
-                'or the study another output'
-            )
-        return {**plan['epochs'], **{row.name: max(1, round(row.epochs)) for row in new}}
-    for row in new:
+    for row in [row for row in study.rows if row.name not in plan['epochs']]:
         plan['asked'][row.name] = row.epochs
         plan['epochs'][row.name] = max(1, round(row.epochs * plan['factor']))
     text = json.dumps(plan, indent=1)
@@ -63,22 +55,26 @@ def planned_seconds(output: Path) -> dict[str, tuple[float, float]]:
 
     Rows of which that is not known are not in it.
     """
-    plan = _read_plan(output / PLAN_NAME) or {}
-    return {row: (once, epoch) for row, (once, epoch) in plan.get('seconds', {}).items()}
+    plan = _read_plan(output / PLAN_NAME) or {'seconds': {}}
+    return {row: (once, epoch) for row, (once, epoch) in plan['seconds'].items()}
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
     """Return a plan: 'epochs', 'asked' epochs and their 'factor', 'minutes' of the whole study.
 
-    Besides, 'seconds' as of `planned_seconds`. Plans of older versions hold the epochs alone.
+    Besides, 'seconds' as of `planned_seconds`. None where nothing is planned yet.
     """
     if not path.is_file():
         return None
     try:
         plan = json.loads(path.read_text(encoding='utf-8'))
-        return plan if 'factor' in plan else {'epochs': {k: int(v) for k, v in plan.items()}}
-    except (ValueError, TypeError, AttributeError) as error:
+        missing = {'minutes', 'factor', 'seconds', 'asked', 'epochs'} - {*plan}
+    except (ValueError, TypeError) as error:
         raise InputError(f'{path} is no plan of a study ({error}); delete it') from error
+    if missing:
+        lacks = ', '.join(sorted(missing))
+        raise InputError(f'{path} is no plan of a study (it lacks {lacks}); delete it')
+    return plan
 
 
 def _check_plan(study: StudyConfig, plan: dict[str, Any], path: Path) -> None:

@@ -77,7 +77,7 @@ def read_record(
     """
     record, today = _read(study, told), default_settings(study, left_out)
     # A setting that there is no more was nothing else than its default where no run tells of it.
-    then = {k: v for k, v in record.get('defaults', {}).items() if k in today}
+    then = {k: v for k, v in record['defaults'].items() if k in today}
     return [
         # What a run tells comes first, in its order, so that a record is written as it was read.
         {**run, 'settings': {**run['settings'], **then, **run['settings']}}
@@ -89,12 +89,12 @@ def _read(study: Any, told: Collection[str]) -> dict[str, Any]:
     """Return what a study's record holds, without runs where there is no file."""
     path = Path(study.record)
     if not study.record or not path.is_file():
-        return {'runs': []}
+        return {'defaults': {}, 'runs': []}
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
         name, runs = record['study'], record['runs']
         missing = {key for run in runs for key in {*told} - {*run}}
-        dict(record.get('defaults', {}))
+        dict(record['defaults'])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f'study.record {path} is no record of a study ({type(error).__name__}: {error}); give '
@@ -120,7 +120,7 @@ def write_record(
     make_folder(path.parent)
     rows = {row.name for row in study.rows}
     others = [run for run in read_record(study, told, left_out) if run['row'] not in rows]
-    defaults = default_settings(study, left_out) | _read(study, told).get('defaults', {})
+    defaults = default_settings(study, left_out) | _read(study, told)['defaults']
     lines = [
         json.dumps({**run, 'settings': _different(run['settings'], defaults)}, ensure_ascii=False)
         for run in (*entries, *others)

@@ -96,7 +96,8 @@ class Trainer(TrainingLoop):
         statistics = {name: statistics[name] for name in network.modalities}
         sets = list(self.frames.values())
         self.described = described_run(config, self.classes.names, sets, self.origins, statistics)
-        check_same_data(self.folder, before or {}, self.described)
+        if before is not None:
+            check_same_data(self.folder, before, self.described)
         make_folder(self.folder)
         # Synthetic views come on top, so an epoch with them is longer.
         real = 1 - (config.data.synthetic_share if 'synthetic' in self.frames else 0)
@@ -121,9 +122,8 @@ class Trainer(TrainingLoop):
             bare = dataclasses.replace(config.network, **NO_FILES)
             network = make_network(bare, classes, [])
             check_network(network, config)
-            begun = [] if before.get('origins') else starts(config.network)
-            self.origins = before.get('origins') or origins(config.network, begun, classes)
-            return network, before.get('statistics', {})
+            self.origins = before['origins']
+            return network, before['statistics']
         begun = starts(config.network)
         network = make_network(config.network, classes, begun)
         check_network(network, config)

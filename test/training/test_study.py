@@ -425,18 +425,18 @@ def test_the_study_for_a_gpu_trains_the_whole_family(tiny_study, tmp_path):
     assert re.search(r'640x480: (SSMA|RFBNet)\(', table)
 
 
-def test_a_plan_of_an_older_version_is_kept(tiny_study, tmp_path):
-    path, older = tmp_path / 'plan.json', {'rgb_first': 7, 'hha_first': 6, 'rgb': 5}
-    path.write_text(json.dumps(older))
-    assert study_plan.planned_epochs(tiny_study, tmp_path) == {**older, 'fused': 1}
-    assert json.loads(path.read_text()) == older
-    tiny_study.minutes = 30.0
-    with pytest.raises(InputError, match='no factor for the epochs of fused'):
-        study_plan.planned_epochs(tiny_study, tmp_path)
-    tiny_study.rows.pop()
-    assert study_plan.planned_epochs(tiny_study, tmp_path) == older
-    path.write_text('[]')
-    with pytest.raises(InputError, match=r'plan\.json is no plan'):
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('[]', 'it lacks asked, epochs, factor'),
+        ('{"epochs": {"rgb": 5}, "asked": {}, "minutes": 0, "seconds": {}}', 'it lacks factor'),
+        ('3', 'not iterable'),
+        ('{', 'Expecting'),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(tiny_study, tmp_path, content, words):
+    (tmp_path / 'plan.json').write_text(content)
+    with pytest.raises(InputError, match=rf'plan\.json is no plan of a study \(.*{words}'):
         study_plan.planned_epochs(tiny_study, tmp_path)
 
 
@@ -853,6 +853,7 @@ def test_a_record_that_cannot_be_written_is_refused_before_training(
         (lambda record: record.update(study='other'), 'is of other'),
         (lambda record: record['runs'][0].pop('scores'), 'lacks scores'),
         (lambda record: record.update(defaults=3), 'no record of a study .TypeError'),
+        (lambda record: record.pop('defaults'), "no record of a study .KeyError: 'defaults'"),
         (lambda record: record.pop('runs'), "no record of a study .KeyError: 'runs'"),
     ],
 )  # fmt: skip

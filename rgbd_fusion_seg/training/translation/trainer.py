@@ -110,7 +110,8 @@ class TranslationTrainer(TrainingLoop):
         translator = make_translator(fresh)
         self.images = self._prepare()
         self.described = described_run(config, self.images)
-        check_same_data(self.folder, before or {}, self.described)
+        if before is not None:
+            check_same_data(self.folder, before, self.described)
         make_folder(self.folder)
         self.steps_per_epoch = max(1, len(self.images['train']) // config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch

@@ -214,8 +214,11 @@ def test_a_signal_ends_the_study_after_saving(study, monkeypatch):
 @pytest.mark.parametrize(
     ('content', 'match'),
     [
-        ('{"study": "other", "runs": []}', 'it is of other'),
-        ('{"study": "tiny", "runs": [{"row": "apart"}]}', 'it lacks epochs, parameters'),
+        ('{"study": "other", "defaults": {}, "runs": []}', 'it is of other'),
+        (
+            '{"study": "tiny", "defaults": {}, "runs": [{"row": "apart"}]}',
+            'it lacks epochs, parameters',
+        ),
         ('no json', 'is no record of a study'),
     ],
 )
