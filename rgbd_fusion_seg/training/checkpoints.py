@@ -115,6 +115,11 @@ def write_output(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file of a run or study, see `write_output`."""
+    write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be made or written to; nothing is made yet.
 

@@ -27,7 +27,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     make_folder,
-    write_output,
+    write_text,
 )
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
@@ -140,10 +140,8 @@ def write_summary(
     folder: Path, summary: dict[str, Any], scales: Sequence[Scales], drawn: Sequence[Path]
 ) -> None:
     """Write summary.json and summary.md."""
-    text = json.dumps(summary, indent=1) + '\n'
-    write_output(folder / 'summary.json', lambda part: part.write_text(text))
-    page = markdown(summary, scales, drawn)
-    write_output(folder / 'summary.md', lambda part: part.write_text(page, encoding='utf-8'))
+    write_text(folder / 'summary.json', json.dumps(summary, indent=1) + '\n')
+    write_text(folder / 'summary.md', markdown(summary, scales, drawn))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import DivergenceError
-from rgbd_fusion_seg.training.checkpoints import save_checkpoint, write_output
+from rgbd_fusion_seg.training.checkpoints import save_checkpoint, write_output, write_text
 from rgbd_fusion_seg.training.continuation import (
     SETTINGS_NAME,
     STATE_NAME,
@@ -98,8 +98,7 @@ class TrainingLoop(ABC):
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             text = json.dumps(dataclasses.asdict(self.config), indent=1)
-            saved = self.folder / SETTINGS_NAME
-            write_output(saved, lambda part: part.write_text(text, encoding='utf-8'))
+            write_text(self.folder / SETTINGS_NAME, text)
 
     def seed_step(self) -> None:
         """Let what a step draws, as dropout does, depend on the step and the process alone.

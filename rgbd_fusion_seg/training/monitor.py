@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from rgbd_fusion_seg import palette
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.training.checkpoints import write_output
+from rgbd_fusion_seg.training.checkpoints import write_text
 from rgbd_fusion_seg.training.run_log import LOG_NAME, read_log
 
 
@@ -37,7 +37,7 @@ class Monitor:
         kept = ''.join(
             json.dumps(entry) + '\n' for entry in read_log(path) if entry['step'] <= step
         )
-        write_output(path, lambda part: part.write_text(kept, encoding='utf-8'))
+        write_text(path, kept)
         # Line by line, so that a run that is killed has told all that its state covers.
         self.log = path.open('a', encoding='utf-8', buffering=1)
         self.board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)

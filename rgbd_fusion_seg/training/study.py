@@ -18,7 +18,7 @@ from torch import nn
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError, TrainingError
 from rgbd_fusion_seg.file_lock import file_lock
-from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_text
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import STATE_NAME
 from rgbd_fusion_seg.training.initialisation import bare_network
@@ -242,9 +242,7 @@ def _train_row(
         if not trainer.fit():
             return False
     except DivergenceError as error:
-        text = f'{error}\n'
-        path = trainer.folder / FAILURE_NAME
-        write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+        write_text(trainer.folder / FAILURE_NAME, f'{error}\n')
         print(f'{row.name}, seed {seed} failed: {error}', flush=True)
         return True
     # A finished row is not continued; its optimiser's state is the largest file of all.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import write_output
+from rgbd_fusion_seg.training.checkpoints import write_text
 from rgbd_fusion_seg.training.evaluation import predicted_labels
 from rgbd_fusion_seg.training.study_config import RowConfig, StudyConfig
 from rgbd_fusion_seg.training.study_runs import forms, row_config, row_seeds
@@ -45,8 +45,7 @@ def planned_epochs(study: StudyConfig, output: Path) -> dict[str, int]:
     for row in [row for row in study.rows if row.name not in plan['epochs']]:
         plan['asked'][row.name] = row.epochs
         plan['epochs'][row.name] = max(1, round(row.epochs * plan['factor']))
-    text = json.dumps(plan, indent=1)
-    write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+    write_text(path, json.dumps(plan, indent=1))
     return plan['epochs']
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_text
 from rgbd_fusion_seg.training.continuation import FREE_TO_CHANGE, flatten
 
 TOLD = {'row', 'seed', 'epochs', 'parameters', 'gflops', 'modalities', 'scores', 'settings'}
@@ -128,7 +128,7 @@ def write_record(
     head = f' "study": {json.dumps(study.name)},\n "defaults": {json.dumps(defaults)},\n'
     runs = ',\n  '.join(lines)
     text = f'{{\n{head} "runs": [\n  {runs}\n ]\n}}\n'
-    write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+    write_text(path, text)
 
 
 def _different(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

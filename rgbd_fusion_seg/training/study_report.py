@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import write_output
+from rgbd_fusion_seg.training.checkpoints import write_text
 from rgbd_fusion_seg.training.report import escaped
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ def write_report(
     """
     text = report(study, entries, failures)
     results = {'study': study.name, 'runs': entries, 'failed': list(failures)}
-    payload = json.dumps(results, indent=1)
-    write_output(output / 'results.json', lambda part: part.write_text(payload))
-    write_output(output / 'report.md', lambda part: part.write_text(text, encoding='utf-8'))
+    write_text(output / 'results.json', json.dumps(results, indent=1))
+    write_text(output / 'report.md', text)
     pictures = [output / 'miou.png']
     if study.document:
         document = Path(study.document)
@@ -200,7 +199,7 @@ def insert(document: Path, name: str, text: str) -> bool:
     whole = f'{before}\n{text}{after}'
     if whole == document.read_text(encoding='utf-8'):
         return False
-    write_output(document, lambda part: part.write_text(whole, encoding='utf-8'))
+    write_text(document, whole)
     return True
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import LAST_NAME, write_output
+from rgbd_fusion_seg.training.checkpoints import LAST_NAME, write_text
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.evaluation import score_source
 from rgbd_fusion_seg.training.predictors import open_predictor
@@ -50,5 +50,4 @@ def rescore(
         else:
             del found['classes']
             scores['multi_scale'] = {'views': predictor.views, **found}
-        text = json.dumps(scores, indent=1)
-        write_output(folder / 'scores.json', lambda part, text=text: part.write_text(text))
+        write_text(folder / 'scores.json', json.dumps(scores, indent=1))

@@ -18,7 +18,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     class_entries,
     make_folder,
     save_checkpoint,
-    write_output,
+    write_text,
 )
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import (
@@ -292,5 +292,4 @@ class Trainer(TrainingLoop):
                 save_checkpoint(self.folder / 'best.safetensors', network, self.info())
         if self.fabric.is_global_zero:  # last: where these are, the rest is complete
             text = json.dumps({'step': step, **results}, indent=1)
-            path = self.folder / file_name
-            write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+            write_text(self.folder / file_name, text)

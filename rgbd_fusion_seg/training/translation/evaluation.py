@@ -15,7 +15,7 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.pictures import contact_sheet, evenly, write_image
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_text
 from rgbd_fusion_seg.training.predictors import full_float32, usable_device
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator
 from rgbd_fusion_seg.training.translation.config import ImagesConfig
@@ -82,7 +82,7 @@ def evaluate_translation(
     if output is not None:
         make_folder(output)
         text = json.dumps({'images': len(found), 'data': found.name, 'scores': scores}, indent=1)
-        write_output(output / 'scores.json', lambda part: part.write_text(text, encoding='utf-8'))
+        write_text(output / 'scores.json', text)
         if pictures:
             draw_sheets(translator, found, output, pictures, where)
         print(f'written to {output}')

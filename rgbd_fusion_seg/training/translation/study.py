@@ -11,7 +11,7 @@ from typing import Any
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError
 from rgbd_fusion_seg.file_lock import file_lock
-from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_output
+from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_text
 from rgbd_fusion_seg.training.continuation import STATE_NAME, changed_settings, read_settings
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.report import escaped
@@ -252,7 +252,7 @@ def write_results(
     with file_lock(output / 'report.lock', wait=True):  # or one that saw less would write last
         found = collect(study, configs)
         text = table(study, found)
-        write_output(output / 'report.md', lambda part: part.write_text(text, encoding='utf-8'))
+        write_text(output / 'report.md', text)
         if study.record:
             write_record(study, found, TOLD, LEFT_OUT)
         if study.document and insert(Path(study.document), study.name, text):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import (
     make_folder,
-    write_output,
+    write_text,
 )
 from rgbd_fusion_seg.training.continuation import (
     PrecisionState,
@@ -318,8 +318,7 @@ class TranslationTrainer(TrainingLoop):
             for target, images in picture_row(self.translator, test, i, device).items():
                 monitor.picture(step, f'{target}/{i}', torch.cat(images, 1).numpy())
         text = json.dumps({'step': step, 'scores': found}, indent=1)
-        path = self.folder / file_name
-        write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+        write_text(self.folder / file_name, text)
 
 
 def check_alignment(config: TranslationConfig, world_size: int = 1) -> None:
