@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +120,11 @@ def write_output(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file of a run or study, see `write_output`."""
     write_output(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def command_line() -> str:
+    """Return the command that this process runs, as files that it writes tell of it."""
+    return shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]])
 
 
 def check_writable(folder: Path) -> None:

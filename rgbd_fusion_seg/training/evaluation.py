@@ -7,8 +7,6 @@ comes from raw frames at the size of their labels, through `predictors` (`evalua
 from __future__ import annotations
 
 import contextlib
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +23,7 @@ from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import checkpoint_in, make_folder
+from rgbd_fusion_seg.training.checkpoints import checkpoint_in, command_line, make_folder
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource, frame_title
@@ -226,8 +224,7 @@ def evaluate(
             if output is not None:
                 draw_frames(predictor, source, result, output / name, pictures)
     if output is not None:
-        command = shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]])
-        write_report(output, predictor.model, predictor.measured_with, command, sets)
+        write_report(output, predictor.model, predictor.measured_with, command_line(), sets)
         print(f'written to {output}')
     if write:
         write_scores(model, predictor, sets)

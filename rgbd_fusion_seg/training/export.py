@@ -6,8 +6,6 @@ import errno
 import itertools
 import os
 import re
-import shlex
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -37,6 +35,7 @@ from rgbd_fusion_seg.replay.report import table_text
 from rgbd_fusion_seg.training.checkpoints import (
     TRAINABLE_NAME,
     Checkpoint,
+    command_line,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -321,9 +320,7 @@ def describe(
             'minutes': info.get('minutes', 0.0),
             **({'notes': info['notes']} if info.get('notes') else {}),
         },
-        'export': {
-            'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]])
-        },
+        'export': {'command': command_line()},
         'metrics': {},
     }
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import shlex
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +23,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     CHECKPOINT_SUFFIX,
     check_writable,
     class_entries,
+    command_line,
     make_folder,
     save_checkpoint,
 )
@@ -128,7 +127,7 @@ def import_weights(
         'height': size[1],
         'step': 0,
         'minutes': 0.0,
-        'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
+        'command': command_line(),
         'data': [{'name': source.name, 'frames': 0, 'terms': published.reference}],
     }
     make_folder(output.parent)

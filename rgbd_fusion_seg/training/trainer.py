@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import (
     class_entries,
+    command_line,
     make_folder,
     save_checkpoint,
     write_text,
@@ -266,7 +265,7 @@ class Trainer(TrainingLoop):
             'height': config.data.height,
             'step': self.state['step'],
             'minutes': round(self.state['seconds'] / 60, 1),
-            'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
+            'command': command_line(),
             'started_from': self.origins,
             'data': [{'name': f.name, 'frames': len(f), 'terms': f.terms} for f in used],
             'depth_range_m': list(self.frames['train'].depth_range_m),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import (
-    make_folder,
-    write_text,
-)
+from rgbd_fusion_seg.training.checkpoints import command_line, make_folder, write_text
 from rgbd_fusion_seg.training.continuation import (
     PrecisionState,
     check_same_data,
@@ -298,7 +293,7 @@ class TranslationTrainer(TrainingLoop):
             'translator': described(self.config),
             'step': self.state['step'],
             'minutes': round(self.state['seconds'] / 60, 1),
-            'command': shlex.join(['python', '-m', 'rgbd_fusion_seg.training', *sys.argv[1:]]),
+            'command': command_line(),
             'data': [{'name': train.name, 'images': len(train), 'terms': train.terms}],
         }
 
