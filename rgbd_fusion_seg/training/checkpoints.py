@@ -196,7 +196,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f'{path} is a checkpoint of a translator; score it with evaluate-translation, or look '
             'inside with inspect-translation'
         )
-    missing = {'network', 'options', 'classes', 'statistics'} - set(info)
+    missing = {'network', 'options', 'classes', 'statistics', 'width', 'height'} - set(info)
     if missing:
         raise InputError(
             f'the checkpoint {path} does not tell its {", ".join(sorted(missing))}; '

@@ -257,8 +257,8 @@ def check_classes(ours: Sequence[str], source: FrameSource, model: Path) -> None
     a, b = (names[first] if first < len(names) else 'nothing' for names in (ours, theirs))
     raise InputError(
         f'{model} tells {len(ours)} classes apart and {source.name} has {len(theirs)}, and class '
-        f'{first} is {a!r} in one and {b!r} in the other; score it on data with the classes it '
-        'was trained on'
+        f'{first} is {a!r} in one and {b!r} in the other; give data.dataset the data it was '
+        'trained on'
     )
 
 

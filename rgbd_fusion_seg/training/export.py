@@ -44,12 +44,18 @@ from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource
 from rgbd_fusion_seg.training.datasets.cache import cached_frames, read_frame
-from rgbd_fusion_seg.training.evaluation import score_source, scored_sources, write_scores
+from rgbd_fusion_seg.training.evaluation import (
+    check_classes,
+    score_source,
+    scored_sources,
+    write_scores,
+)
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.onnx_graph import GraphOptions, build_graph
 from rgbd_fusion_seg.training.predictors import open_predictor
 from rgbd_fusion_seg.training.report import headline
+from rgbd_fusion_seg.training.run_checks import check_sides
 from rgbd_fusion_seg.training.single_sensor import (
     card_with_parts,
     part_folder,
@@ -125,12 +131,7 @@ def export(
     if fused_size is not None:
         check_inputs(str(checkpoint), loaded.info['statistics'], fuse_hha)
     source = open_dataset(data.dataset, 'test')
-    if loaded.classes.names != source.classes.names:
-        raise InputError(
-            f'{checkpoint} tells the {loaded.num_classes} classes of {loaded.classes.name} apart, '
-            f'but {source.name} has the {len(source.classes)} of {source.classes.name}; '
-            'give data.dataset the data set it was trained on'
-        )
+    check_classes(loaded.classes.names, source, checkpoint)
     sees_depth = set(loaded.info['statistics']) != {'rgb'}
     if sees_depth and 'depth_range_m' not in loaded.info:  # weights of others do not tell it
         train = cached_frames(open_dataset(data.dataset, 'train'), Path(data.cache))
@@ -222,39 +223,24 @@ def write_bundle(
         BundleError: see :func:`agreement`.
     """
     network = checkpoint.build()
-    width, height = _input_size(checkpoint, network, size)
+    if size is None:
+        size = checkpoint.info['width'], checkpoint.info['height']
+    check_sides(checkpoint.info['network'], network, size, 'width and height of size')
     if frames < 1 or not len(source):
         raise InputError(
             f'the exported graph is checked on frames, but {frames} of the {len(source)} frames '
             f'of {source.name} were asked for; give at least one'
         )
+    width, height = size
     model = build_graph(network, height, width, options)
     folder.mkdir(parents=True)
     onnx.save(model, folder / WEIGHTS_NAME)
-    card = describe(checkpoint, network, folder, (width, height), options)
+    card = describe(checkpoint, network, folder, size, options)
     card['name'] = name or folder.name
     write_card(folder / CARD_NAME, card)
     card['metrics']['agreement'] = agreement(network, load_bundle(folder), source, frames)
     write_card(folder / CARD_NAME, card)
     return card['metrics']['agreement']
-
-
-def _input_size(
-    checkpoint: Checkpoint, network: SegmentationNetwork, size: tuple[int, int] | None
-) -> tuple[int, int]:
-    """Return width and height of the colour input."""
-    if size is None:
-        if not {'width', 'height'} <= set(checkpoint.info):
-            raise InputError('the checkpoint does not tell an input size; give one with size')
-        size = checkpoint.info['width'], checkpoint.info['height']
-    width, height = size
-    multiple = network.size_multiple
-    if width <= 0 or height <= 0 or width % multiple or height % multiple:
-        raise InputError(
-            f'{checkpoint.info["network"]} cannot take {width}x{height} images; '
-            f'give a size of multiples of {multiple}'
-        )
-    return width, height
 
 
 def describe(

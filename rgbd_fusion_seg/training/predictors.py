@@ -219,11 +219,6 @@ class NetworkPredictor:
     ) -> NetworkPredictor:
         """Return the predictor of a checkpoint; ``model`` as of the class, without 'input'."""
         info = checkpoint.info
-        if not {'width', 'height'} <= set(info):
-            raise InputError(
-                f'the checkpoint {model.get("path", "")} does not tell its input size; '
-                'train from it, and score what the training wrote'
-            )
         network = checkpoint.build().to(device, memory_format=torch.channels_last)
         normalise = Normaliser(info['statistics']).to(device)
         model = {**model, 'network': info['network'], 'options': info['options']}

@@ -27,6 +27,8 @@ def info(**changes) -> dict:
         'options': {'gates': False},
         'classes': class_entries(classes),
         'statistics': {'rgb': [[1, 2, 3], [4, 5, 6]], 'hha': [[1, 2, 3], [4, 5, 6]]},
+        'width': 320,
+        'height': 240,
     }
     return {**entries, **changes}
 
@@ -73,7 +75,9 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
             load_checkpoint(tmp_path / name)
 
 
-@pytest.mark.parametrize('what', ['network', 'options', 'classes', 'statistics'])
+@pytest.mark.parametrize(
+    'what', ['network', 'options', 'classes', 'statistics', 'width', 'height']
+)
 def test_a_checkpoint_that_tells_too_little_is_named(tmp_path, what):
     partial = {k: v for k, v in info().items() if k != what}
     save_checkpoint(tmp_path / 'c.safetensors', build_network('erfnet_encoder', 4), partial)
