@@ -69,11 +69,11 @@ def evaluate_network(
     """Score a torch module on prepared frames in float32, single scale, no flip.
 
     Frame i is the work of process i modulo their number; the counts of all are added, so any
-    number of processes returns the same scores, on each of them. The network's training mode is
-    as before afterwards.
+    number of processes returns the same scores, on each of them.
 
     Args:
-        network, normalise: the module and what makes its inputs, on one device.
+        network, normalise: the module, in evaluation mode, and what makes its inputs, on one
+            device.
         frames: the set; labels are compared at their size in the cache.
         rgb_size: width and height of the network's colour input.
         fabric: of the processes; None = this one alone.
@@ -115,7 +115,7 @@ def predicted_labels(
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return colour uint8 (H, W, 3), truth and predicted labels uint8 (H, W) of some frames.
 
-    Indices beyond the last frame are left out.
+    The network is in evaluation mode. Indices beyond the last frame are left out.
     """
     indices = [i for i in indices if i < len(frames)]
     results = _label(network, normalise, frames, rgb_size, indices)
@@ -137,23 +137,11 @@ def _label(
     """Yield predicted labels, then those of each branch, and true ones, uint8 (N, H, W)."""
     device, sizes = next(network.parameters()).device, network.input_sizes(*rgb_size[::-1])
     batch_size = 1 if device.type == 'cpu' else GPU_BATCH
-    with _evaluation_mode(network), full_float32():
+    with full_float32():
         for batch in whole_frames(frames, sizes, device, indices, batch_size):
             truth = batch['labels']
             logits = all_logits(network, normalise(batch))
             yield [labels_of(x, *truth.shape[1:]) for x in logits], truth
-
-
-@contextlib.contextmanager
-def _evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and each of its modules back where it was."""
-    training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _count(labels: Tensor, truth: Tensor, num_classes: int) -> Tensor:

@@ -159,8 +159,9 @@ def measured_seconds(study: StudyConfig, row: RowConfig, output: Path) -> tuple[
     steps(0)  # the first ones are slow: loaders start, libraries choose their algorithms
     once = time.perf_counter() - start
     epoch = trainer.steps_per_epoch * steps(MEASURED_SECONDS)
-    start, test = time.perf_counter(), trainer.frames['test']
+    network, test = trainer.saved_network(), trainer.frames['test']
+    start = time.perf_counter()
     some = range(min(MEASURED_FRAMES, len(test)))
     size = config.data.width, config.data.height
-    predicted_labels(trainer.network.module, trainer.normalise, test, size, some)
+    predicted_labels(network, trainer.normalise, test, size, some)
     return once + (time.perf_counter() - start) * len(test) / len(some), epoch
