@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork
+from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork, one_of
 
 INPUT_STRIDE = 16  # of the deepest features: sides of an input are multiples of it
 SKIP_CHANNELS = 24
@@ -448,8 +448,7 @@ class AdapNetPp(SegmentationNetwork):
         spare_channels: int = 0,
     ) -> None:
         super().__init__()
-        if modality not in MODALITIES:
-            raise ValueError(f'modality must be one of {MODALITIES}, got {modality!r}')
+        one_of('modality', modality, MODALITIES)
         self.modality = modality
         self.modalities = (modality,)
         self.shrink_depth = shrink_depth and modality != 'rgb'

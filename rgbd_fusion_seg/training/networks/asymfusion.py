@@ -46,8 +46,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgbd_fusion_seg.training.networks.base import one_of
 from rgbd_fusion_seg.training.networks.branches import BlockFusion, Maps, mean
-from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
+from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork, require_several
 from rgbd_fusion_seg.training.networks.resnet import ResNet
 from rgbd_fusion_seg.training.networks.stage_fusion import AGGREGATIONS, make_aggregation
 
@@ -324,22 +325,14 @@ class AsymFusion(MultimodalNetwork):
         temperature: float = 1.0,
         **options: Any,
     ) -> None:
-        for what, given, known in (
-            ('operations', operations, (*OPERATIONS, *AGGREGATIONS)),
-            ('split', split, OFFSETS),
-            ('direction', direction, DIRECTIONS),
-        ):
-            if given not in known:
-                raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
+        one_of('operations', operations, (*OPERATIONS, *AGGREGATIONS))
+        one_of('split', split, OFFSETS)
+        one_of('direction', direction, DIRECTIONS)
         if not 0 <= distillation < math.inf:
             raise ValueError(f'distillation must be finite and not negative, got {distillation}')
         if not 0 < temperature < math.inf:
             raise ValueError(f'temperature must be finite and greater than 0, got {temperature}')
-        if len(modalities) < 2:
-            raise ValueError(
-                f'two or more modalities are fused, got {list(modalities)}; for one alone take '
-                "the network 'multimodal'"
-            )
+        require_several('two or more modalities are fused', modalities)
         self._fusion = (operations, split)
         self._direction = direction
         super().__init__(num_classes, modalities=modalities, **options)

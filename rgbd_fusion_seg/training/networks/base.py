@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,17 @@ from rgbd_fusion_seg.errors import InputError
 
 MODALITIES = ('rgb', 'hha', 'depth')
 """What networks may read: colour, and depth as HHA or as metres in three equal channels."""
+
+
+def one_of(what: str, given: object, known: Iterable[object]) -> None:
+    """Refuse a value of an option that is none of those known.
+
+    Raises:
+        ValueError: it is not.
+    """
+    known = [*known]
+    if given not in known:
+        raise ValueError(f'{what} must be one of {", ".join(map(str, known))}, got {given!r}')
 
 
 class SegmentationNetwork(nn.Module):
@@ -134,8 +145,7 @@ class FusionNetwork(SegmentationNetwork):
             ValueError: an unknown modality.
             InputError: a tensor is missing, unknown or of another shape; nothing was changed.
         """
-        if modality not in self.modalities:
-            raise ValueError(f'modality must be one of {self.modalities}, got {modality!r}')
+        one_of('modality', modality, self.modalities)
         heads = self.head_names(modality)
         names = {**self.encoder_names(modality), **heads}
         remedy = f'give a checkpoint of {" or ".join(self.unimodal_networks)}'

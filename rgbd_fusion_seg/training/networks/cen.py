@@ -34,13 +34,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rgbd_fusion_seg.training.networks.base import one_of
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     Maps,
     mean,
     norm_scales,
 )
-from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork
+from rgbd_fusion_seg.training.networks.multimodal import MultimodalNetwork, require_several
 from rgbd_fusion_seg.training.networks.settled_exchange import SELECTING, discarding
 
 FORMS = ('public', 'paper')
@@ -212,24 +213,16 @@ class ChannelExchangingNetwork(MultimodalNetwork):
         initial_scales: str = 'one',
         **options: Any,
     ) -> None:
-        for what, given, known in (
-            ('exchange', exchange, EXCHANGES),
-            ('form', form, FORMS),
-            ('parts', parts, PARTS),
-            ('blocks', blocks, ('all', 'last')),
-            ('penalised', penalised, PENALISED),
-            ('initial_scales', initial_scales, ('one', 'uniform')),
-        ):
-            if given not in known:
-                raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
+        one_of('exchange', exchange, EXCHANGES)
+        one_of('form', form, FORMS)
+        one_of('parts', parts, PARTS)
+        one_of('blocks', blocks, ('all', 'last'))
+        one_of('penalised', penalised, PENALISED)
+        one_of('initial_scales', initial_scales, ('one', 'uniform'))
         for what, value in (('threshold', threshold), ('sparsity', sparsity or 0.0)):
             if not 0 <= value < math.inf:
                 raise ValueError(f'{what} must be finite and not negative, got {value}')
-        if len(modalities) < 2:
-            raise ValueError(
-                f'channels are exchanged between two or more modalities, got {list(modalities)}; '
-                "for one alone take the network 'multimodal'"
-            )
+        require_several('channels are exchanged between two or more modalities', modalities)
         if not 0 <= portion <= 1:
             raise ValueError(f'portion must be 0 to 1, got {portion}')
         if portion > 1 / len(modalities) and exchange == 'fixed':

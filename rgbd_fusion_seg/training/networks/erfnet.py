@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork
+from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork, one_of
 
 BN_EPS = 1e-3  # the public code's value, not torch's default 1e-5
 ENCODER_STRIDE = 8
@@ -172,8 +172,7 @@ class ErfNetEncoder(SegmentationNetwork):
         dropout: tuple[float, float] = (0.03, 0.3),
     ) -> None:
         super().__init__()
-        if modality not in MODALITIES:
-            raise ValueError(f'modality must be one of {MODALITIES}, got {modality!r}')
+        one_of('modality', modality, MODALITIES)
         self.modality = modality
         self.modalities = (modality,)
         self.shrink_depth = shrink_depth and modality != 'rgb'
@@ -225,8 +224,7 @@ class ErfNet(ErfNetEncoder):
         dropout: tuple[float, float] = (0.03, 0.3),
     ) -> None:
         super().__init__(num_classes, modality, shrink_depth, dropout)
-        if decoder not in DECODERS:
-            raise ValueError(f'decoder must be one of {DECODERS}, got {decoder!r}')
+        one_of('decoder', decoder, DECODERS)
         self.stride = DECODER_STRIDES[decoder] * (2 if self.shrink_depth else 1)
         self.decoder = Decoder(num_classes, decoder)
         self.skip: nn.Module | None = None

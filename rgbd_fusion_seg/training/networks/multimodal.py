@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork
+from rgbd_fusion_seg.training.networks.base import MODALITIES, SegmentationNetwork, one_of
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     BranchLayers,
@@ -278,14 +278,26 @@ class MultimodalNetwork(SegmentationNetwork):
         return 'multimodal', options, weights
 
 
+def require_several(rule: str, modalities: Sequence[str]) -> None:
+    """Refuse one modality where branches interact.
+
+    Args:
+        rule: what the network does with two or more, for the message.
+        modalities: of the network.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if len(modalities) < 2:
+        raise ValueError(
+            f"{rule}, got {list(modalities)}; for one alone take the network 'multimodal'"
+        )
+
+
 def _check(backbone: str, head: str, modalities: Sequence[str], ensemble: str) -> None:
-    for what, given, known in (
-        ('backbone', backbone, ENCODERS),
-        ('head', head, HEADS),
-        ('ensemble', ensemble, ENSEMBLES),
-    ):
-        if given not in known:
-            raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
+    one_of('backbone', backbone, ENCODERS)
+    one_of('head', head, HEADS)
+    one_of('ensemble', ensemble, ENSEMBLES)
     if not modalities or len(set(modalities)) < len(modalities) or set(modalities) - {*MODALITIES}:
         raise ValueError(
             f'modalities must be different ones of {", ".join(MODALITIES)}, at least one, '

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgbd_fusion_seg.training.networks.base import one_of
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     BranchLayers,
@@ -115,10 +116,8 @@ class ResNet(Encoder):
         dilate_first: bool = False,
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f'the ResNet must be one of {", ".join(VARIANTS)}, got {variant!r}')
-        if output_stride not in STRIDES:
-            raise ValueError(f'output_stride must be one of 8, 16, 32, got {output_stride}')
+        one_of('the ResNet', variant, VARIANTS)
+        one_of('output_stride', output_stride, sorted(STRIDES))
         layers = [layers] * len(WIDTHS) if isinstance(layers, BranchLayers) else layers
         channels = self._make_stem(layers[0], deep_stem)
         strides, dilations = STRIDES[output_stride]

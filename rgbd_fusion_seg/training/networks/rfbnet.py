@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgbd_fusion_seg.training.networks.base import one_of
 from rgbd_fusion_seg.training.networks.erfnet import BN_EPS, ENCODER_CHANNELS, NonBottleneck1d
 from rgbd_fusion_seg.training.networks.ssma import SsmaErfNet, resize_to
 
@@ -79,10 +80,8 @@ class GatedFusionUnit(nn.Module):
         gate_kernel: int = 1,
     ) -> None:
         super().__init__()
-        if output_gates not in OUTPUT_GATES:
-            raise ValueError(f'output_gates must be one of {OUTPUT_GATES}, got {output_gates!r}')
-        if pooling not in POOLINGS:
-            raise ValueError(f'pooling must be one of {tuple(POOLINGS)}, got {pooling!r}')
+        one_of('output_gates', output_gates, OUTPUT_GATES)
+        one_of('pooling', pooling, POOLINGS)
         if gate_kernel % 2 == 0:
             raise ValueError(f'gate_kernel must be odd, got {gate_kernel}')
         half, hidden, padding = channels // 2, channels // 4, gate_kernel // 2
@@ -231,10 +230,7 @@ class RfbNetErfNet(SsmaErfNet):
         multi_level: bool = False,
     ) -> None:
         super().__init__(num_classes, shrink_depth, combination, decoder, multi_level, dropout)
-        if complementary not in COMPLEMENTARY_POINTS:
-            raise ValueError(
-                f'complementary must be one of {COMPLEMENTARY_POINTS}, got {complementary!r}'
-            )
+        one_of('complementary', complementary, COMPLEMENTARY_POINTS)
         self.blocks = nn.ModuleList()
         for rgb, hha in zip(self.rgb_encoder.units, self.hha_encoder.units, strict=True):
             fusion = GatedFusionUnit(

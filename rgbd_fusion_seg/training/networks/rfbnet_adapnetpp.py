@@ -18,6 +18,7 @@ from rgbd_fusion_seg.training.networks.adapnetpp import (
     State,
     scaled,
 )
+from rgbd_fusion_seg.training.networks.base import one_of
 from rgbd_fusion_seg.training.networks.rfbnet import COMPLEMENTARY_POINTS, GatedFusionUnit
 from rgbd_fusion_seg.training.networks.ssma_adapnetpp import SsmaAdapNetPp
 
@@ -126,10 +127,7 @@ class RfbNetAdapNetPp(SsmaAdapNetPp):
         super().__init__(
             num_classes, shrink_depth, combination, multi_level, width=width, **backbone
         )
-        if complementary not in COMPLEMENTARY_POINTS:
-            raise ValueError(
-                f'complementary must be one of {COMPLEMENTARY_POINTS}, got {complementary!r}'
-            )
+        one_of('complementary', complementary, COMPLEMENTARY_POINTS)
         fusion = {
             'gates': gates,
             'output_gates': output_gates,

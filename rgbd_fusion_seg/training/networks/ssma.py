@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rgbd_fusion_seg.training.networks.base import FusionNetwork
+from rgbd_fusion_seg.training.networks.base import FusionNetwork, one_of
 from rgbd_fusion_seg.training.networks.erfnet import (
     DECODER_STRIDES,
     ENCODER_CHANNELS,
@@ -108,13 +108,12 @@ def make_combination(
     Raises:
         ValueError: an unknown name.
     """
+    one_of('combination', name, COMBINATIONS)
     if name == 'ssma':
         return Ssma(sum(widths), channels, reduction)
     if name == 'concat':
         return Concatenation(sum(widths), channels, 1)
-    if name == 'sum':
-        return Summation(widths, channels)
-    raise ValueError(f'combination must be one of {COMBINATIONS}, got {name!r}')
+    return Summation(widths, channels)
 
 
 class SsmaErfNet(FusionNetwork):
@@ -159,8 +158,7 @@ class SsmaErfNet(FusionNetwork):
         dropout: tuple[float, float] = (0.03, 0.3),
     ) -> None:
         super().__init__()
-        if decoder not in DECODER_STRIDES:
-            raise ValueError(f'decoder must be one of {tuple(DECODER_STRIDES)}, got {decoder!r}')
+        one_of('decoder', decoder, DECODER_STRIDES)
         if multi_level and decoder == 'bilinear':
             raise ValueError("multi_level needs decoder 'erfnet' or 'erfnet_quarter'")
         channels = ENCODER_CHANNELS

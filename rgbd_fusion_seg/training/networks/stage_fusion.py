@@ -33,8 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgbd_fusion_seg.training.networks.base import one_of
 from rgbd_fusion_seg.training.networks.branches import BlockFusion, BranchLayers, Maps, mean
-from rgbd_fusion_seg.training.networks.multimodal import ENCODERS, MultimodalNetwork
+from rgbd_fusion_seg.training.networks.multimodal import (
+    ENCODERS,
+    MultimodalNetwork,
+    require_several,
+)
 from rgbd_fusion_seg.training.networks.refinenet import ResidualUnit
 from rgbd_fusion_seg.training.networks.resnet import ResNet
 from rgbd_fusion_seg.training.networks.ssma import Concatenation, Ssma
@@ -303,21 +308,13 @@ class StageFusionNetwork(MultimodalNetwork):
         align_weight: float = 0.1,
         **options: Any,
     ) -> None:
-        for what, given, known in (
-            ('fusion', fusion, FUSIONS),
-            ('stages', stages, STAGES),
-            ('encoders', encoders, ('individual', 'shared')),
-            ('shared_form', shared_form, SHARED_FORMS),
-        ):
-            if given not in known:
-                raise ValueError(f'{what} must be one of {", ".join(known)}, got {given!r}')
+        one_of('fusion', fusion, FUSIONS)
+        one_of('stages', stages, STAGES)
+        one_of('encoders', encoders, ('individual', 'shared'))
+        one_of('shared_form', shared_form, SHARED_FORMS)
         if not 0 <= align_weight < math.inf:
             raise ValueError(f'align_weight must be finite and not negative, got {align_weight}')
-        if len(modalities) < 2:
-            raise ValueError(
-                f'two or more modalities are fused, got {list(modalities)}; for one alone take '
-                "the network 'multimodal'"
-            )
+        require_several('two or more modalities are fused', modalities)
         self.fusion, self.fused_stages, self.align_weight = fusion, STAGES[stages], align_weight
         self.shared = encoders == 'shared'
         aggregates = fusion in AGGREGATIONS

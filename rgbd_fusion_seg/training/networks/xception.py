@@ -29,6 +29,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rgbd_fusion_seg.training.networks.base import one_of
 from rgbd_fusion_seg.training.networks.branches import (
     BlockFusion,
     BranchLayers,
@@ -198,10 +199,8 @@ class Xception(Encoder):
         block_fusion: FusionOfBlock = no_fusion,
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f'the Xception must be one of {", ".join(VARIANTS)}, got {variant!r}')
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride must be one of 8, 16, 32, got {output_stride}')
+        one_of('the Xception', variant, VARIANTS)
+        one_of('output_stride', output_stride, (8, 16, 32))
         entry, middle, width = VARIANTS[variant]
         flows = (
             [((c, c, c), stride) for c, stride in entry],
