@@ -122,12 +122,13 @@ class FusionNetwork(SegmentationNetwork):
 
     unimodal_networks: tuple[str, ...]
     """Names of the networks whose weights `initialise_encoder` takes."""
-    unimodal_rest: tuple[str, ...] = ('decoder.',)
+    unimodal_rest: tuple[str, ...]
     """Prefixes of their tensors that belong to no encoder and are left alone."""
 
     def encoder_names(self, modality: str) -> dict[str, str]:
         """Names of a unimodal network's encoder tensors -> names of the same tensors here."""
-        raise NotImplementedError
+        encoder = getattr(self, f'{modality}_encoder')
+        return {f'encoder.{name}': f'{modality}_encoder.{name}' for name in encoder.state_dict()}
 
     def head_names(self, modality: str) -> dict[str, str]:
         """The same for a modality's auxiliary head; ones for other class counts are left out."""

@@ -177,11 +177,6 @@ class SsmaErfNet(FusionNetwork):
         self.rgb_head = nn.Conv2d(channels, num_classes, 1)
         self.hha_head = nn.Conv2d(channels, num_classes, 1)
 
-    def encoder_names(self, modality: str) -> dict[str, str]:
-        """See `FusionNetwork`."""
-        encoder = getattr(self, f'{modality}_encoder')
-        return {f'encoder.{name}': f'{modality}_encoder.{name}' for name in encoder.state_dict()}
-
     def interact(self, rgb: Tensor, hha: Tensor) -> tuple[Tensor, ...]:
         """Return the streams to be merged, from what the encoders give: here they as they are."""
         return rgb, hha

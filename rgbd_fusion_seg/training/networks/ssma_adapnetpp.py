@@ -139,11 +139,6 @@ class SsmaAdapNetPp(FusionNetwork):
             self.hha_encoder.eval()
         return self
 
-    def encoder_names(self, modality: str) -> dict[str, str]:
-        """See `FusionNetwork`."""
-        encoder = getattr(self, f'{modality}_encoder')
-        return {f'encoder.{name}': f'{modality}_encoder.{name}' for name in encoder.state_dict()}
-
     def head_names(self, modality: str) -> dict[str, str]:
         """No head is taken over: the experts have none."""
         return {}
