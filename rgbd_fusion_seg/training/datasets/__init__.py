@@ -27,7 +27,8 @@ DATASETS: dict[str, Any] = {
     'folder': OwnFolder,
 }
 """Name -> reader: ``Reader(folder, split, **options)`` is a `FrameSource`, with the attributes
-SPLITS (all it has, () where a file says), TRAIN_SPLIT and TEST_SPLIT (the default ones)."""
+SPLITS (all it has, of which it is given one; () where a file says), TRAIN_SPLIT and TEST_SPLIT
+(the default ones)."""
 
 
 def open_dataset(config: DatasetConfig, split: str) -> FrameSource:
@@ -62,6 +63,11 @@ def open_reader(reader: Any, config: DatasetConfig, split: str) -> Any:
         'train': config.train_split or reader.TRAIN_SPLIT,
         'test': config.test_split or reader.TEST_SPLIT,
     }
+    if reader.SPLITS and own[split] not in reader.SPLITS:
+        raise InputError(
+            f'the data set {config.name!r} has the splits {", ".join(reader.SPLITS)}, not '
+            f'{own[split]!r}; correct {split}_split of the dataset'
+        )
     options = list(inspect.signature(reader).parameters)[2:]
     for name in config.options:
         if name not in options:

@@ -80,7 +80,7 @@ class Cityscapes:
         max_depth_m: readings beyond are dropped, in metres.
 
     Raises:
-        InputError: an unknown split, packages that are missing or incomplete.
+        InputError: packages that are missing or incomplete.
     """
 
     SPLITS = ('train', 'val')
@@ -95,8 +95,6 @@ class Cityscapes:
     )
 
     def __init__(self, folder: Path, split: str, max_depth_m: float = MAX_DEPTH_M) -> None:
-        if split not in self.SPLITS:
-            raise InputError(f'Cityscapes has the splits {", ".join(self.SPLITS)}, not {split!r}')
         if not isinstance(max_depth_m, (int, float)) or not max_depth_m > 0:
             raise InputError(f'max_depth_m must be a number above 0, got {max_depth_m!r}')
         self.folder = Path(folder)

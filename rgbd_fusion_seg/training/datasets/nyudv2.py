@@ -63,7 +63,7 @@ class NyuDepthV2:
 
     Raises:
         InputError: none of the forms, a missing or damaged file of lists, a frame that is listed
-            twice, an unknown split or option.
+            twice, or an unknown option.
     """
 
     SPLITS = ('train', 'test')
@@ -81,7 +81,6 @@ class NyuDepthV2:
         labels: str = FROM_ONE,
         depth_scale: float = 0.001,
     ) -> None:
-        _require_one_of(split, self.SPLITS, 'split')
         _require_one_of(depth, ('filled', 'raw'), 'depth')
         _require_one_of(labels, (FROM_ONE, FROM_ZERO), 'labels')
         if not 0 < depth_scale < np.inf:

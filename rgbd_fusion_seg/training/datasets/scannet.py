@@ -59,7 +59,7 @@ class ScanNet:
         split: 'train' (1201 scans) or 'val' (312).
 
     Raises:
-        InputError: an unknown split, a missing list, scenes or frames that are incomplete.
+        InputError: a missing list, scenes or frames that are incomplete.
     """
 
     SPLITS = ('train', 'val')
@@ -74,8 +74,6 @@ class ScanNet:
     )
 
     def __init__(self, folder: Path, split: str) -> None:
-        if split not in self.SPLITS:
-            raise InputError(f'ScanNet has the splits {", ".join(self.SPLITS)}, not {split!r}')
         self.folder = Path(folder)
         self.name = f'scannet-{split}'
         self.frames = [

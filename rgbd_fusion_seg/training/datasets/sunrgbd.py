@@ -57,7 +57,7 @@ class SunRgbd:
         depth: 'bfx', refined and filled by the authors, or 'raw'.
 
     Raises:
-        InputError: an unknown split or depth, files that are missing or of another kind.
+        InputError: an unknown depth, files that are missing or of another kind.
     """
 
     SPLITS = ('train', 'test')
@@ -72,8 +72,6 @@ class SunRgbd:
     )
 
     def __init__(self, folder: Path, split: str, depth: str = 'bfx') -> None:
-        if split not in self.SPLITS:
-            raise InputError(f'SUN RGB-D has the splits {", ".join(self.SPLITS)}, not {split!r}')
         if depth not in DEPTH_FOLDERS:
             raise InputError(f"the depth of SUN RGB-D is 'bfx' or 'raw', not {depth!r}")
         self.folder = Path(folder)

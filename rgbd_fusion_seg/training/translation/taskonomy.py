@@ -73,7 +73,7 @@ class Taskonomy:
             split its own number: CEN's are {train: 1000, val: 500}, AsymFusion's 8000 and 1000.
 
     Raises:
-        InputError: an unknown split, domain or other option, lists, folders or files that are
+        InputError: an unknown domain or other option, lists, folders or files that are
             missing.
     """
 
@@ -96,7 +96,7 @@ class Taskonomy:
     ) -> None:
         limits = max_views if isinstance(max_views, Mapping) else {split: max_views}
         for option, value, known in (
-            *(('split', name, self.SPLITS) for name in (split, *limits)),
+            *(('split', name, self.SPLITS) for name in limits),
             ('views', views, ('all', 'complete')),
             *(('domain', name, tuple(OFFICIAL)) for name in domains),
         ):

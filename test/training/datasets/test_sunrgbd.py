@@ -272,9 +272,7 @@ def test_colour_cut_short_is_not_taken_for_an_image(broken):
         SunRgbd(broken, 'train')[0]
 
 
-def test_unknown_split_and_index(tree):
-    with pytest.raises(InputError, match="train, test, not 'val'"):
-        SunRgbd(tree, 'val')
+def test_unknown_index(tree):
     with pytest.raises(IndexError):
         SunRgbd(tree, 'train')[2]
 

@@ -37,6 +37,15 @@ def test_splits_are_those_of_the_configuration(nyu_pack):
     assert open_images(swapped, 'test').name == 'nyudv2-train'
 
 
+@pytest.mark.parametrize('name', ['nyudv2', 'sunrgbd', 'scannet', 'cityscapes', 'synthetic',
+                                  'taskonomy'])  # fmt: skip
+def test_unknown_splits_are_named_with_the_known_ones(name, tmp_path):
+    unknown = DatasetConfig(name=name, folder=str(tmp_path), test_split='dev')
+    words = rf"'{name}' has the splits train, (val|test).*, not 'dev'; correct test_split"
+    with pytest.raises(InputError, match=words):
+        open_images(unknown, 'test')
+
+
 def test_rendered_rooms_need_no_files(tmp_path):
     source = open_images(config(tmp_path, 'synthetic', train_frames=4), 'train')
     image = source.images(0, ['normal'], 48)['normal']

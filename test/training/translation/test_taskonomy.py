@@ -220,7 +220,6 @@ def test_a_strange_list_is_refused(broken, text, message):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'split': 'dev'}, "no split 'dev'; give one of train, val, test"),
         ({'domains': ['hha']}, "no domain 'hha'; give one of rgb, depth"),
         ({'views': 'some'}, "no views 'some'; give one of all, complete"),
         ({'max_views': -1}, 'max_views of Taskonomy must be 0 or more'),
@@ -230,7 +229,7 @@ def test_a_strange_list_is_refused(broken, text, message):
 )
 def test_unknown_options_are_named(tree, options, message):
     with pytest.raises(InputError, match=message):
-        Taskonomy(tree, **{'split': 'train', **options})
+        Taskonomy(tree, 'train', **options)
 
 
 @pytest.mark.parametrize(
