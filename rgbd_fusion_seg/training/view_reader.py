@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from rgbd_fusion_seg.training import augment
 from rgbd_fusion_seg.training.augment import View
@@ -118,6 +119,38 @@ class ViewReader(Dataset):
         index = int(shuffled(len(labels), self.config.seed, epoch, 1 + source)[within])
         rng = np.random.default_rng((self.config.seed, draw))
         return source, index, augment.draw_view(self.config.augment, labels.shape[1:3], rng)
+
+
+def step_batches(
+    reader: Dataset, first: int, count: int, workers: int, pinned: bool
+) -> DataLoader:
+    """Return what goes through a reader's items of ``count`` steps from ``first`` on.
+
+    Args:
+        reader: its item ``step`` is the batch of that step.
+        first, count: the steps.
+        workers: loader processes; 0 reads in this one.
+        pinned: into pinned memory, which is copied to a GPU while that works.
+    """
+    return DataLoader(
+        reader,
+        batch_size=None,
+        sampler=range(first, first + count),
+        num_workers=workers,
+        pin_memory=pinned,
+        # Forked processes share the memory maps; others would be sent copies of them.
+        multiprocessing_context='fork' if workers else None,
+        worker_init_fn=leave_signals,
+    )
+
+
+def leave_signals(worker: int) -> None:
+    """Leave SIGINT and SIGTERM to the training process, which needs its loaders to end in order.
+
+    Terminals and `timeout` send them to a whole group of processes.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,21 +11,26 @@ kept, and with several training processes each makes its slice of the same batch
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from rgbd_fusion_seg import preprocess
 from rgbd_fusion_seg.training import augment
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 from rgbd_fusion_seg.training.inputs import channel_statistics
-from rgbd_fusion_seg.training.view_reader import FIELDS, PLACE, Levels, ViewReader, levels
+from rgbd_fusion_seg.training.view_reader import (
+    FIELDS,
+    PLACE,
+    Levels,
+    ViewReader,
+    levels,
+    step_batches,
+)
 
 RESIDENT_SHARE = 0.5
 """Frames stay on the device when they take no more than this share of its free memory."""
@@ -89,18 +94,8 @@ class TrainingViews:
             last in memory, and 'depth' float32 (n, 1, h, w) in metres, as far as the network reads
             them, and 'labels' uint8 (n, H, W), 255 = void.
         """
-        workers = self.config.data.workers
-        gathered = DataLoader(
-            self.reader,
-            batch_size=None,
-            sampler=range(first_step, first_step + num_steps),
-            num_workers=workers,
-            pin_memory=self.device.type == 'cuda',
-            # Forked processes share the memory maps; others would be sent copies of them.
-            multiprocessing_context='fork' if workers else None,
-            worker_init_fn=leave_signals,
-        )
-        for batch in gathered:
+        workers, pinned = self.config.data.workers, self.device.type == 'cuda'
+        for batch in step_batches(self.reader, first_step, num_steps, workers, pinned):
             yield self._render(batch)
 
     def _taps(self, sources: Sequence[Levels]) -> int:
@@ -191,15 +186,6 @@ class TrainingViews:
             lost = batch[f'drop_{name}'][:, None] > 0
             image = augment.blank(image, lost, self.blanks[name])
         return image.contiguous(memory_format=torch.channels_last)
-
-
-def leave_signals(worker: int) -> None:
-    """Leave SIGINT and SIGTERM to the training process, which needs its loaders to end in order.
-
-    Terminals and `timeout` send them to a whole group of processes.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def is_resident(wish: str, sources: Sequence[Levels], device: torch.device) -> bool:

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
 from rgbd_fusion_seg.training.translation.prepared import PreparedImages
-from rgbd_fusion_seg.training.view_reader import shuffled
-from rgbd_fusion_seg.training.views import leave_signals
+from rgbd_fusion_seg.training.view_reader import shuffled, step_batches
 
 NORMAL = 'normal'
 """The domain whose first channel is a direction to the right, which a mirror turns round."""
@@ -68,16 +67,7 @@ class TranslationViews(Dataset):
 
         Pinned memory is copied to a GPU while that works.
         """
-        workers = self.config.images.workers
-        yield from DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(first_step, first_step + num_steps),
-            num_workers=workers,
-            pin_memory=pinned,
-            multiprocessing_context='fork' if workers else None,
-            worker_init_fn=leave_signals,
-        )
+        yield from step_batches(self, first_step, num_steps, self.config.images.workers, pinned)
 
 
 def mirror(domain: str, image: np.ndarray) -> np.ndarray:
