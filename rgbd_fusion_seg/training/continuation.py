@@ -10,6 +10,7 @@ from pickle import PickleError
 from typing import TYPE_CHECKING, Any
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.checkpoints import LAST_NAME
 from rgbd_fusion_seg.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from rgbd_fusion_seg.training.datasets.cache import CachedFrames
 
-SETTINGS_NAME, STATE_NAME, WEIGHTS_NAME = 'run.json', 'resume.ckpt', 'last.safetensors'
+SETTINGS_NAME, STATE_NAME = 'run.json', 'resume.ckpt'
 FREE_TO_CHANGE = frozenset({
     'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_every', 'save_minutes',
     'precision', 'accelerator', 'data.cache', 'data.workers', 'data.resident',
@@ -96,7 +97,7 @@ def load_state(
 def _unusable(path: Path, reason: str, start: str) -> InputError:
     return InputError(
         f'{path} cannot be continued from ({reason}); start in a new output folder from '
-        f'{start} {path.with_name("last.safetensors")}'
+        f'{start} {path.with_name(LAST_NAME)}'
     )
 
 
@@ -145,7 +146,7 @@ def saved_run(
         InputError: a state that cannot be read, or of other settings; weights without a state.
     """
     if not (folder / STATE_NAME).is_file():
-        if (last := folder / WEIGHTS_NAME).is_file():
+        if (last := folder / LAST_NAME).is_file():
             raise InputError(
                 f'{folder} holds the weights of a run and no {STATE_NAME} to continue it, so they '
                 f'would be overwritten; choose another output folder, with {start} {last} to '

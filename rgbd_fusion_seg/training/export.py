@@ -63,7 +63,7 @@ from rgbd_fusion_seg.training.single_sensor import (
 )
 
 MINIMUM_AGREEMENT = 0.999
-WEIGHTS_NAME = 'model.onnx'
+GRAPH_NAME = 'model.onnx'
 
 
 def export(
@@ -234,7 +234,7 @@ def write_bundle(
     width, height = size
     model = build_graph(network, height, width, options)
     folder.mkdir(parents=True)
-    onnx.save(model, folder / WEIGHTS_NAME)
+    onnx.save(model, folder / GRAPH_NAME)
     card = describe(checkpoint, network, folder, size, options)
     card['name'] = name or folder.name
     write_card(folder / CARD_NAME, card)
@@ -292,8 +292,8 @@ def describe(
             for name, color in zip(classes.names, classes.colors, strict=True)
         ],
         'weights': {
-            'file': WEIGHTS_NAME,
-            'sha256': file_sha256(folder / WEIGHTS_NAME),
+            'file': GRAPH_NAME,
+            'sha256': file_sha256(folder / GRAPH_NAME),
             'stored_as': 'float16' if options.storage == 'fp16' else 'float32',
             'computes_in': 'float16' if options.precision == 'fp16' else 'float32',
             'opset': options.opset,

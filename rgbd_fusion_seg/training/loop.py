@@ -16,11 +16,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from rgbd_fusion_seg.errors import DivergenceError
-from rgbd_fusion_seg.training.checkpoints import save_checkpoint, write_output, write_text
+from rgbd_fusion_seg.training.checkpoints import (
+    LAST_NAME,
+    save_checkpoint,
+    write_output,
+    write_text,
+)
 from rgbd_fusion_seg.training.continuation import (
     SETTINGS_NAME,
     STATE_NAME,
-    WEIGHTS_NAME,
     load_state,
 )
 from rgbd_fusion_seg.training.monitor import Monitor
@@ -121,7 +125,7 @@ class TrainingLoop(ABC):
         if self.fabric.is_global_zero:
             # The state first: weights without one are taken for those of a run that has ended.
             write_output(path, lambda part: self.fabric.save(part, state))
-            save_checkpoint(self.folder / WEIGHTS_NAME, network, self.info())
+            save_checkpoint(self.folder / LAST_NAME, network, self.info())
         else:  # saving is a collective act in which only the first process writes
             self.fabric.save(path, state)
 
@@ -198,7 +202,7 @@ class TrainingLoop(ABC):
         )  # fmt: skip
 
     def _divergence(self, what: str) -> DivergenceError:
-        last = self.folder / WEIGHTS_NAME
+        last = self.folder / LAST_NAME
         start = f' and {self.START} {last}' if last.is_file() else ''
         return DivergenceError(
             f'{what}; start the same command again with a lower {self.RATE} in a new output '

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.training.checkpoints import load_checkpoint
+from rgbd_fusion_seg.training.checkpoints import LAST_NAME, load_checkpoint
 from rgbd_fusion_seg.training.config import TrainConfig
 from rgbd_fusion_seg.training.continuation import (
     FREE_TO_CHANGE,
@@ -96,7 +96,7 @@ def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> Tr
     config.network, config.epochs, config.seed = copy.deepcopy(row.network), epochs, seed
 
     def last(name: str) -> str:
-        return str(run_folder(study, *standing(study, name, seed)) / 'last.safetensors')
+        return str(run_folder(study, *standing(study, name, seed)) / LAST_NAME)
 
     if row.continues:
         config.network.init_from = last(row.continues)
@@ -237,7 +237,7 @@ def recorded_runs(
 def _entry(study: StudyConfig, row: RowConfig, seed: int) -> dict[str, Any]:
     folder = run_folder(study, row, seed)
     scores = json.loads((folder / 'scores.json').read_text())
-    info = load_checkpoint(folder / 'last.safetensors').info
+    info = load_checkpoint(folder / LAST_NAME).info
     size = info['width'], info['height']
     network = empty_network(info['network'], len(info['classes']['names']), **info['options'])
     return {
