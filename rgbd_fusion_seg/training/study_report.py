@@ -136,11 +136,16 @@ def values(runs: list[Entry], key: str) -> list[float]:
     return [100 * run['scores']['test'][key] for run in runs]
 
 
-def spread(numbers: list[float]) -> str:
-    """Return 'mean ± sample standard deviation', or the one number there is."""
+def spread(numbers: Sequence[float], digits: int = 1) -> str:
+    """Return 'mean ± sample standard deviation', or the one number there is.
+
+    Args:
+        numbers: one or more.
+        digits: behind the point.
+    """
     if len(numbers) < 2:
-        return f'{numbers[0]:.1f}'
-    return f'{mean(numbers):.1f} ± {stdev(numbers):.1f}'
+        return f'{numbers[0]:.{digits}f}'
+    return f'{mean(numbers):.{digits}f} ± {stdev(numbers):.{digits}f}'
 
 
 def _claim(claim: Any, entries: list[Entry], noise: float) -> str:

@@ -717,6 +717,7 @@ def test_bars_in_words_are_none_of_the_table(tiny_study):
 
 def test_the_spread_is_the_sample_standard_deviation():
     assert study_report.spread([30.0, 32.0, 34.0]) == '32.0 ± 2.0'
+    assert study_report.spread([30.0, 32.0, 34.0], 2) == '32.00 ± 2.00'
     assert study_report.spread([30.04]) == '30.0'
 
 

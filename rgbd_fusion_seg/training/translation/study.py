@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from rgbd_fusion_seg.errors import DivergenceError, InputError
@@ -23,7 +22,7 @@ from rgbd_fusion_seg.training.study_record import (
     told_settings,
     write_record,
 )
-from rgbd_fusion_seg.training.study_report import around, insert
+from rgbd_fusion_seg.training.study_report import around, insert, spread
 from rgbd_fusion_seg.training.study_runs import run_of
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator, make_translator
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
@@ -355,7 +354,8 @@ def _cells(runs: Sequence[Entry], target: str, inputs: Sequence[str]) -> list[st
         return ['', 'not trained yet', '', '']
 
     def shown(name: str, power: float, score: str) -> str:
-        return _mean([100 * run['scores'][target][name][score] ** power for run in runs])
+        values = [100 * run['scores'][target][name][score] ** power for run in runs]
+        return spread(values, 2)
 
     whole = _whole(inputs)
     each = ', '.join(shown(name, 1, 'MAE') for name in inputs) if len(inputs) > 1 else ''
@@ -366,13 +366,10 @@ def _cells(runs: Sequence[Entry], target: str, inputs: Sequence[str]) -> list[st
 def _colour_cells(runs: Sequence[Entry], target: str, inputs: Sequence[str]) -> list[str]:
     scores = [run['scores'][target][_whole(inputs)] for run in runs]
     found = [x for x in scores if {*INCEPTION_SCORES} <= {*x}]
-    return [_mean([f * x[k] for x in found]) if found else '' for k, f in INCEPTION_SCORES.items()]
+    return [
+        spread([f * x[k] for x in found], 2) if found else '' for k, f in INCEPTION_SCORES.items()
+    ]
 
 
 def _whole(inputs: Sequence[str]) -> str:
     return ENSEMBLE if len(inputs) > 1 else inputs[0]
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = f' ± {(max(values) - min(values)) / 2:.2f}' if len(values) > 1 else ''
-    return f'{mean(values):.2f}{spread}'

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ def test_a_row_has_settings_of_its_run(study):
         study_translation(study)
 
 
-def test_several_seeds_are_their_mean_and_half_their_range(study):
+def test_several_seeds_are_their_mean_and_its_spread(study):
     study.rows, study.seeds = study.rows[:1], [0, 1]
     study_translation(study)
     maes = [
@@ -180,8 +181,8 @@ def test_several_seeds_are_their_mean_and_half_their_range(study):
         for seed in (0, 1)
     ]
     values = [100 * x['scores']['rgb']['ensemble']['MAE'] for x in maes]
-    mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2
-    assert table(study)[0][4] == f'{mean:.2f} ± {half:.2f}'
+    mean, deviation = sum(values) / 2, abs(values[0] - values[1]) / math.sqrt(2)
+    assert table(study)[0][4] == f'{mean:.2f} ± {deviation:.2f}'
 
 
 def test_a_row_that_diverges_does_not_end_the_others(study, monkeypatch, capsys):
