@@ -142,7 +142,7 @@ def export(
         wanted = {'': loaded, **{part_folder(m): part for m, part in parts.items()}}
         for name, network in wanted.items():
             whole_name = f'{bundle.name}_{name}' if name else bundle.name
-            found = write_bundle(network, draft / name, source, options, size, frames, whole_name)
+            found = write_bundle(network, draft / name, whole_name, source, options, size, frames)
             print(f"{whole_name}: {found['labels_equal_to_torch']:.4%} of the labels are torch's")
         if parts:
             written = {modality: load_bundle(draft / part_folder(modality)) for modality in parts}
@@ -198,22 +198,22 @@ def _score(folder: Path, sources: Mapping[str, FrameSource]) -> None:
 def write_bundle(
     checkpoint: Checkpoint,
     folder: Path,
+    name: str,
     source: FrameSource,
     options: GraphOptions,
     size: tuple[int, int] | None = None,
     frames: int = 8,
-    name: str = '',
 ) -> dict[str, Any]:
     """Write a bundle into a new folder and check it on frames.
 
     Args:
         checkpoint: weights and description of the run.
         folder: is made.
+        name: of the bundle.
         source: real frames.
         options: of the graph.
         size: width and height of the colour input; default: as it was trained.
         frames: how many frames are compared.
-        name: of the bundle; default: the folder's.
 
     Returns:
         the agreement, as on the card.
@@ -235,8 +235,7 @@ def write_bundle(
     model = build_graph(network, height, width, options)
     folder.mkdir(parents=True)
     onnx.save(model, folder / GRAPH_NAME)
-    card = describe(checkpoint, network, folder, size, options)
-    card['name'] = name or folder.name
+    card = describe(checkpoint, network, folder, name, size, options)
     write_card(folder / CARD_NAME, card)
     card['metrics']['agreement'] = agreement(network, load_bundle(folder), source, frames)
     write_card(folder / CARD_NAME, card)
@@ -247,6 +246,7 @@ def describe(
     checkpoint: Checkpoint,
     network: SegmentationNetwork,
     folder: Path,
+    name: str,
     size: tuple[int, int],
     options: GraphOptions,
 ) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def describe(
 
     Args:
         checkpoint, network: where the weights come from.
-        folder: of the bundle.
+        folder, name: of the bundle.
         size: width and height of the colour input.
         options: of the graph.
     """
@@ -263,7 +263,7 @@ def describe(
     colour_per_leading = size[1] // next(iter(sizes.values()))[0]
     card: dict[str, Any] = {
         'format': CARD_FORMAT,
-        'name': folder.name,
+        'name': name,
         'summary': f'{info["network"]}, sees {" and ".join(sizes)}, tells the {len(classes)} '
         f'classes of {classes.name} apart',
         'network': {

@@ -271,7 +271,7 @@ class Trainer(TrainingLoop):
             'depth_range_m': list(self.frames['train'].depth_range_m),
         }
 
-    def evaluate(self, file_name: str, monitor: Monitor | None = None) -> None:
+    def evaluate(self, file_name: str, monitor: Monitor) -> None:
         """Score the averaged weights on every test set, and keep them if they are the best."""
         network, data = self.saved_network(), self.config.data
         step, results = self.state['step'], {}
@@ -280,10 +280,9 @@ class Trainer(TrainingLoop):
                 continue
             frames, size = self.frames[name], (data.width, data.height)
             results[name] = evaluate_network(network, self.normalise, frames, size, self.fabric)
-            if monitor:
-                monitor.scores(step, name, results[name])
-                pictures = predicted_labels(network, self.normalise, frames, size, range(3))
-                monitor.overlays(step, name, pictures, self.classes.colors)
+            monitor.scores(step, name, results[name])
+            pictures = predicted_labels(network, self.normalise, frames, size, range(3))
+            monitor.overlays(step, name, pictures, self.classes.colors)
         score = results['test']['mIoU']
         if score > self.state['best']:
             self.state['best'] = score

@@ -26,7 +26,7 @@ from rgbd_fusion_seg.training.onnx_graph import GraphOptions
 def test_the_node_labels_as_the_exported_bundle_does(ros_context, tmp_path, network, size, stages):
     options = GraphOptions(storage='fp32', dynamic_size=size is not None)
     folder = tmp_path / 'exported'
-    write_bundle(tiny_checkpoint(network, {}), folder, ToyFrames(), options, frames=1)
+    write_bundle(tiny_checkpoint(network, {}), folder, folder.name, ToyFrames(), options, frames=1)
     width, height = size or (0, 0)
     parameters = {
         'engine.bundle': folder,

@@ -131,7 +131,7 @@ def test_the_bundle_of_every_network_is_the_network(name, options, tmp_path):
     network = checkpoint.build()
     is_open = name in OPEN_ONES
     form = GraphOptions(storage='fp32', dynamic_batch=is_open, dynamic_size=is_open)
-    found = write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), form, frames=6)
+    found = write_bundle(checkpoint, tmp_path / 'b', 'toy', ToyFrames(), form, frames=6)
     assert found['labels_equal_to_torch'] >= 0.999
     bundle = load_bundle(tmp_path / 'b')
     width, height = bundle.input_size
@@ -166,7 +166,9 @@ def test_the_pipeline_feeds_metres_to_a_network_on_depth(tmp_path):
     checkpoint.weights['head.bias'] -= torch.from_numpy(common)
     expected, _ = labels_and_confidence(torch_logits(checkpoint, tensors), 120, 160)
     assert len(np.unique(expected)) > 1
-    write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), GraphOptions(storage='fp32'), frames=2)
+    write_bundle(
+        checkpoint, tmp_path / 'b', 'toy', ToyFrames(), GraphOptions(storage='fp32'), frames=2
+    )
     card = yaml.safe_load((tmp_path / 'b' / 'model.yaml').read_text())
     assert card['inputs']['depth']['mean'] == STATISTICS['depth'][0]
     assert 'hha' not in card
@@ -182,7 +184,7 @@ def fusion(tmp_path_factory):
     """A strongly typed bundle of a fusion network, all sizes fixed, and its checkpoint."""
     checkpoint = tiny_checkpoint('rfbnet_erfnet', {})
     folder = tmp_path_factory.mktemp('half') / 'typed'
-    write_bundle(checkpoint, folder, ToyFrames(), GraphOptions(precision='fp16'), frames=2)
+    write_bundle(checkpoint, folder, 'toy', ToyFrames(), GraphOptions(precision='fp16'), frames=2)
     return checkpoint, load_bundle(folder)
 
 
@@ -210,7 +212,9 @@ def test_a_network_in_half_precision_has_no_other_floats(fusion):
 def test_weights_are_stored_in_half_the_bytes(exported, tmp_path):
     """The same network as ``exported`` has in fp32, but for the classes, at another size."""
     checkpoint = tiny_checkpoint('erfnet_encoder', {})
-    write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), GraphOptions(), (48, 64), frames=2)
+    write_bundle(
+        checkpoint, tmp_path / 'b', 'toy', ToyFrames(), GraphOptions(), (48, 64), frames=2
+    )
     half, single = load_bundle(tmp_path / 'b'), load_bundle(exported)
     assert half.input_size == (48, 64)
     assert_same_logits(checkpoint, half, 1, 1e-2)
@@ -242,7 +246,7 @@ def test_norms_that_all_hold_the_same_are_folded_too(tmp_path):
 def test_graphs_of_the_newest_opset_run(precision, tmp_path):
     checkpoint = tiny_checkpoint('erfnet_encoder', {'modality': 'hha'})
     options = GraphOptions(precision=precision, opset=OPSETS[-1])
-    write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), options, frames=1)
+    write_bundle(checkpoint, tmp_path / 'b', 'toy', ToyFrames(), options, frames=1)
     model = onnx.load(tmp_path / 'b/model.onnx')
     assert [o.version for o in model.opset_import if not o.domain] == [OPSETS[-1]]
     assert_same_logits(checkpoint, load_bundle(tmp_path / 'b'), 1, 2e-2)
@@ -394,11 +398,11 @@ def test_a_card_that_cannot_be_read_is_told_of_the_checkpoint(
 def test_training_data_of_one_depth_have_a_range(tmp_path):
     checkpoint = tiny_checkpoint('erfnet_encoder', {'modality': 'hha'}, depth_range_m=[2.0, 2.0])
     options, folder = GraphOptions(storage='fp32'), tmp_path / 'b'
-    write_bundle(checkpoint, folder, ToyFrames(), options, frames=1)
+    write_bundle(checkpoint, folder, 'toy', ToyFrames(), options, frames=1)
     near, far = load_bundle(folder).depth_range_m
     assert near < 2 < far < near + 0.1
     checkpoint.info['depth_range_m'] = [0.0, 0.0]  # as where nothing has been measured
-    card = exporting.describe(checkpoint, checkpoint.build(), folder, (96, 64), options)
+    card = exporting.describe(checkpoint, checkpoint.build(), folder, 'toy', (96, 64), options)
     write_card(folder / 'model.yaml', card)
     assert load_bundle(folder).depth_range_m[0] == 0
 
@@ -411,7 +415,7 @@ def test_logits_that_are_not_finite_are_refused(files, exported, tmp_path, monke
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(40, np.nan, np.float32), bias.name))
     monkeypatch.setattr(exporting, 'build_graph', lambda *_: model)
     with pytest.raises(BundleError, match=r'on 100\.0000% .* logit error is nan'):
-        write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), GraphOptions(storage='fp32'))
+        write_bundle(checkpoint, tmp_path / 'b', 'toy', ToyFrames(), GraphOptions(storage='fp32'))
 
 
 def test_a_bundle_is_replaced_at_once_or_not_at_all(tmp_path):
@@ -511,7 +515,7 @@ def test_what_is_open_is_checked_at_other_values(tmp_path, monkeypatch, opened, 
     monkeypatch.setattr(exporting, 'open_engine', Recorded)
     options = GraphOptions(storage='fp32', **{f'dynamic_{opened}': True})
     checkpoint = tiny_checkpoint('erfnet_encoder', {})
-    found = write_bundle(checkpoint, tmp_path / 'b', ToyFrames(), options, frames=3)
+    found = write_bundle(checkpoint, tmp_path / 'b', 'toy', ToyFrames(), options, frames=3)
     assert found['which'] == 'toy-test: 0, 3, 6'  # of seven, the first and the last among them
     batches = {1, 2} if opened == 'batch' else {1}
     assert seen == {(batch, height) for batch in batches for height in sizes}

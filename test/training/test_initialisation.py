@@ -166,7 +166,7 @@ def bundle(tmp_path, monkeypatch) -> Path:
     """A folder called toy among those searched for bundles, with weights to train on from."""
     folder = tmp_path / 'models' / 'toy'
     checkpoint = tiny_checkpoint('rfbnet_erfnet', {})
-    write_bundle(checkpoint, folder, ToyFrames(), GraphOptions(storage='fp32'), frames=1)
+    write_bundle(checkpoint, folder, 'toy', ToyFrames(), GraphOptions(storage='fp32'), frames=1)
     saved(folder / TRAINABLE_NAME, checkpoint, halved=True)
     monkeypatch.setenv('RGBD_FUSION_SEG_MODELS', str(folder.parent))
     return folder
@@ -259,7 +259,7 @@ def test_the_whole_way_of_the_weights_is_told(tmp_path):
     assert origins(config, starts(config), CLASSES.names) == [expected]
 
     bundle, checkpoint = tmp_path / 'bundle', load_checkpoint(Path(path))
-    write_bundle(checkpoint, bundle, ToyFrames(), GraphOptions())
+    write_bundle(checkpoint, bundle, 'toy', ToyFrames(), GraphOptions())
     os.rename(path, bundle / TRAINABLE_NAME)
     card = yaml.safe_load((bundle / 'model.yaml').read_text())
     assert card['training']['started_from'] == [old]
@@ -270,5 +270,7 @@ def test_the_whole_way_of_the_weights_is_told(tmp_path):
     expected |= corrected | {'file': str(bundle)}
     assert origins(config, starts(config), CLASSES.names) == [expected]
     again = tmp_path / 'again'
-    write_bundle(load_checkpoint(bundle / TRAINABLE_NAME), again, ToyFrames(), GraphOptions())
+    write_bundle(
+        load_checkpoint(bundle / TRAINABLE_NAME), again, 'toy', ToyFrames(), GraphOptions()
+    )
     assert yaml.safe_load((again / 'model.yaml').read_text())['training'] == card['training']

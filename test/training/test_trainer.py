@@ -49,6 +49,7 @@ from rgbd_fusion_seg.training.optimiser import learning_rate  # noqa: E402
 from rgbd_fusion_seg.training.trainer import Trainer  # noqa: E402
 
 BRANCHES = {'backbone': 'resnet14', 'head_options': {'width': 8}}
+SILENT = trainer.Monitor(trainer.Path(), 0, 0, speaks=False)
 
 
 @pytest.fixture(scope='module')
@@ -697,7 +698,7 @@ def test_the_best_network_is_that_of_real_frames(run_config, monkeypatch):
             'mIoU': 0.2 if frames is run.frames['test'] else 0.9
         },
     )
-    run.evaluate('scores.json')
+    run.evaluate('scores.json', SILENT)
     written = json.loads((run.folder / 'scores.json').read_text())
     assert written == {'step': 0, 'test': {'mIoU': 0.2}, 'synthetic_test': {'mIoU': 0.9}}
     assert run.state['best'] == 0.2
@@ -716,7 +717,7 @@ def test_a_checkpoint_tells_of_training_and_its_frames_alone(run_config):
 
 def test_a_full_disk_leaves_scores_whole(run_config, monkeypatch):
     run = Trainer(run_config())
-    run.evaluate('scores.json')
+    run.evaluate('scores.json', SILENT)
     before = (run.folder / 'scores.json').read_bytes()
     real = trainer.Path.write_text
 
@@ -726,7 +727,7 @@ def test_a_full_disk_leaves_scores_whole(run_config, monkeypatch):
 
     monkeypatch.setattr(trainer.Path, 'write_text', full)
     with pytest.raises(TrainingError, match='No space left'):
-        run.evaluate('scores.json')
+        run.evaluate('scores.json', SILENT)
     assert (run.folder / 'scores.json').read_bytes() == before
 
 
@@ -941,7 +942,7 @@ def test_frozen_statistics_stay_what_they_were(run_config, tmp_path, name, froze
     assert any('running_mean' in key for key in kept)
     batches = iter(run.views().batches(0, 4))
     run.step(next(batches))
-    run.evaluate('scores-0001.json')
+    run.evaluate('scores-0001.json', SILENT)
     run.step(next(batches))
     run.save()
     again = Trainer(run.config)

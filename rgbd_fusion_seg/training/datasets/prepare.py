@@ -61,15 +61,13 @@ def prepare(data: DataConfig, network: NetworkConfig, check: bool = False) -> No
     print('no faults')
 
 
-def prepare_frames(
-    config: DataConfig, network: SegmentationNetwork | None = None
-) -> dict[str, CachedFrames]:
+def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str, CachedFrames]:
     """Make or open the caches of all frames of a run.
 
     Args:
         config: the data.
         network: has depth at its size and, for views that zoom in, at twice that, and in metres
-            where it reads them; None: what `cached_frames` makes for all.
+            where it reads them.
 
     Returns:
         'train' and 'test'; for data of the NYU40 classes also 'synthetic' and 'synthetic_test'
@@ -86,8 +84,8 @@ def prepare_frames(
     if sources['train'].classes.names == NYU40.names and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
     folder = Path(config.cache)
-    sizes = _depth_sizes(network, config, sources['train'].size) if network else []
-    metres = network is not None and 'depth' in network.modalities
+    sizes = _depth_sizes(network, config, sources['train'].size)
+    metres = 'depth' in network.modalities
     found = {k: cached_frames(source, folder, sizes, metres) for k, source in sources.items()}
     for frames in found.values():
         if fault := label_fault(frames.name, frames.class_pixels):

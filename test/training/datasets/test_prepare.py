@@ -205,7 +205,7 @@ def test_a_split_without_a_label_is_a_fault(copy, split):
     (fault,) = faults(copy)
     assert f'no pixel of tiny-{split} has a class' in fault
     with pytest.raises(InputError, match=f'no pixel of tiny-{split} has a class'):
-        prepare_frames(config(copy))
+        prepare_frames(config(copy), bare_network(RFBNET))
 
 
 def test_a_split_of_one_class_is_a_fault(copy):
@@ -214,7 +214,7 @@ def test_a_split_of_one_class_is_a_fault(copy):
     (fault,) = faults(copy)
     assert 'all labelled pixels of tiny-train are of one class' in fault
     with pytest.raises(InputError, match='of tiny-train are of one class'):
-        prepare_frames(config(copy))
+        prepare_frames(config(copy), bare_network(RFBNET))
 
 
 def test_classes_that_never_occur_are_named(copy, capsys):
@@ -274,7 +274,7 @@ def test_synthetic_rooms_join_data_of_the_nyu40_classes(nyu_pack, tmp_path):
 def test_the_name_of_other_classes_brings_no_rooms(copy):
     description = yaml.safe_load((copy / 'data.yaml').read_text())
     (copy / 'data.yaml').write_text(yaml.safe_dump({**description, 'name': 'nyu40'}))
-    assert set(prepare_frames(config(copy))) == {'train', 'test'}
+    assert set(prepare_frames(config(copy), bare_network(RFBNET))) == {'train', 'test'}
 
 
 @pytest.mark.parametrize('asked', ['synthetic_frames', 'synthetic_test_frames'])
