@@ -23,7 +23,12 @@ from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import checkpoint_in, command_line, make_folder
+from rgbd_fusion_seg.training.checkpoints import (
+    CHECKPOINT_SUFFIX,
+    checkpoint_in,
+    command_line,
+    make_folder,
+)
 from rgbd_fusion_seg.training.config import DataConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource, frame_title
@@ -41,7 +46,6 @@ from rgbd_fusion_seg.training.metrics import (
     summary,
 )
 from rgbd_fusion_seg.training.predictors import (
-    CHECKPOINT_SUFFIX,
     Predictor,
     all_logits,
     full_float32,

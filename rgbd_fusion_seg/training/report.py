@@ -155,8 +155,9 @@ def markdown(
 
 
 def _class_table(result: SetScores) -> list[str]:
-    columns = {'frequency': 'pixels', 'iou': 'IoU', 'accuracy': 'accuracy'}
-    columns |= {'precision': 'precision'}
+    columns = {
+        'frequency': 'pixels', 'iou': 'IoU', 'accuracy': 'accuracy', 'precision': 'precision',
+    }  # fmt: skip
     if result.boundary is not None:
         columns['boundary_f'] = 'boundary F'
     body = []

@@ -126,7 +126,8 @@ def epochs(study: StudyConfig, entries: list[Entry], row: Any) -> str:
     own = next((e['epochs'] for e in entries if e['row'] == row.name), '?')
     origins = {row.continues, *row.encoders.values(), *row.best_of} - {''}
     before = {e['epochs'] for e in entries if e['row'] in origins}
-    for origin in (r for r in study.rows if r.name in origins and (r.continues or r.encoders)):
+    earlier = (r for r in study.rows if r.name in origins and (r.continues or r.encoders))
+    if origin := next(earlier, None):
         return f'{epochs(study, entries, origin)} + {own}'
     return f'{max(before, default="?")} + {own}' if origins else str(own)
 

@@ -28,7 +28,7 @@ from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig  # noqa: E402
 from rgbd_fusion_seg.training.translation.domains import DOMAINS  # noqa: E402
 from rgbd_fusion_seg.training.translation.generator import Translator  # noqa: E402
-from rgbd_fusion_seg.training.translation.sources import IMAGE_READERS  # noqa: E402
+from rgbd_fusion_seg.training.translation.sources import TASKONOMY  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSLATION_CONFIGS = sorted((ROOT / 'config' / 'training').glob('*transl*.yaml'))
@@ -385,7 +385,7 @@ def test_every_option_of_every_command_is_explained(options):
 def test_help_names_all_networks_and_data_sets(options):
     for option, known in (
         ('train --run.network.name', NETWORKS),
-        ('prepare --data.dataset.name', {**DATASETS, **IMAGE_READERS}),
+        ('prepare --data.dataset.name', {*DATASETS, TASKONOMY}),
     ):
         assert {*re.findall(r'\w+', options[option])} >= {*known}
 

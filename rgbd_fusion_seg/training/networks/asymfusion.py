@@ -96,11 +96,11 @@ def shifted_group(channels: int, split: str = 'public') -> int:
     )
 
 
-def sources_of(modalities: Sequence[str], direction: str = 'both') -> list[list[int]]:
+def sources_of(modalities: Sequence[object], direction: str = 'both') -> list[list[int]]:
     """Return which branches each branch receives from (Table 6).
 
     Args:
-        modalities: of the branches.
+        modalities: of the branches; with 'both' their number alone counts.
         direction: 'both': all others, beginning with the next; 'depth_to_rgb': the colour branch
             from all others, these from none and thus unimodal; 'rgb_to_depth': the others from
             the colour branch, that from none.

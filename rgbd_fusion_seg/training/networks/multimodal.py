@@ -7,7 +7,7 @@ PSPNet or DeepLabv3+ of one modality, or a late ensemble of several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from rgbd_fusion_seg.training.networks.resnet import VARIANTS, ResNet
 from rgbd_fusion_seg.training.networks.xception import VARIANTS as XCEPTION_VARIANTS
 from rgbd_fusion_seg.training.networks.xception import Xception
 
-ENCODERS: dict[str, Callable[..., Encoder]] = {
+ENCODERS: dict[str, partial[Encoder]] = {
     **{name: partial(ResNet, variant=name) for name in VARIANTS},
     # ResNet in the form of PSPNet's public PyTorch code.
     **{

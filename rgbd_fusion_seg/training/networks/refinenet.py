@@ -145,13 +145,13 @@ class RefineNet(Head):
                 layers,
                 channels[i],
                 widths[i],
+                # The coarsest level hands over as many channels as the next one has.
                 widths[i - 1] if i else None,
                 joins=i < len(widths) - 1,
                 plain_shortcut=plain_shortcut,
             )
             for i in range(len(widths))
         )
-        # The coarsest level hands over as many channels as the next one has.
         self.dropout = nn.Dropout(dropout)
         self.classifier = layers.conv(width, num_classes, 3, padding=1, bias=True)
 

@@ -349,7 +349,7 @@ class StageFusionNetwork(MultimodalNetwork):
     def make_encoder(self, layers: BranchLayers, output_stride: int) -> nn.Module:
         """Return the encoder: the branches up to the fusion, behind it what goes on."""
         make = ENCODERS[self.backbone_name]
-        if getattr(make, 'func', None) is not ResNet:
+        if make.func is not ResNet:
             raise ValueError(
                 f'fusion behind stages needs a ResNet, got the backbone {self.backbone_name!r}'
             )

@@ -19,7 +19,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from rgbd_fusion_seg.training.networks.asymfusion import AsymmetricFusion, SymmetricFusion
+from rgbd_fusion_seg.training.networks.asymfusion import (
+    AsymmetricFusion,
+    SymmetricFusion,
+    sources_of,
+)
 from rgbd_fusion_seg.training.networks.branches import Maps
 from rgbd_fusion_seg.training.networks.cen import ChannelExchange
 from rgbd_fusion_seg.training.translation.config import GeneratorConfig
@@ -69,7 +73,7 @@ def make_fusion(
         channels: C.
         normed: maps may be normalised; those of the last layer may be single pixels.
     """
-    everyone = [[(m + i) % num_streams for i in range(1, num_streams)] for m in range(num_streams)]
+    everyone = sources_of(range(num_streams))
     if config.fusion == 'exchange':
         return make_exchange(config, num_streams, channels)
     if config.fusion in ('shuffle', 'shift', 'both'):

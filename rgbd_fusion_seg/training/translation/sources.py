@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from rgbd_fusion_seg.training.translation.taskonomy import Taskonomy
 if TYPE_CHECKING:
     from rgbd_fusion_seg.training.config import DatasetConfig
 
-IMAGE_READERS: dict[str, Any] = {'taskonomy': Taskonomy}
-"""Name -> reader of data that is images of several domains already; opened like `DATASETS`."""
+TASKONOMY = 'taskonomy'
+"""Data that is images of several domains already; opened like `DATASETS`."""
 
 
 class ImageSource(Protocol):
@@ -98,11 +98,11 @@ def open_images(config: DatasetConfig, split: str) -> ImageSource:
     Raises:
         InputError: an unknown data set, split or option, or files that cannot be read.
     """
-    known = (*datasets.DATASETS, *IMAGE_READERS)
+    known = (*datasets.DATASETS, TASKONOMY)
     if config.name not in known:
         raise InputError(
             f'there is no data set {config.name!r}; the known ones are {", ".join(known)}'
         )
-    if config.name in IMAGE_READERS:
-        return datasets.open_reader(IMAGE_READERS[config.name], config, split)
+    if config.name == TASKONOMY:
+        return datasets.open_reader(Taskonomy, config, split)
     return RgbdImages(datasets.open_dataset(config, split))

@@ -154,6 +154,7 @@ def study_translation(
     make_folder(Path(study.output))
     wanted = {*only} or {row.name for row in study.rows if not row.optional}
     failed: list[str] = []
+    told = False
     for (name, seed), config in configs.items():
         if report_only or name not in wanted:
             continue
@@ -172,7 +173,9 @@ def study_translation(
                 print(f'{name}, seed {seed} failed: {error}', flush=True)
                 failed.append(name)
         write_results(study, configs)
-    write_results(study, configs)
+        told = True
+    if not told:
+        write_results(study, configs)
     if failed:
         raise DivergenceError(
             f'{", ".join(failed)} diverged and stand in no table; give the study a lower run.lr '

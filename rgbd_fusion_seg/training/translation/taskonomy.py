@@ -294,10 +294,6 @@ def _spread(views: list[View], count: int) -> list[View]:
     return [views[i * len(views) // count] for i in range(count)]
 
 
-def _read_colour(path: Path) -> np.ndarray:
-    return image_files.read_rgb(path)
-
-
 def _read_depth(path: Path) -> np.ndarray:
     return domains.depth_grey(layouts.read_16bit(path, f'Taskonomy stores 16; {_FETCH} again'))
 
@@ -334,7 +330,7 @@ _READERS: dict[str, Callable[[Path], np.ndarray]] = {
 
 def _read(name: str, path: Path) -> np.ndarray:
     """Return uint8 (N, N, 3), the image in the grey levels of the public CEN code."""
-    image = _READERS.get(name, _read_colour)(path)
+    image = _READERS.get(name, image_files.read_rgb)(path)
     if image.shape[0] != image.shape[1]:
         raise InputError(
             f'{path} is {image.shape[1]}x{image.shape[0]}, but images of Taskonomy are square; '
