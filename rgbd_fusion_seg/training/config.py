@@ -244,27 +244,12 @@ class LossConfig:
         require(self, rules)
 
 
-def run_rules(config: Any) -> dict[str, bool]:
-    """Return the rules for what `TrainConfig` and other kinds of runs have in common."""
-    rules = {
-        'an output folder': bool(config.output),
-        'epochs >= 1': config.epochs >= 1,
-        'batch_size >= 1': config.batch_size >= 1,
-        '0 <= seed < 2**32': 0 <= config.seed < 2**32,
-        'a precision of bf16-mixed, 16-mixed or 32-true': config.precision
-        in ('bf16-mixed', '16-mixed', '32-true'),
-    }
-    for name in ('max_minutes', 'evaluate_every', 'save_minutes'):
-        rules[f'{name} >= 0'] = getattr(config, name) >= 0
-    return rules
-
-
 @dataclass
-class TrainConfig:
-    """One training run.
+class RunConfig:
+    """What all kinds of training runs have in common.
 
     Args:
-        output: folder for checkpoints, TensorBoard events and reports.
+        output: folder for checkpoints, TensorBoard events and scores.
         batch_size: views a step, over all processes.
         epochs: passes over the training frames; synthetic views come on top.
         max_minutes: of training, with the whole schedule run through; preparing the frames and
@@ -287,12 +272,31 @@ class TrainConfig:
     precision: str = 'bf16-mixed'
     accelerator: str = 'auto'
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self, self.rules(), limits=('max_minutes', 'save_minutes'))
+
+    def rules(self) -> dict[str, bool]:
+        """Return what must hold, by its words for an error."""
+        rules = {
+            'an output folder': bool(self.output),
+            'epochs >= 1': self.epochs >= 1,
+            'batch_size >= 1': self.batch_size >= 1,
+            '0 <= seed < 2**32': 0 <= self.seed < 2**32,
+            'a precision of bf16-mixed, 16-mixed or 32-true': self.precision
+            in ('bf16-mixed', '16-mixed', '32-true'),
+        }
+        for name in ('max_minutes', 'evaluate_every', 'save_every', 'save_minutes'):
+            rules[f'{name} >= 0'] = getattr(self, name) >= 0
+        return rules
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """One training run of a segmentation network."""
+
     network: NetworkConfig = field(default_factory=NetworkConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-
-    def __post_init__(self) -> None:
-        rules = {**run_rules(self), 'save_every >= 0': self.save_every >= 0}
-        require(self, rules, limits=('max_minutes', 'save_minutes'))

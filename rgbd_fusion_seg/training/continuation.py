@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import LAST_NAME
-from rgbd_fusion_seg.training.config import TrainConfig
+from rgbd_fusion_seg.training.config import RunConfig, TrainConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -29,12 +29,12 @@ FREE_TO_CHANGE = frozenset({
 
 
 def changed_settings(
-    config: Any, before: Mapping[str, Any], free: Collection[str] = FREE_TO_CHANGE
+    config: RunConfig, before: Mapping[str, Any], free: Collection[str] = FREE_TO_CHANGE
 ) -> list[str]:
     """Return the names of the settings that differ, but for those that are free to change.
 
     Args:
-        config: what is wanted, a dataclass whose fields have defaults, such as `TrainConfig`.
+        config: the run that is wanted.
         before: settings as of `read_settings`.
         free: names such as 'data.workers'.
     """
@@ -125,7 +125,7 @@ class PrecisionState:
 
 def saved_run(
     folder: Path,
-    config: Any,
+    config: RunConfig,
     fabric: Fabric,
     free: Collection[str] = FREE_TO_CHANGE,
     start: str = 'network.init_from',

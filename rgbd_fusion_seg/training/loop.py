@@ -22,6 +22,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     write_output,
     write_text,
 )
+from rgbd_fusion_seg.training.config import RunConfig
 from rgbd_fusion_seg.training.continuation import (
     SETTINGS_NAME,
     STATE_NAME,
@@ -39,8 +40,7 @@ class TrainingLoop(ABC):
     """A run: what it trains, and where it stands.
 
     Attributes:
-        config: settings, a dataclass with `seed`, `epochs`, `max_minutes`, `evaluate_every`,
-            `save_minutes` and, where a run is also saved by epochs, `save_every`.
+        config: settings.
         folder: for its files.
         fabric: device and processes.
         state: what is saved, among it 'step' and 'seconds'.
@@ -48,7 +48,7 @@ class TrainingLoop(ABC):
         steps_per_epoch, num_steps: of the run.
     """
 
-    config: Any
+    config: RunConfig
     folder: Path
     fabric: Fabric
     state: dict[str, Any]
@@ -225,8 +225,7 @@ class TrainingLoop(ABC):
     def _after_step(self, monitor: Monitor, clock: Clock) -> None:
         step, config = self.state['step'], self.config
         epoch, within = divmod(step, self.steps_per_epoch)
-        save_every = getattr(config, 'save_every', 0)
-        due = not within and save_every and epoch % save_every == 0
+        due = not within and config.save_every and epoch % config.save_every == 0
         late = step % LOG_EVERY == 0 and clock.minutes_since_save(self.state['seconds']) >= (
             config.save_minutes or math.inf
         )

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.training.config import RunConfig
 
 
 class StateFiles(TorchCheckpointIO):
@@ -37,11 +38,11 @@ class StateFiles(TorchCheckpointIO):
                 raise error.__context__ or error from None
 
 
-def make_fabric(config: Any) -> Fabric:
+def make_fabric(config: RunConfig) -> Fabric:
     """Return the device and process group: one process, or those that torchrun started.
 
     Args:
-        config: `TrainConfig`, or another one with its batch_size, precision and accelerator.
+        config: the run.
 
     Raises:
         InputError: a device or precision that is not there, or a batch that the processes cannot

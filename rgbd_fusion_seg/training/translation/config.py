@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rgbd_fusion_seg.training.config import DatasetConfig, run_rules
+from rgbd_fusion_seg.training.config import DatasetConfig, RunConfig
 from rgbd_fusion_seg.training.rules import require
 
 FLOWS = ('all', 'one')
@@ -143,27 +143,19 @@ class ImagesConfig:
 
 
 @dataclass
-class TranslationConfig:
+class TranslationConfig(RunConfig):
     """One training run of a translator, by default as CEN's public code trains its own.
 
     Rate, batch and epochs are that code's: no text tells them for translations.
 
     Args:
-        output: folder for checkpoints, TensorBoard events and scores.
+        epochs: passes over the training images.
         inputs: image domains, see docs/translation.md; several are fused for each target.
         targets: image domains; one may be an input, too (`streams`).
         flows: what a step trains: 'all' targets, or 'one', drawn anew each time, by its streams
             alone (CEN-random, TPAMI Table 6).
         init_from: checkpoint of a translator with the same streams and generator whose weights the
             run starts from: a .safetensors file, or a run's folder.
-        batch_size: views a step, over all processes.
-        epochs: passes over the training images.
-        max_minutes: of training; 0 = no limit.
-        evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
-        save_minutes: minutes between checkpoints.
-        precision: 'bf16-mixed', '16-mixed' (GPUs only) or '32-true'.
-        accelerator: of lightning-fabric: 'auto', 'cpu', 'cuda'.
-        seed: of weights, order and views.
         lr: learning rate of Adam.
         beta1: of Adam, decay of its mean of gradients.
         beta2: of Adam, decay of its mean of squared gradients.
@@ -181,18 +173,12 @@ class TranslationConfig:
     """
 
     output: str = 'runs/translation'
+    batch_size: int = 1
+    epochs: int = 300
     inputs: list[str] = field(default_factory=lambda: ['shade', 'texture'])
     targets: list[str] = field(default_factory=lambda: ['rgb'])
     flows: str = 'all'
     init_from: str = ''
-    batch_size: int = 1
-    epochs: int = 300
-    max_minutes: float = 0.0
-    evaluate_every: int = 0
-    save_minutes: float = 2.0
-    precision: str = 'bf16-mixed'
-    accelerator: str = 'auto'
-    seed: int = 0
     lr: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
@@ -206,9 +192,10 @@ class TranslationConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
 
-    def __post_init__(self) -> None:
+    def rules(self) -> dict[str, bool]:
+        """Return what must hold, by its words for an error."""
         rules = {
-            **run_rules(self),
+            **super().rules(),
             'lr > 0': self.lr > 0,
             '0 <= beta1 < 1': 0 <= self.beta1 < 1,
             '0 <= beta2 < 1': 0 <= self.beta2 < 1,
@@ -234,4 +221,4 @@ class TranslationConfig:
         rules[f'images.side a multiple of {multiple} for generator.depth'] = (
             self.images.side % multiple == 0
         )
-        require(self, rules, limits=('max_minutes', 'save_minutes'))
+        return rules

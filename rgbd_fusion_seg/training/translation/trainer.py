@@ -44,8 +44,8 @@ from rgbd_fusion_seg.training.translation.views import TranslationViews
 
 PICTURES = 3
 FREE_TO_CHANGE = frozenset({
-    'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_minutes', 'precision',
-    'accelerator', 'images.cache', 'images.workers', 'images.dataset.folder',
+    'output', 'epochs', 'max_minutes', 'evaluate_every', 'save_every', 'save_minutes',
+    'precision', 'accelerator', 'images.cache', 'images.workers', 'images.dataset.folder',
 })  # fmt: skip
 """Settings that a run may be continued with other values of."""
 

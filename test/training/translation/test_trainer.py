@@ -422,6 +422,9 @@ def test_time_is_kept(run_config, monkeypatch):
     saves.clear()
     TranslationTrainer(run_config('rarely', save_minutes=100)).fit()
     assert saves == [6]
+    saves.clear()
+    TranslationTrainer(run_config('by_epochs', save_every=1, save_minutes=0)).fit()
+    assert saves == [3, 6, 6]
 
 
 def test_half_precision_trains_too(run_config):
