@@ -281,9 +281,10 @@ def test_the_name_of_other_classes_brings_no_rooms(copy):
 def test_rooms_that_were_asked_for_besides_other_classes_are_refused(copy, asked):
     data = config(copy, **{asked: 2})
     words = rf'data\.{asked} is 2, but .* the classes of NYU40, other ones than tiny'
-    for command in (prepare_frames, scored_sources):
-        with pytest.raises(InputError, match=words):
-            command(data)
+    with pytest.raises(InputError, match=words):
+        prepare_frames(data, bare_network(RFBNET))
+    with pytest.raises(InputError, match=words):
+        scored_sources(data)
     (fault,) = check_data(data).faults
     assert re.match(words, fault)
 
@@ -326,7 +327,7 @@ def test_every_reader_keeps_to_the_form(name, tmp_path):
     if reader.SPLITS:
         assert {reader.TRAIN_SPLIT, reader.TEST_SPLIT} <= set(reader.SPLITS)
     with pytest.raises(InputError):
-        reader(tmp_path / 'absent', 'no such split')
+        open_dataset(DatasetConfig(name, str(tmp_path / 'absent'), train_split='no such'), 'train')
     if name != 'synthetic':
         with pytest.raises(InputError, match='absent'):
             reader(tmp_path / 'absent', reader.TRAIN_SPLIT)
