@@ -74,7 +74,7 @@ def depth_from_msg(msg: Image, topic: str = 'depth image') -> np.ndarray:
     # cv_bridge would turn any number of one channel into a float, whatever its unit.
     if msg.encoding != '64FC1':
         raise FrameError(
-            f'{topic} has the encoding {msg.encoding!r}, which is none of depth; '
+            f'{topic} has the encoding {msg.encoding!r}, which cannot be read here; '
             f'publish one of {", ".join(DEPTH_ENCODINGS)}'
         )
     converted = _cv_bridge_convert(msg, '32FC1', topic, DEPTH_ENCODINGS)
@@ -186,8 +186,8 @@ def _cv_bridge_convert(
     bridge = load_cv_bridge()
     if bridge is None:
         raise FrameError(
-            f'{topic} has the encoding {msg.encoding!r}, which only cv_bridge reads, and that '
-            f'{cv_bridge_fault()}; mend that, or publish one of {", ".join(accepted)}'
+            f'{topic} has the encoding {msg.encoding!r}, which is not read without cv_bridge, and '
+            f'that {cv_bridge_fault()}; mend that, or publish one of {", ".join(accepted)}'
         )
     if len(msg.data) < max(1, msg.height * msg.step):
         raise FrameError(

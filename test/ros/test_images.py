@@ -212,7 +212,7 @@ def test_a_broken_cv_bridge_is_survived_and_told(another_cv_bridge, text, words)
     another_cv_bridge(text)
     for _ in range(2):
         with pytest.raises(
-            FrameError, match=f'only cv_bridge reads, and that {words}.*rgb8, bgr8'
+            FrameError, match=f'not read without cv_bridge, and that {words}.*rgb8, bgr8'
         ):
             color_from_msg(make_msg('bayer_rggb8', 2, 2, 2, bytes(4)))
 

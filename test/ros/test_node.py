@@ -208,8 +208,8 @@ def bad_messages(camera):
     nothing = np.zeros(size, np.float32)
     return {
         'unknown colour encoding': (
-            {'color': bare_image('yuv422', height, width, 2 * width, bytes(2 * width * height))},
-            "'yuv422', which cannot be read here; publish one of rgb8",
+            {'color': bare_image('infrared', height, width, 2 * width, bytes(2 * width * height))},
+            "has the encoding 'infrared', which ",  # is told otherwise where cv_bridge is
         ),
         'unknown depth encoding': (
             {'depth': bare_image('8UC1', height, width, width, bytes(width * height))},
