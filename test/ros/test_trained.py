@@ -86,5 +86,5 @@ def test_a_network_learns_one_batch_by_heart(network, nyu_pack, cache, tmp_path)
         config.network.options['logits_norm'] = False
     run = trainer.Trainer(config)
     batch = next(iter(run.views().batches(0, 1)))
-    losses = [float(run.step(batch)) for _ in range(40)]
+    losses = [float(run.step(batch)['loss']) for _ in range(40)]
     assert min(losses[-5:]) < 0.5 * losses[0]
