@@ -143,7 +143,11 @@ def test_every_policy_of_a_topic_can_be_overridden(ros_context):
     try:
         best_effort = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
         qos = node.create_subscription(
-            CameraInfo, '/info', print, best_effort, qos_overriding_options=qos_overrides()
+            CameraInfo,
+            '/info',
+            lambda _: None,
+            best_effort,
+            qos_overriding_options=qos_overrides(),
         ).qos_profile
     finally:
         node.destroy_node()
