@@ -193,6 +193,11 @@ class ModelBundle:
         return leading.width, leading.height
 
     @property
+    def frame_size(self) -> tuple[int, int]:
+        """Width and height of frames that suit it: those its graph takes, else its input's."""
+        return (self.fused.width, self.fused.height) if self.fused else self.input_size
+
+    @property
     def logits_shape(self) -> tuple[int, int, int, int]:
         """Shape of what the network returns for one image: (1, K, height, width)."""
         width, height = self.input_size

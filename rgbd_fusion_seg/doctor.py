@@ -16,6 +16,7 @@ from typing import Any
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, load_bundle
 from rgbd_fusion_seg.errors import RgbdFusionSegError
+from rgbd_fusion_seg.frame import blank_frame
 from rgbd_fusion_seg.hardware import cpu_model_and_flags, package_version, usable_cores
 from rgbd_fusion_seg.locations import bundle_folders, find_bundle, list_bundles
 from rgbd_fusion_seg.ros_environment import (
@@ -298,8 +299,9 @@ def _attempt(
 def _segment_twice(segmenter: Any) -> float:
     """Segment an empty frame twice; return how long the second took, in milliseconds."""
     segmenter.warm_up()
+    frame = blank_frame(*segmenter.bundle.frame_size)
     began_s = time.perf_counter()
-    segmenter.warm_up()
+    segmenter.segment(frame)
     return (time.perf_counter() - began_s) * 1e3
 
 

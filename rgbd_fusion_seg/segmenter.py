@@ -276,9 +276,7 @@ class Segmenter:
 
         The very first time on a machine this compiles the kernels, which takes some seconds.
         """
-        fused = self.bundle.fused
-        size = (fused.width, fused.height) if fused else self.bundle.input_size
-        self.segment(blank_frame(*size))
+        self.segment(blank_frame(*self.bundle.frame_size))
         for alone in self._alone.values():
             alone.warm_up()
         release_freed_memory()  # 1 to 2 MB that loading the kernels left

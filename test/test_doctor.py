@@ -326,6 +326,24 @@ def test_what_only_the_nodes_need_is_told_apart(monkeypatch):
         assert findings[lacking].text.startswith('so it is; ')
 
 
+def test_the_time_of_a_frame_has_none_of_the_networks_of_single_sensors(monkeypatch):
+    """Which warming up runs, too."""
+    now_s = [0.0]
+
+    class Segmenter:
+        bundle = SimpleNamespace(frame_size=(8, 6))
+
+        def warm_up(self):
+            now_s[0] += 3
+
+        def segment(self, frame):
+            assert frame.depth.shape == (6, 8)
+            now_s[0] += 1
+
+    monkeypatch.setattr(doctor, 'time', SimpleNamespace(perf_counter=lambda: now_s[0]))
+    assert doctor._segment_twice(Segmenter()) == 1000
+
+
 def test_a_cv_bridge_that_is_imported_but_crashes_is_told(monkeypatch):
     def imported(names):
         return {name: doctor.Finding('ok', name, '4.1') for name in names}
