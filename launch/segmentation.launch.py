@@ -59,7 +59,8 @@ def rviz_remappings(pairs: list[tuple[str, str]], namespace: str) -> list[tuple[
     """Return (name, topic) of the topics that RViz's config names otherwise than they are.
 
     RViz runs outside the node's namespace and its config names topics from the root; its depth
-    cloud reads the CameraInfo beside the depth image.
+    cloud reads the CameraInfo beside the depth image, and knows compressed ones by another setting
+    than their name.
 
     Args:
         pairs: of :func:`remappings`.
@@ -71,7 +72,8 @@ def rviz_remappings(pairs: list[tuple[str, str]], namespace: str) -> list[tuple[
         name: topic if topic.startswith('/') else f'{inside}/{topic}'
         for name, topic in topics.items()
     }
-    depth = absolute['depth_registered/image_rect']
+    depth = absolute['depth_registered/image_rect'].removesuffix('/compressedDepth')
+    absolute['depth_registered/image_rect'] = depth
     absolute['depth_registered/camera_info'] = depth.rpartition('/')[0] + '/camera_info'
     return [(f'/{name}', topic) for name, topic in absolute.items() if f'/{name}' != topic]
 
@@ -156,8 +158,8 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             argument('camera', 'realsense', 'Which topics to read.', choices=list(CAMERAS)),
-            argument('color_topic', '', 'Colour image; empty = as the camera preset says.'),
-            argument('depth_topic', '', 'Depth registered to colour; empty = as preset.'),
+            argument('color_topic', '', 'Colour; may end in /compressed; empty = as preset.'),
+            argument('depth_topic', '', 'Depth; may end in /compressedDepth; empty = preset.'),
             argument('camera_info_topic', '', 'CameraInfo of the colour image; empty = preset.'),
             argument('namespace', '', 'Namespace of the node and its outputs.'),
             argument('params_file', str(CONFIG / 'segmentation.yaml'), 'Parameters (YAML).'),

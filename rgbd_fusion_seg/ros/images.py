@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import array
+import re
 import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from rgbd_fusion_seg.compressed_images import decompress_color, decompress_depth
 from rgbd_fusion_seg.depth import DEPTH_ENCODINGS, depth_to_metres, grey_picture
 from rgbd_fusion_seg.errors import FrameError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
@@ -29,6 +31,34 @@ _OUTPUT_ENCODINGS = {
     ('uint16', 2): '16UC1',
     ('float32', 2): '32FC1',
 }
+COMPRESSED_SUFFIXES = ('/compressed', '/compressedDepth')
+"""What image_transport adds to an image's topic for its compressed copies."""
+_COMPRESSED_NAME = re.compile(r'[/_]compressed(_?depth)?$', re.IGNORECASE)
+
+
+def image_type(topic: str) -> type[Image] | type[CompressedImage]:
+    """Return the type of an image topic, which the end of its name tells.
+
+    It is told by no message, for a subscription needs it before there is a publisher.
+    """
+    return CompressedImage if _COMPRESSED_NAME.search(topic) else Image
+
+
+def decompressed(msg: Image | CompressedImage, sensor: str, topic: str) -> Image:
+    """Return an image message of what a compressed one holds; a raw one as it is.
+
+    Args:
+        msg: of colour JPEG or PNG, of depth PNG, see `compressed_images`.
+        sensor: of `frame.SENSORS`.
+        topic: where it came from, for error messages.
+
+    Raises:
+        FrameError: compressed data that cannot be read.
+    """
+    if isinstance(msg, Image):
+        return msg
+    decompress = decompress_color if sensor == 'rgb' else decompress_depth
+    return msg_from_array(decompress(msg, topic), msg.header)
 
 
 def color_from_msg(msg: Image, topic: str = 'colour image') -> np.ndarray:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rclpy.clock import JumpHandle, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from rgbd_fusion_seg.frame import SENSORS
 from rgbd_fusion_seg.ros import single_sensor
 from rgbd_fusion_seg.ros.camera_pose import FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, OK, WARN
+from rgbd_fusion_seg.ros.images import COMPRESSED_SUFFIXES, image_type
 from rgbd_fusion_seg.ros.parameters import SingleSensorConfig
 from rgbd_fusion_seg.ros.pipeline import CLOCK_JUMPED, Pair, PairProcessor
 from rgbd_fusion_seg.ros.publishers import (
@@ -49,6 +50,7 @@ class Stream:
     ) -> None:
         self._node, self._health, self._bundle = node, node.health, segmenter.bundle
         self._config, self._topics = node.config, node.topics
+        self._image_types = image_type(node.topics.color), image_type(node.topics.depth)
         sole = segmenter.bundle.sole_sensor
         self._enough = SENSORS.index(sole) if sole else None
         self._info: CameraInfo | None = None
@@ -94,8 +96,9 @@ class Stream:
         self._subscriptions: list[Any] = []
         self._jump_handle: JumpHandle | None = None
         try:
-            self._subscribe(Image, COLOR_TOPIC, self.sync.add_color)
-            self._subscribe(Image, DEPTH_TOPIC, self.sync.add_depth)
+            color, depth = self._image_types
+            self._subscribe(color, COLOR_TOPIC, self.sync.add_color)
+            self._subscribe(depth, DEPTH_TOPIC, self.sync.add_depth)
             self._subscribe(CameraInfo, INFO_TOPIC, self._take_info)
             self._jump_handle = self._watch_clock()
         except BaseException:
@@ -156,8 +159,8 @@ class Stream:
 
     def _complain_about_types(self, after_s: float) -> None:
         """Say which silent topic is published, only as another type."""
-        silent = [
-            (stream.topic, Image)
+        silent: list[tuple[str, type]] = [
+            (stream.topic, self._image_types[index])
             for index, stream in enumerate(self.sync.streams)
             if self._enough in (None, index) and stream.silent_s(self._began_s) >= after_s
         ]
@@ -165,13 +168,33 @@ class Stream:
             silent.append((self._topics.info, CameraInfo))
         for topic, msg_type in silent:
             if foreign := foreign_types(self._node, topic, msg_type):
+                advice = 'remap the node to another topic'
+                if type_name(CompressedImage) in (*foreign, type_name(msg_type)):
+                    advice = (
+                        'only topics whose names end in /compressed or /compressedDepth are read '
+                        'as compressed, so rename it or republish it (ros2 run image_transport '
+                        'republish)'
+                    )
                 self._health.complain(
                     f'type of {topic}',
                     f'{topic} carries {" and ".join(foreign)}, but this node reads '
-                    f'{type_name(msg_type)}; republish compressed images as raw ones (ros2 run '
-                    'image_transport republish), or remap the node to another topic',
+                    f'{type_name(msg_type)}; {advice}',
                     ERROR,
                 )
+            elif copies := self._compressed_copies(topic):
+                self._health.complain(
+                    f'type of {topic}',
+                    f'nothing is published on {topic}, but compressed images are on '
+                    f'{" and ".join(copies)}; remap the node to that, which it reads, too',
+                    ERROR,
+                )
+
+    def _compressed_copies(self, topic: str) -> list[str]:
+        """Return the topics of compressed copies of one that nobody publishes."""
+        if self._node.count_publishers(topic):
+            return []
+        copies = (f'{topic}{suffix}' for suffix in COMPRESSED_SUFFIXES)
+        return [copy for copy in copies if self._node.count_publishers(copy)]
 
     def _subscribe(self, msg_type: type, topic: str, callback: Callable[[Any], None]) -> None:
         name = self._node.resolve_topic_name(topic)

@@ -192,6 +192,18 @@ def test_rviz_sees_the_cameras_depth(load):
     )
 
 
+def test_compressed_topics_reach_the_node_and_rviz_has_the_raw_name(load):
+    """RViz has a setting for the transport."""
+    depth = PRESETS['realsense'][1]
+    given = {'color_topic': '/link/image/compressed', 'depth_topic': f'{depth}/compressedDepth'}
+    node, rviz = started(load('segmentation'), camera='realsense', rviz='true', **given)
+    assert dict(node.kwargs['remappings'])['rgb/image_rect_color'] == given['color_topic']
+    assert dict(node.kwargs['remappings'])['depth_registered/image_rect'] == given['depth_topic']
+    remapped = dict(rviz.kwargs['remappings'])
+    assert remapped['/depth_registered/image_rect'] == depth
+    assert remapped['/depth_registered/camera_info'] == f'{depth.rpartition("/")[0]}/camera_info'
+
+
 @pytest.mark.parametrize('camera', [*FRAMES, 'synthetic', 'custom'])
 def test_rviz_looks_from_the_frame_of_the_colour_image(load, camera):
     module = load('segmentation')

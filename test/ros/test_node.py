@@ -407,7 +407,8 @@ class TestSilence:
             foreign.create_publisher(CompressedImage, name, 1)
         words = (
             f'{topic} carries sensor_msgs/msg/CompressedImage, but this node reads '
-            'sensor_msgs/msg/Image; republish compressed images as raw ones'
+            'sensor_msgs/msg/Image; only topics whose names end in /compressed or '
+            '/compressedDepth are read as compressed'
         )
         client.destroy_publisher(client.depth)
         try:
