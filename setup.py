@@ -16,7 +16,12 @@ OPENVINO = ['openvino>=2025']
 BUILDING = ['onnx>=1.18', 'onnx-ir>=0.1.14', 'onnxscript>=0.7']
 
 EXTRAS = {
-    'ros-wheels': ['ros-rclpy[fastrtps]', 'ros-sensor-msgs', 'ros-diagnostic-msgs'],
+    'ros-wheels': [
+        'ros-rclpy[fastrtps]',
+        'ros-sensor-msgs',
+        'ros-stereo-msgs',
+        'ros-diagnostic-msgs',
+    ],
     'tensorrt': ['tensorrt>=10.3', 'cuda-bindings>=12.9.1', *BUILDING],
     'tensorrt-rtx': [*RTX, *BUILDING],
     'openvino': OPENVINO,

@@ -158,8 +158,10 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             argument('camera', 'realsense', 'Which topics to read.', choices=list(CAMERAS)),
-            argument('color_topic', '', 'Colour; may end in /compressed; empty = as preset.'),
-            argument('depth_topic', '', 'Depth; may end in /compressedDepth; empty = preset.'),
+            argument('color_topic', '', 'Colour, also …/compressed; empty = as preset.'),
+            argument(
+                'depth_topic', '', 'Depth, also …/compressedDepth or …/disparity; empty = preset.'
+            ),
             argument('camera_info_topic', '', 'CameraInfo of the colour image; empty = preset.'),
             argument('namespace', '', 'Namespace of the node and its outputs.'),
             argument('params_file', str(CONFIG / 'segmentation.yaml'), 'Parameters (YAML).'),

@@ -29,10 +29,14 @@ from rgbd_fusion_seg.ros_environment import (
 
 _MARKS = {'ok': '  ok  ', 'note': ' note ', 'bad': ' BAD  '}
 _PACKAGES = ('numpy', 'numba', 'cv2', 'onnxruntime', 'yaml', 'rosbags', 'tqdm')
-_ROS_MODULES = ('sensor_msgs', 'diagnostic_msgs', 'message_filters', 'cv_bridge', 'vision_msgs')
+_ROS_MODULES = (
+    *('sensor_msgs', 'diagnostic_msgs', 'message_filters', 'cv_bridge', 'stereo_msgs'),
+    'vision_msgs',
+)
 _OPTIONAL_ROS = {
     'message_filters': 'the built-in matcher pairs the images',
     'cv_bridge': 'the usual encodings are decoded without it',
+    'stereo_msgs': 'disparity of stereo cameras is not read',
     'vision_msgs': 'label info goes out as JSON alone',
 }
 _CPU_FLAGS = ('avx2', 'fma', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_tile', 'asimd', 'i8mm')

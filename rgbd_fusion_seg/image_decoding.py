@@ -1,4 +1,4 @@
-"""What ``sensor_msgs/Image`` and ``CameraInfo`` hold, as arrays and intrinsics.
+"""What ``Image``, ``DisparityImage`` and ``CameraInfo`` hold, as arrays and intrinsics.
 
 The live node and the bag reader both decode here, so that they agree on every encoding.
 """
@@ -114,6 +114,45 @@ def to_rgb(array: np.ndarray, encoding: str, what: str = 'colour image') -> np.n
     if encoding == 'mono16':
         array = (array >> 8).astype(np.uint8)
     return cv2.cvtColor(array, _TO_RGB[encoding])
+
+
+def depth_from_disparity(message: Any, what: str = 'disparity image') -> np.ndarray:
+    """Compute the depth that a stereo pair's disparity tells, Z = fT / d.
+
+    Args:
+        message: a ``stereo_msgs/DisparityImage`` of ROS 2 (``t``) or ROS 1 (``T``), or any object
+            with the same fields. What lies outside its ``valid_window``, or is less than its
+            ``min_disparity``, is no reading.
+        what: name of the image in error messages, such as a topic.
+
+    Returns:
+        float32 (H, W) metres along the optical axis of the left camera; 0 = no reading.
+
+    Raises:
+        FrameError: no focal length or baseline, another encoding than 32FC1, truncated data.
+    """
+    image, window = message.image, message.valid_window
+    baseline = message.t if hasattr(message, 't') else message.T
+    if image.encoding != '32FC1':
+        raise FrameError(
+            f'{what} has the encoding {image.encoding!r}, but disparity is 32FC1; fix its '
+            'publisher'
+        )
+    if not (0 < message.f < np.inf and 0 < baseline < np.inf):
+        raise FrameError(
+            f'{what} has a focal length of {message.f:g} pixels and a baseline of {baseline:g} m, '
+            'from which no depth follows; calibrate the stereo camera'
+        )
+    disparity = decode_image(image, what)
+    depth = np.zeros(disparity.shape, np.float32)
+    inside = np.s_[
+        window.y_offset : window.y_offset + (window.height or image.height),
+        window.x_offset : window.x_offset + (window.width or image.width),
+    ]
+    seen = disparity[inside]
+    valid = np.isfinite(seen) & (seen > 0) & (seen >= message.min_disparity)
+    np.divide(np.float32(message.f * baseline), seen, out=depth[inside], where=valid)
+    return depth
 
 
 def stamp_to_ns(stamp: Any) -> int:

@@ -15,10 +15,12 @@ from rgbd_fusion_seg.image_decoding import (
     COLOUR_ENCODINGS,
     LAYOUTS,
     decode_image,
+    depth_from_disparity,
     intrinsics_from_info,
     stamp_to_ns,
     to_rgb,
 )
+from rgbd_fusion_seg.synthetic.scene import Room
 
 
 def pixels(encoding: str, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -198,3 +200,76 @@ def test_region_and_binning():
 def test_uncalibrated_camera_is_named():
     with pytest.raises(FrameError, match='/cam/info: focal lengths must be positive'):
         intrinsics_from_info(camera_info(k=[0.0] * 9), '/cam/info')
+
+
+def disparity_message(disparity, f=60.0, t=0.1, lowest=0.0, window=(0, 0, 0, 0), **changes):
+    """Make a DisparityImage; the window is x, y, width, height."""
+    image = message(disparity.tobytes(), *disparity.shape, '32FC1', disparity.shape[1] * 4)
+    names = ('x_offset', 'y_offset', 'width', 'height')
+    return SimpleNamespace(
+        image=SimpleNamespace(**{**vars(image), **changes}),
+        f=f,
+        t=t,
+        min_disparity=lowest,
+        valid_window=SimpleNamespace(**dict(zip(names, window, strict=True))),
+    )
+
+
+def test_disparity_of_a_rendered_room():
+    """Matched by hand: a point moves by fT/Z from the left image to the right one."""
+    camera = Intrinsics(60.0, 60.0, 32, 24, 64, 48)
+    room = Room.random(3)
+    depth = room.render(room.trajectory(1, 3)[0], camera).depth
+    rows, columns = np.indices(depth.shape)
+    points = camera.matrix @ np.stack(
+        [
+            ((columns - camera.cx) / camera.fx * depth - 0.1).ravel(),
+            ((rows - camera.cy) / camera.fy * depth).ravel(),
+            depth.ravel(),
+        ]
+    )
+    disparity = (columns.ravel() - points[0] / points[2]).reshape(depth.shape)
+    computed = depth_from_disparity(disparity_message(disparity.astype(np.float32)))
+    assert computed.dtype == np.float32
+    assert computed.flags.c_contiguous
+    np.testing.assert_allclose(computed, depth, rtol=1e-4)
+
+
+def test_disparity_that_matched_nowhere_is_no_reading():
+    disparity = np.float32([[3, 0, -1, np.nan], [np.inf, 1.5, 2, 6]])
+    depth = depth_from_disparity(disparity_message(disparity, lowest=2.0))
+    np.testing.assert_array_equal(depth, np.float32([[2, 0, 0, 0], [0, 0, 3, 1]]))
+    # A pair whose cameras squint may find less than nothing; that is behind infinity.
+    depth = depth_from_disparity(disparity_message(disparity, lowest=-5.0))
+    np.testing.assert_array_equal(depth, np.float32([[2, 0, 0, 0], [0, 4, 3, 1]]))
+
+
+def test_disparity_outside_its_window_is_no_reading():
+    disparity = np.full((4, 6), 6, np.float32)
+    expected = np.zeros((4, 6), np.float32)
+    expected[1:3, 2:5] = 1
+    depth = depth_from_disparity(disparity_message(disparity, window=(2, 1, 3, 2)))
+    np.testing.assert_array_equal(depth, expected)
+
+
+def test_ros_1_calls_the_baseline_otherwise():
+    msg = disparity_message(np.full((2, 2), 6, np.float32))
+    msg.T = 2 * msg.__dict__.pop('t')
+    np.testing.assert_array_equal(depth_from_disparity(msg), 2)
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'words'),
+    [
+        ({'f': 0.0}, 'focal length of 0 pixels and a baseline of 0.1 m'),
+        ({'t': -0.1}, 'baseline of -0.1 m'),
+        ({'t': np.nan}, 'calibrate the stereo camera'),
+        ({'encoding': 'mono8'}, "'mono8', but disparity is 32FC1"),
+        ({'data': b''}, 'truncated'),
+    ],
+)
+def test_bad_disparity_is_one_sentence(wrong, words):
+    msg = disparity_message(np.ones((2, 2), np.float32), **wrong)
+    with pytest.raises(FrameError, match=f'^/disparity .*{words}') as caught:
+        depth_from_disparity(msg, '/disparity')
+    assert '\n' not in str(caught.value)

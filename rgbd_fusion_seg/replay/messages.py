@@ -1,4 +1,4 @@
-"""Image messages as they lie in bags, raw and compressed, to colour and depth arrays."""
+"""Image messages as they lie in bags, raw, compressed or disparity, to colour and depth arrays."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import numpy as np
 from rgbd_fusion_seg.compressed_images import decompress_color, decompress_depth
 from rgbd_fusion_seg.depth import depth_to_metres
 from rgbd_fusion_seg.errors import FrameError
-from rgbd_fusion_seg.image_decoding import decode_image, stamp_to_ns, to_rgb
+from rgbd_fusion_seg.image_decoding import (
+    decode_image,
+    depth_from_disparity,
+    stamp_to_ns,
+    to_rgb,
+)
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
+DISPARITY_IMAGE = 'stereo_msgs/msg/DisparityImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 
 LABEL_ENCODINGS = ('mono8', '8UC1', 'mono16', '16UC1')
@@ -35,7 +41,10 @@ def color_from_message(message: Any, topic: str) -> np.ndarray:
 
 
 def depth_from_message(message: Any, topic: str) -> np.ndarray:
-    """Decode a depth ``Image`` or ``CompressedImage`` (PNG, RVL): float32 (H, W) metres.
+    """Decode depth: an ``Image``, ``CompressedImage`` (PNG, RVL), ``DisparityImage``.
+
+    Returns:
+        float32 (H, W) metres; 0 or non-finite = no reading.
 
     Raises:
         FrameError: an unknown encoding, damaged or truncated data.
@@ -43,6 +52,8 @@ def depth_from_message(message: Any, topic: str) -> np.ndarray:
     if hasattr(message, 'encoding'):
         image = np.ascontiguousarray(decode_image(message, topic))
         return depth_to_metres(image, message.encoding)
+    if hasattr(message, 'min_disparity'):
+        return depth_from_disparity(message, topic)
     depth = decompress_depth(message, topic)
     return depth_to_metres(depth, '16UC1' if depth.dtype == np.uint16 else '32FC1')
 

@@ -9,15 +9,32 @@ from itertools import product
 from pathlib import Path
 
 from rgbd_fusion_seg.errors import InputError
-from rgbd_fusion_seg.replay.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
+from rgbd_fusion_seg.replay.messages import (
+    CAMERA_INFO,
+    COMPRESSED_IMAGE,
+    DISPARITY_IMAGE,
+    IMAGE,
+)
 from rgbd_fusion_seg.replay.single_sensor import alone_advice
 
 _IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
+_DEPTH_TYPES = (*_IMAGE_TYPES, DISPARITY_IMAGE)
 _OTHER_IMAGES = ('infra', '/ir', 'confidence', 'segmentation', 'mask', 'label', 'theora')
 # By which drivers tell the images of one camera apart; what is left of a topic names the camera.
 _KINDS_OF_IMAGE = frozenset(
     (
-        *('image', 'raw', 'rect', 'color', 'colour', 'rgb', 'mono', 'depth', 'stereo'),
+        *(
+            'image',
+            'raw',
+            'rect',
+            'color',
+            'colour',
+            'rgb',
+            'mono',
+            'depth',
+            'stereo',
+            'disparity',
+        ),
         *('aligned', 'registered', 'to', 'sw', 'hw', 'compressed', 'compresseddepth'),
     )
 )
@@ -66,12 +83,13 @@ def find_topics(
             f'{wanted.color} is named as colour and as depth topic; name one topic for each'
         )
     images = [topic for topic, kind in types.items() if kind in _IMAGE_TYPES]
+    depths = [topic for topic, kind in types.items() if kind in _DEPTH_TYPES]
     infos = [topic for topic, kind in types.items() if kind == CAMERA_INFO]
     color, depth = _best_pair(*_candidates(types, wanted), types)
-    _check_found(color, depth, images, types, bag, only)
+    _check_found(color, depth, (images, depths), types, bag, only)
     for topic, role, right in (
         (color, 'colour', images),
-        (depth, 'depth', images),
+        (depth, 'depth', depths),
         (wanted.camera_info, 'camera info', infos),
     ):
         if topic is not None and topic not in right:
@@ -113,10 +131,11 @@ def _candidates(types: Mapping[str, str], wanted: BagTopics) -> tuple[list[str],
     usable = [
         topic
         for topic, kind in types.items()
-        if kind in _IMAGE_TYPES and not any(word in topic.lower() for word in _OTHER_IMAGES)
+        if kind in _DEPTH_TYPES and not any(word in topic.lower() for word in _OTHER_IMAGES)
     ]
-    depths = [t for t in usable if _shows_depth(t) and t != wanted.color]
-    colors = [t for t in usable if t not in depths and t != wanted.depth]
+    shows_depth = {t for t in usable if types[t] == DISPARITY_IMAGE or _shows_depth(t)}
+    depths = [t for t in usable if t in shows_depth and t != wanted.color]
+    colors = [t for t in usable if t not in shows_depth and t != wanted.depth]
     return (
         [wanted.color] if wanted.color else colors,
         [wanted.depth] if wanted.depth else depths,
@@ -130,8 +149,8 @@ def _best_pair(
 
     def rank(pair: tuple[str, str]) -> tuple[object, ...]:
         color, depth = pair
-        # Compressed copies lose to raw ones; names break ties, so that the choice is stable.
-        copies = [(types.get(t) == COMPRESSED_IMAGE, len(t), t) for t in pair]
+        # Compressed copies and disparity lose to raw images; names break ties, always alike.
+        copies = [(types.get(t, IMAGE) != IMAGE, len(t), t) for t in pair]
         return (_distance(color, depth), _depth_rank(depth), _color_rank(color), *copies)
 
     color, depth = min(product(colors or [''], depths or ['']), key=rank)
@@ -159,19 +178,19 @@ def _camera(topic: str) -> tuple[str, ...]:
 def _check_found(
     color: str | None,
     depth: str | None,
-    images: Sequence[str],
+    images: tuple[Sequence[str], Sequence[str]],
     types: Mapping[str, str],
     bag: Path,
     only: str,
 ) -> None:
     """Raise an InputError where no topic was found for a sensor that is needed."""
-    for role, topic, other, rest in (
-        ('colour', color, depth, 'depth'),
-        ('depth', depth, color, 'rgb'),
+    for role, topic, right, other, rest in (
+        ('colour', color, images[0], depth, 'depth'),
+        ('depth', depth, images[1], color, 'rgb'),
     ):
         if topic is None and only != rest:
             # Where both are needed, the topic of the other sensor is none to name.
-            free = [t for t in images if only or t != other]
+            free = [t for t in right if only or t != other]
             advice = [_choice(role, free, types)] if free or not other else []
             advice += [alone_advice(rest)] if other and not only else []
             raise InputError(f'no topic of {bag} looks like {role} images; {"; ".join(advice)}')
@@ -179,7 +198,9 @@ def _check_found(
 
 def _color_rank(topic: str) -> tuple[int, ...]:
     name = topic.lower()
-    return ('rgb' not in name and 'color' not in name, 'mono' in name, 'rect' not in name)
+    # What a stereo pair computes is seen from its left camera.
+    of_right = 'right' in name.split('/')
+    return of_right, 'rgb' not in name and 'color' not in name, 'mono' in name, 'rect' not in name
 
 
 def _shows_depth(topic: str) -> bool:

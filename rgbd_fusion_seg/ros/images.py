@@ -15,11 +15,12 @@ from std_msgs.msg import Header
 
 from rgbd_fusion_seg.compressed_images import decompress_color, decompress_depth
 from rgbd_fusion_seg.depth import DEPTH_ENCODINGS, depth_to_metres, grey_picture
-from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_decoding import (
     COLOUR_ENCODINGS,
     decode_image,
+    depth_from_disparity,
     stamp_to_ns,
     to_rgb,
 )
@@ -31,34 +32,56 @@ _OUTPUT_ENCODINGS = {
     ('uint16', 2): '16UC1',
     ('float32', 2): '32FC1',
 }
+OtherImage = Any
+"""A CompressedImage, or a DisparityImage where stereo_msgs is installed."""
 COMPRESSED_SUFFIXES = ('/compressed', '/compressedDepth')
 """What image_transport adds to an image's topic for its compressed copies."""
 _COMPRESSED_NAME = re.compile(r'[/_]compressed(_?depth)?$', re.IGNORECASE)
+_DISPARITY_NAME = re.compile(r'[/_]disparity$', re.IGNORECASE)
 
 
-def image_type(topic: str) -> type[Image] | type[CompressedImage]:
+def image_type(topic: str) -> type:
     """Return the type of an image topic, which the end of its name tells.
 
     It is told by no message, for a subscription needs it before there is a publisher.
+
+    Raises:
+        InputError: disparity, but stereo_msgs is not installed.
     """
-    return CompressedImage if _COMPRESSED_NAME.search(topic) else Image
+    if _COMPRESSED_NAME.search(topic):
+        return CompressedImage
+    if not _DISPARITY_NAME.search(topic):
+        return Image
+    try:
+        from stereo_msgs.msg import DisparityImage
+    except ImportError as error:
+        raise InputError(
+            f'{topic} is read as stereo_msgs/DisparityImage, for its name ends in disparity, but '
+            f'that type cannot be imported ({error}); install stereo_msgs with the ROS '
+            'distribution, or remap the node to a topic of another name'
+        ) from error
+    return DisparityImage
 
 
-def decompressed(msg: Image | CompressedImage, sensor: str, topic: str) -> Image:
-    """Return an image message of what a compressed one holds; a raw one as it is.
+def raw_image(msg: Image | OtherImage, sensor: str, topic: str) -> Image:
+    """Return an image message of what another kind holds; an ``Image`` as it is.
 
     Args:
-        msg: of colour JPEG or PNG, of depth PNG, see `compressed_images`.
+        msg: compressed, see `compressed_images`; or of depth, disparity.
         sensor: of `frame.SENSORS`.
         topic: where it came from, for error messages.
 
     Raises:
-        FrameError: compressed data that cannot be read.
+        FrameError: what cannot be read.
     """
     if isinstance(msg, Image):
         return msg
-    decompress = decompress_color if sensor == 'rgb' else decompress_depth
-    return msg_from_array(decompress(msg, topic), msg.header)
+    if isinstance(msg, CompressedImage):
+        decompress = decompress_color if sensor == 'rgb' else decompress_depth
+        return msg_from_array(decompress(msg, topic), msg.header)
+    if sensor == 'rgb':
+        raise FrameError(f'{topic} holds disparity, not colour; name the colour topic')
+    return msg_from_array(depth_from_disparity(msg, topic), msg.header)
 
 
 def color_from_msg(msg: Image, topic: str = 'colour image') -> np.ndarray:

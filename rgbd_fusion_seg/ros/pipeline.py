@@ -11,7 +11,7 @@ from math import inf
 from typing import NamedTuple
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from rgbd_fusion_seg.errors import EngineError, FrameError, RgbdFusionSegError
@@ -20,7 +20,12 @@ from rgbd_fusion_seg.image_decoding import intrinsics_from_info, stamp_to_ns
 from rgbd_fusion_seg.plausibility import FloorGuess, camera_fault, height_fault
 from rgbd_fusion_seg.ros.camera_pose import CameraPose, FloorFrame
 from rgbd_fusion_seg.ros.diagnostics import ERROR, Health
-from rgbd_fusion_seg.ros.images import decompressed, frame_from_msgs, info_from_intrinsics
+from rgbd_fusion_seg.ros.images import (
+    OtherImage,
+    frame_from_msgs,
+    info_from_intrinsics,
+    raw_image,
+)
 from rgbd_fusion_seg.ros.parameters import SegmentationConfig
 from rgbd_fusion_seg.ros.publishers import SegmentationPublishers
 from rgbd_fusion_seg.segmenter import Segmenter
@@ -57,27 +62,27 @@ class Pair:
         epoch: number of the time its stamps belong to; every clock jump starts a new one.
     """
 
-    color: Image | CompressedImage | None
-    depth: Image | CompressedImage | None
+    color: Image | OtherImage | None
+    depth: Image | OtherImage | None
     info: CameraInfo | None
     arrived_s: float
     epoch: int
 
     @property
-    def leading(self) -> Image | CompressedImage:
+    def leading(self) -> Image | OtherImage:
         """The image whose stamp the labels get: colour, unless it is lost."""
         return self.depth if self.color is None else self.color
 
-    def decompressed(self, topics: Topics) -> Pair:
-        """Return the pair with raw images alone.
+    def raw(self, topics: Topics) -> Pair:
+        """Return the pair of image messages that compressed ones and disparity amount to.
 
         Raises:
-            FrameError: compressed data that cannot be read.
+            FrameError: one cannot be read.
         """
         return replace(
             self,
-            color=self.color and decompressed(self.color, 'rgb', topics.color),
-            depth=self.depth and decompressed(self.depth, 'depth', topics.depth),
+            color=self.color and raw_image(self.color, 'rgb', topics.color),
+            depth=self.depth and raw_image(self.depth, 'depth', topics.depth),
         )
 
     @property
@@ -185,7 +190,7 @@ class PairProcessor:
 
     def _read(self, pair: Pair) -> tuple[Calibration, RgbdFrame] | tuple[None, None]:
         """Return a pair's calibration and frame; None before there is any calibration."""
-        pair = pair.decompressed(self._topics)
+        pair = pair.raw(self._topics)
         calibration = self._calibration(pair)
         if calibration is None:
             return None, None

@@ -171,9 +171,9 @@ class Stream:
                 advice = 'remap the node to another topic'
                 if type_name(CompressedImage) in (*foreign, type_name(msg_type)):
                     advice = (
-                        'only topics whose names end in /compressed or /compressedDepth are read '
-                        'as compressed, so rename it or republish it (ros2 run image_transport '
-                        'republish)'
+                        'topics whose names end in /compressed or /compressedDepth are read as '
+                        'compressed, no others, so rename it or republish it (ros2 run '
+                        'image_transport republish)'
                     )
                 self._health.complain(
                     f'type of {topic}',

@@ -75,6 +75,29 @@ class Camera:
         )
         self.write(topic, 'sensor_msgs/msg/CompressedImage', message)
 
+    def disparity(self, topic, stamp_ns, disparity, focal=30.0, baseline=0.1):
+        types = self.store.types
+        image = types['sensor_msgs/msg/Image'](
+            header=self.header(stamp_ns),
+            height=disparity.shape[0],
+            width=disparity.shape[1],
+            encoding='32FC1',
+            is_bigendian=0,
+            step=disparity[0].nbytes,
+            data=disparity.view(np.uint8).ravel(),
+        )
+        message = types['stereo_msgs/msg/DisparityImage'](
+            header=self.header(stamp_ns),
+            image=image,
+            f=focal,
+            valid_window=types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False),
+            min_disparity=0.0,
+            max_disparity=64.0,
+            delta_d=0.125,
+            **{'T' if self.ros1 else 't': baseline},
+        )
+        self.write(topic, 'stereo_msgs/msg/DisparityImage', message)
+
     def info(self, topic, stamp_ns, focal=30.0, width=WIDTH):
         k = np.array([focal, 0, 15.5, 0, focal, 11.5, 0, 0, 1])
         p = np.insert(k.reshape(3, 3), 3, 0, axis=1).ravel()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from rosbags.highlevel import AnyReader
+from rvl_packing import pack_rvl
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
@@ -340,6 +341,40 @@ def test_quantised_inverse_depth(tmp_path):
     assert frame.depth[0, 0] == 0
     # One code is depth^2 / A metres: 6 mm at 8 m.
     assert np.abs(frame.depth - depth).ravel()[1:].max() < 0.007
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'ros1'])
+def test_a_stereo_camera(tmp_path, storage):
+    """Disparity is of the left camera; 0 is its mark here of what matched nowhere."""
+    path = tmp_path / ('bag.bag' if storage == 'ros1' else 'bag')
+    rgb, millimetres = frame_pixels(0)
+    metres = millimetres / 1000
+    disparity = np.divide(3, metres, out=np.zeros_like(metres), where=metres > 0)
+    with Camera(path, storage) as camera:
+        for side, pixels in (('right', 255 - rgb), ('left', rgb)):
+            camera.info(f'/stereo/{side}/camera_info', stamp(0))
+            camera.image(f'/stereo/{side}/image_rect_color', stamp(0), pixels, 'rgb8')
+        camera.disparity('/stereo/disparity', stamp(0), disparity.astype(np.float32))
+    source = BagFrames(path)
+    assert source.topics.names == (
+        '/stereo/left/image_rect_color', '/stereo/disparity', '/stereo/left/camera_info'
+    )  # fmt: skip
+    (frame,) = source
+    np.testing.assert_array_equal(frame.rgb, rgb)
+    np.testing.assert_allclose(frame.depth, metres, rtol=1e-5)
+
+
+def test_rvl_of_a_bag(tmp_path):
+    rgb, millimetres = frame_pixels(0)
+    height, width = millimetres.shape
+    header = struct.pack('<iffII', 0, 0, 0, width, height)
+    data = header + pack_rvl(millimetres.ravel())
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        camera.image(COLOUR, stamp(0), rgb, 'rgb8')
+        camera.compressed(f'{DEPTH}/compressedDepth', stamp(0), data, '16UC1; compressedDepth rvl')
+    (frame,) = BagFrames(tmp_path / 'bag')
+    assert_frame(frame, 0)
 
 
 def test_topics_by_type_and_name(tmp_path):

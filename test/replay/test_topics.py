@@ -9,15 +9,27 @@ import pytest
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.replay.bags import BagFrames
-from rgbd_fusion_seg.replay.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
+from rgbd_fusion_seg.replay.messages import (
+    CAMERA_INFO,
+    COMPRESSED_IMAGE,
+    DISPARITY_IMAGE,
+    IMAGE,
+)
 from rgbd_fusion_seg.replay.topics import BagTopics, find_topics, other_cameras
 
 from .bag_camera import Camera, stamp
 from .conftest import frame_pixels
 
+KINDS_OF_RECTIFIED = ('image_rect', 'image_rect_color', 'camera_info')
+
 
 def types_of(*topics: str) -> dict[str, str]:
-    kinds = {'info': CAMERA_INFO, 'pressed': COMPRESSED_IMAGE, 'dDepth': COMPRESSED_IMAGE}
+    kinds = {
+        'info': CAMERA_INFO,
+        'pressed': COMPRESSED_IMAGE,
+        'dDepth': COMPRESSED_IMAGE,
+        'disparity': DISPARITY_IMAGE,
+    }
     return {t: next((k for end, k in kinds.items() if t.endswith(end)), IMAGE) for t in topics}
 
 
@@ -110,6 +122,26 @@ def test_the_images_of_one_camera_are_no_others(topics):
     found = find_topics(types, BagTopics(), Path('bag'))
     assert 'rgb' in found.color
     assert other_cameras(types, found) == []
+
+
+def test_disparity_belongs_to_the_left_camera():
+    sides = [f'/stereo/{side}/{kind}' for side in ('right', 'left') for kind in KINDS_OF_RECTIFIED]
+    types = types_of(*sides, '/stereo/disparity')
+    found = find_topics(types, BagTopics(), Path('bag'))
+    assert found == BagTopics(
+        '/stereo/left/image_rect_color', '/stereo/disparity', '/stereo/left/camera_info'
+    )
+    assert other_cameras(types, found) == []
+    types |= types_of('/stereo/depth/image_raw')
+    assert find_topics(types, BagTopics(), Path('bag')).depth == '/stereo/depth/image_raw'
+    types = types_of('/left/image_rect', '/right/image_rect_color', '/disparity')
+    assert find_topics(types, BagTopics(), Path('bag')).color == '/left/image_rect'
+
+
+def test_disparity_is_no_colour():
+    types = types_of('/left/image_rect', '/disparity', '/depth/image')
+    with pytest.raises(InputError, match=r'colour topic /disparity is a stereo_msgs/.* these as'):
+        find_topics(types, BagTopics(color='/disparity'), Path('bag'))
 
 
 def test_others_of_one_sensor():

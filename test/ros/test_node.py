@@ -407,8 +407,8 @@ class TestSilence:
             foreign.create_publisher(CompressedImage, name, 1)
         words = (
             f'{topic} carries sensor_msgs/msg/CompressedImage, but this node reads '
-            'sensor_msgs/msg/Image; only topics whose names end in /compressed or '
-            '/compressedDepth are read as compressed'
+            'sensor_msgs/msg/Image; topics whose names end in /compressed or '
+            '/compressedDepth are read as compressed, no others'
         )
         client.destroy_publisher(client.depth)
         try:

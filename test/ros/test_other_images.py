@@ -1,9 +1,10 @@
-"""Images as image_transport compresses them, read by the node."""
+"""Images as image_transport compresses them, and disparity, read by the node."""
 
 from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 import time
 
 import cv2
@@ -16,12 +17,13 @@ from ros_harness import Camera, Client, NodeProcess
 from rvl_packing import pack_rvl
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from stereo_msgs.msg import DisparityImage
 
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.image_decoding import stamp_to_ns
-from rgbd_fusion_seg.ros.images import decompressed, image_type, msg_from_array
+from rgbd_fusion_seg.ros.images import image_type, msg_from_array, raw_image
 from rgbd_fusion_seg.segmenter import Segmenter
 
 NODE = 'rgbd_fusion_seg.ros.node'
@@ -58,6 +60,16 @@ def compressed_depth(metres: np.ndarray, encoding: str, packed: str) -> Compress
     return compressed(data, f'{encoding}; compressedDepth {packed}')
 
 
+def disparity_image(metres: np.ndarray, camera: Camera, baseline: float) -> DisparityImage:
+    """Return the disparity of a view, as stereo_image_proc sends it."""
+    disparity = np.full(metres.shape, -1, np.float32)  # its mark of what matched nowhere
+    seen = metres > 0
+    disparity[seen] = camera.intrinsics.fx * baseline / metres[seen]
+    msg = DisparityImage(f=camera.intrinsics.fx, t=baseline, min_disparity=0.0)
+    msg.image = msg_from_array(disparity, Header())
+    return msg
+
+
 @pytest.mark.parametrize(
     ('topic', 'kind'),
     [
@@ -68,6 +80,8 @@ def compressed_depth(metres: np.ndarray, encoding: str, packed: str) -> Compress
         ('/depth_compressed_depth', CompressedImage),
         ('/compressed/image_raw', Image),
         ('/image_uncompressed', Image),
+        ('/stereo/disparity', DisparityImage),
+        ('/disparity/image', Image),
     ],
 )
 def test_the_name_tells_the_type(topic, kind):
@@ -76,16 +90,28 @@ def test_the_name_tells_the_type(topic, kind):
 
 def test_raw_images_pass():
     msg = msg_from_array(np.zeros((4, 4), np.uint16), Header())
-    assert decompressed(msg, 'depth', '/depth') is msg
+    assert raw_image(msg, 'depth', '/depth') is msg
 
 
 def test_jpeg_is_read_as_it_is_stored():
     pixels = np.full((16, 24, 3), (200, 100, 20), np.uint8)
     jpeg = cv2.imencode('.jpg', pixels[..., ::-1])[1].tobytes()
-    msg = decompressed(compressed(jpeg, 'rgb8; jpeg compressed bgr8'), 'rgb', '/color')
+    msg = raw_image(compressed(jpeg, 'rgb8; jpeg compressed bgr8'), 'rgb', '/color')
     assert (msg.encoding, msg.height, msg.width, msg.step) == ('rgb8', 16, 24, 72)
     read = np.frombuffer(msg.data, np.uint8).reshape(pixels.shape)
     assert np.abs(read.astype(int) - pixels).max() <= 4
+
+
+def test_disparity_without_its_type_is_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'stereo_msgs.msg', None)
+    with pytest.raises(InputError, match=r'^/stereo/disparity .* install stereo_msgs'):
+        image_type('/stereo/disparity')
+    assert image_type('/stereo/depth') is Image
+
+
+def test_disparity_is_no_colour():
+    with pytest.raises(FrameError, match=r'^/stereo/disparity holds disparity'):
+        raw_image(DisparityImage(), 'rgb', '/stereo/disparity')
 
 
 @pytest.mark.parametrize(
@@ -101,15 +127,25 @@ def test_damaged_rvl_is_one_sentence_naming_the_topic(size, length, words):
     data = struct.pack('<iffII', 0, 0, 0, *size) + pack_rvl(np.full(3072, 700, np.uint16))
     msg = compressed(data[:length], '16UC1; compressedDepth rvl')
     with pytest.raises(FrameError, match=f'^/depth has RVL data that is no image .*{words}'):
-        decompressed(msg, 'depth', '/depth')
+        raw_image(msg, 'depth', '/depth')
 
 
-@pytest.mark.parametrize('packed', ['png', 'rvl'])
-@pytest.mark.parametrize('encoding', ['16UC1', '32FC1'])
+@pytest.mark.parametrize(
+    ('encoding', 'packed'),
+    [
+        ('16UC1', 'png'),
+        ('16UC1', 'rvl'),
+        ('32FC1', 'png'),
+        ('32FC1', 'rvl'),
+        ('32FC1', 'disparity'),
+    ],
+)
 def test_labels_are_those_of_raw_images(ros_context, tiny_bundle, encoding, packed):
     """Over DDS; what is damaged is explained and passed over."""
-    namespace = f'/compressed_{encoding.lower()}_{packed}'
-    color_topic, depth_topic = 'camera/image/compressed', 'camera/depth/compressedDepth'
+    namespace = f'/other_{encoding.lower()}_{packed}'
+    disparity = packed == 'disparity'
+    color_topic = 'camera/image/compressed'
+    depth_topic = 'camera/disparity' if disparity else 'camera/depth/compressedDepth'
     names = {'rgb/image_rect_color': color_topic, 'depth_registered/image_rect': depth_topic}
     rng = np.random.default_rng(0)
     with (
@@ -117,7 +153,8 @@ def test_labels_are_those_of_raw_images(ros_context, tiny_bundle, encoding, pack
         Segmenter(load_bundle(tiny_bundle)) as segmenter,
     ):
         client.color = client.create_publisher(CompressedImage, color_topic, 5)
-        client.depth = client.create_publisher(CompressedImage, depth_topic, 5)
+        kind = DisparityImage if disparity else CompressedImage
+        client.depth = client.create_publisher(kind, depth_topic, 5)
         client.collect(MASK, Image)
         camera = Camera(client)
         i = camera.intrinsics
@@ -132,14 +169,18 @@ def test_labels_are_those_of_raw_images(ros_context, tiny_bundle, encoding, pack
             client.wait_for_matched()
             sent = {}
 
+            def depth_of(metres):
+                if disparity:
+                    return disparity_image(metres, camera, baseline=0.12)
+                return compressed_depth(metres, encoding, packed)
+
             def send():
                 blocks = rng.integers(0, 256, (6, 8, 1)) * (1.0, 0.9, 0.8)
                 rgb = np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8)
                 metres = rng.uniform(0.8, 4.0, (i.height, i.width)).round(3)
                 metres[:4] = 0
                 color = compressed(png(rgb), 'rgb8; png compressed bgr8')
-                depth = compressed_depth(metres, encoding, packed)
-                sent[camera.send(color, depth)] = rgb, metres
+                sent[camera.send(color, depth_of(metres))] = rgb, metres
                 time.sleep(0.05)
 
             client.wait_for(lambda: send() or len(client.received[MASK]) >= 5, 'five masks')
@@ -159,8 +200,7 @@ def test_labels_are_those_of_raw_images(ros_context, tiny_bundle, encoding, pack
             broken = compressed(b'no picture', 'rgb8; jpeg compressed bgr8')
 
             def send_broken():
-                depth = compressed_depth(np.full((i.height, i.width), 2.0), encoding, packed)
-                camera.send(broken, depth)
+                camera.send(broken, depth_of(np.full((i.height, i.width), 2.0)))
                 time.sleep(0.05)
                 return client.complains(f'{namespace}/{color_topic} has compressed data')
 
