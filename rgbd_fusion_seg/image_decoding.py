@@ -121,8 +121,8 @@ def depth_from_disparity(message: Any, what: str = 'disparity image') -> np.ndar
 
     Args:
         message: a ``stereo_msgs/DisparityImage`` of ROS 2 (``t``) or ROS 1 (``T``), or any object
-            with the same fields. What lies outside its ``valid_window``, or is less than its
-            ``min_disparity``, is no reading.
+            with the same fields. What is less than its ``min_disparity``, or lies outside its
+            ``valid_window`` if that lies in the image, is no reading.
         what: name of the image in error messages, such as a topic.
 
     Returns:
@@ -145,10 +145,11 @@ def depth_from_disparity(message: Any, what: str = 'disparity image') -> np.ndar
         )
     disparity = decode_image(image, what)
     depth = np.zeros(disparity.shape, np.float32)
-    inside = np.s_[
-        window.y_offset : window.y_offset + (window.height or image.height),
-        window.x_offset : window.x_offset + (window.width or image.width),
-    ]
+    right, bottom = window.x_offset + window.width, window.y_offset + window.height
+    inside = np.s_[:, :]
+    # stereo_image_proc of ROS 2 computes its window before it knows the image's size.
+    if window.x_offset < right <= image.width and window.y_offset < bottom <= image.height:
+        inside = np.s_[window.y_offset : bottom, window.x_offset : right]
     seen = disparity[inside]
     valid = np.isfinite(seen) & (seen > 0) & (seen >= message.min_disparity)
     np.divide(np.float32(message.f * baseline), seen, out=depth[inside], where=valid)

@@ -252,6 +252,16 @@ def test_disparity_outside_its_window_is_no_reading():
     np.testing.assert_array_equal(depth, expected)
 
 
+@pytest.mark.parametrize(
+    'window', [(71, 7, 2**32 - 80, 2**32 - 15), (2**32 - 30, 7, 3, 2), (0, 0, 6, 5), (3, 0, 4, 4)]
+)
+def test_a_window_that_is_not_in_the_image_is_none(window):
+    """The first is what stereo_image_proc of ROS 2 sends with its default settings."""
+    disparity = np.full((4, 6), 6, np.float32)
+    depth = depth_from_disparity(disparity_message(disparity, window=window))
+    np.testing.assert_array_equal(depth, 1)
+
+
 def test_ros_1_calls_the_baseline_otherwise():
     msg = disparity_message(np.full((2, 2), 6, np.float32))
     msg.T = 2 * msg.__dict__.pop('t')
