@@ -35,11 +35,21 @@ def decompress_color(message: Any, what: str = 'colour image') -> np.ndarray:
         uint8 (H, W, 3) RGB, C-contiguous.
 
     Raises:
-        FrameError: depth, or data that is no image.
+        FrameError: depth, a Bayer mosaic, or data that is no image.
     """
-    if 'compresseddepth' in message.format.lower():
+    encoding, _, compression = message.format.lower().partition(';')
+    if 'compresseddepth' in compression:
         raise FrameError(f'{what} holds compressed depth, not colour; name the colour topic')
-    return cv2.cvtColor(_imdecode(_bytes(message), AS_STORED, what), cv2.COLOR_BGR2RGB)
+    if encoding.startswith('bayer'):
+        raise FrameError(
+            f'{what} holds a Bayer mosaic ({encoding}), not colour; name a topic that image_proc '
+            'made of it'
+        )
+    image = _imdecode(_bytes(message), AS_STORED, what)
+    # image_transport has always made its files of BGR since it says so; what says otherwise was
+    # made of RGB, whose channels then lie in each other's place.
+    of_rgb = encoding.startswith(('rgb', 'bgr')) and 'compressed bgr' not in compression
+    return image if compression and of_rgb else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def decompress_depth(message: Any, what: str = 'depth image') -> np.ndarray:

@@ -304,7 +304,9 @@ def test_compressed_topics(tmp_path):
     _, depth_png = cv2.imencode('.png', millimetres)
     with Camera(tmp_path / 'bag') as camera:
         camera.info(INFO, stamp(0))
-        camera.compressed(f'{COLOUR}/compressed', stamp(0), png.tobytes(), 'rgb8; png compressed')
+        camera.compressed(
+            f'{COLOUR}/compressed', stamp(0), png.tobytes(), 'rgb8; png compressed bgr8'
+        )
         data = struct.pack('<iff', 0, 0, 0) + depth_png.tobytes()
         camera.compressed(f'{DEPTH}/compressedDepth', stamp(0), data, '16UC1; compressedDepth')
     source = BagFrames(tmp_path / 'bag')

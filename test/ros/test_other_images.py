@@ -98,13 +98,39 @@ def test_raw_images_pass():
     assert raw_image(msg, 'depth', '/depth') is msg
 
 
-def test_jpeg_is_read_as_it_is_stored():
+@pytest.mark.parametrize(
+    ('kind', 'order'),
+    [
+        ('rgb8; jpeg compressed bgr8', 'bgr'),
+        ('bgr8; jpeg compressed bgr8', 'bgr'),
+        ('jpeg', 'bgr'),  # old or foreign publishers
+        ('mono8; jpeg compressed mono8', 'bgr'),
+        ('rgb8; jpeg compressed rgb8', 'rgb'),
+        ('bgr8; jpeg compressed ', 'rgb'),
+    ],
+)
+def test_channels_are_those_that_image_transport_reads(kind, order):
+    """Its subscriber takes files for made of BGR unless their format says nothing of that."""
     pixels = np.full((16, 24, 3), (200, 100, 20), np.uint8)
-    jpeg = cv2.imencode('.jpg', pixels[..., ::-1])[1].tobytes()
-    msg = raw_image(compressed(jpeg, 'rgb8; jpeg compressed bgr8'), 'rgb', '/color')
+    stored = pixels[..., ::-1] if order == 'bgr' else pixels
+    jpeg = cv2.imencode('.jpg', stored)[1].tobytes()
+    msg = raw_image(compressed(jpeg, kind), 'rgb', '/color')
     assert (msg.encoding, msg.height, msg.width, msg.step) == ('rgb8', 16, 24, 72)
     read = np.frombuffer(msg.data, np.uint8).reshape(pixels.shape)
     assert np.abs(read.astype(int) - pixels).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ('kind', 'words'),
+    [
+        ('16UC1; compressedDepth png', 'holds compressed depth, not colour'),
+        ('bayer_rggb8; png compressed ', r'holds a Bayer mosaic \(bayer_rggb8\), not colour'),
+        ('rgb8; jpeg compressed bgr8', 'has compressed data that is no image'),
+    ],
+)
+def test_what_is_no_compressed_colour_is_told(kind, words):
+    with pytest.raises(FrameError, match=f'^/color {words}'):
+        raw_image(compressed(b'none', kind), 'rgb', '/color')
 
 
 def test_disparity_without_its_type_is_explained(monkeypatch):
