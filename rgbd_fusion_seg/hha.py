@@ -13,6 +13,8 @@ Departures from that code, none above a grey level on windows that determine a n
   there the public code normalises round-off;
 * gravity reads the 21x21 normals of some 38,000 pixels on a staggered grid, not of all; on 43
   indoor frames at 640x480 that moves it by 0.02° in the median and never by 0.1°;
+* where readings lie far below almost all others, as wrong ones of stereo cameras do, they are not
+  the floor (:data:`OUTLIER_GAP_CM`); of the 1449 frames of NYUDv2 that concerns one;
 * where the scene leaves gravity free to turn about an axis (a single wall), it keeps the previous
   direction as far as the scene allows, where the public code takes what round-off prefers.
 """
@@ -52,6 +54,13 @@ FLOOR_GUESS_ABOVE_CM = -90.0
 """A lowest point above this is taken for furniture, not floor (processDepthImage.m) …"""
 FLOOR_GUESS_CM = -130.0
 """… and the floor for this far below the camera (processDepthImage.m)."""
+OUTLIER_SHARE = 0.02
+"""The floor, or furniture, has at least this share of the readings; ours."""
+OUTLIER_GAP_CM = 100.0
+"""Fewer readings than that, all others so far above the lowest of them, are taken for wrong;
+ours. One wrong reading below the floor would lift all heights and saturate them."""
+OUTLIER_STEPS = 24
+"""Halvings by which the lowest reading above them is found, to a millimetre in 10 km."""
 ANGLE_OFFSET = 38.0
 """Angle channel = degrees + 128 - 90 (saveHHA.m): floor 38, wall 128, ceiling 218."""
 NO_NORMAL_DEG = 180.0
@@ -117,10 +126,11 @@ def encode_hha(
 
     The windows of the normals are in pixels of `depth`, whatever its size, as in the public code.
 
-    Where `camera_height` is not given, the floor is taken to be at the lowest point; but where
-    that is less than 0.9 m below the camera it is taken for furniture, and the floor to be 1.3 m
-    below (:data:`FLOOR_GUESS_ABOVE_CM`). For a camera that is mounted lower than 0.9 m this guess
-    is wrong. Gravity is found up to 45° from the image's y axis.
+    Where `camera_height` is not given, the floor is taken to be at the lowest point, outliers
+    apart (:data:`OUTLIER_GAP_CM`); but where that is less than 0.9 m below the camera it is taken
+    for furniture, and the floor to be 1.3 m below (:data:`FLOOR_GUESS_ABOVE_CM`). For a camera
+    that is mounted lower than 0.9 m this guess is wrong. Gravity is found up to 45° from the
+    image's y axis.
 
     Args:
         depth: (H, W) metres; 0, negative and non-finite pixels are no reading.
@@ -147,7 +157,7 @@ def encode_hha(
     if camera_height is not None:
         floor = -100.0 * checked_height(camera_height)
     else:
-        lowest = hha_kernels.lowest_height(cleaned.z, *camera, height_down)
+        lowest = _lowest(cleaned.z, camera, height_down)
         floor = FLOOR_GUESS_CM if lowest > FLOOR_GUESS_ABOVE_CM else lowest
     hha = np.empty((*cleaned.z.shape, 3), dtype=np.uint8)
     hha_kernels.encode_channels(
@@ -169,7 +179,9 @@ def encode_hha(
 def lowest_below_camera(
     depth: np.ndarray, intrinsics: Intrinsics, gravity: np.ndarray | None = None
 ) -> float:
-    """Return how many metres the lowest reading lies below the camera, 0 without one below it.
+    """Return how many metres the lowest point lies below the camera, 0 without one below it.
+
+    Outliers are no points, see :data:`OUTLIER_GAP_CM`.
 
     Where that is less than 0.9, :func:`encode_hha` takes the reading for furniture and the floor
     for lower, unless it is given the height of the camera.
@@ -185,8 +197,7 @@ def lowest_below_camera(
     cleaned = _clean(depth, intrinsics, None)
     down = _vote_for_gravity(cleaned, intrinsics) if gravity is None else unit_direction(gravity)
     camera = np.array(_camera(intrinsics), dtype=np.float32)
-    lowest_cm = hha_kernels.lowest_height(cleaned.z, *camera, down.astype(np.float32))
-    return max(0.0, -float(lowest_cm) / 100)
+    return max(0.0, -_lowest(cleaned.z, camera, down.astype(np.float32)) / 100)
 
 
 def constants() -> dict[str, float | list[float]]:
@@ -243,6 +254,25 @@ def _camera(intrinsics: Intrinsics) -> tuple[float, float, float, float]:
     """Return fx, fy, cx, cy for pixels counted from 0, giving the public code's rays."""
     k = intrinsics
     return k.fx, k.fy, k.cx - FIRST_PIXEL, k.cy - FIRST_PIXEL
+
+
+def _lowest(z: np.ndarray, camera: np.ndarray, down: np.ndarray) -> float:
+    """Return the height of the lowest point above the camera in cm, outliers apart."""
+    lowest = float(hha_kernels.lowest_height(z, *camera, down))
+    if lowest > FLOOR_GUESS_ABOVE_CM:
+        return lowest  # furniture, with outliers or without
+
+    def are_few(height: float) -> bool:
+        below = hha_kernels.readings_below(z, *camera, down, np.float32(height))
+        return below < OUTLIER_SHARE * np.count_nonzero(z)
+
+    low, high = min(lowest + OUTLIER_GAP_CM, 0.0), 0.0
+    if not are_few(low):
+        return lowest
+    for _ in range(OUTLIER_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if are_few(middle) else (low, middle)
+    return high
 
 
 def _clean(depth: np.ndarray, intrinsics: Intrinsics, missing: np.ndarray | None) -> _Cleaned:

@@ -298,6 +298,24 @@ def lowest_height(z, fx, fy, cx, cy, down):
 
 
 @jit(fastmath=True)
+def readings_below(z, fx, fy, cx, cy, down, height):
+    """Return how many readings lie below a height, see `lowest_height`.
+
+    Args:
+        z, fx, fy, cx, cy, down: as there.
+        height: float32, cm above the camera, at most 0, so that no reading is not below it.
+    """
+    along = -CM_PER_M * down[0] / fx
+    below = 0
+    for v in range(z.shape[0]):
+        row = z[v]
+        start = -CM_PER_M * ((F32(v) - cy) / fy * down[1] + down[2]) - along * cx
+        for u in range(row.size):
+            below += row[u] * (start + along * F32(u)) < height
+    return below
+
+
+@jit(fastmath=True)
 def _inverse_sums(inverse, row, w0, w1):
     """Sum seven rows of `inverse` around `row`, weighted by 1 and by dv."""
     r0, r1, r2, r3 = inverse[row - 3], inverse[row - 2], inverse[row - 1], inverse[row]
@@ -444,5 +462,6 @@ def warm_up() -> None:
     follow_gravity(normals, limits, limits, 0.0, down)
     camera, down = np.array([1.0, 1.0, 0.0, 0.0], dtype=F32), down.astype(F32)
     lowest_height(z, ONE, ONE, ZERO, ZERO, down)
+    readings_below(z, ONE, ONE, ZERO, ZERO, down, ZERO)
     out = np.empty((2, 2, 3), dtype=np.uint8)
     encode_channels(z, inverse, counted, camera, down, down, ZERO, ONE, ONE, ONE, out)

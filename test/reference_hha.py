@@ -6,6 +6,8 @@ coordinates and double precision, so it shares neither algebra nor summation wit
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from rgbd_fusion_seg.frame import Intrinsics
@@ -27,7 +29,7 @@ def encode(
     tilt = np.degrees(np.arccos(np.clip(gravity[1], -1, 1)))
     down = np.array([0.0, 1.0, 0.0]) if tilt <= 0.1 else gravity
     height = -(points @ down)
-    lowest = height.min()
+    lowest = lowest_but_for_outliers(height[points[..., 2] > 0], height.min())
     height -= -130.0 if lowest > -90.0 else lowest
     cosine = np.clip(fit_normals(points, missing, 3) @ gravity, -1, 1)
     angle = np.degrees(np.arccos(cosine))
@@ -35,6 +37,15 @@ def encode(
     disparity = 31000.0 / np.maximum(points[..., 2], 100.0)
     channels = np.stack([disparity, height, angle + 38.0], axis=-1)
     return np.clip(np.rint(channels), 0, 255).astype(np.uint8)
+
+
+def lowest_but_for_outliers(readings: np.ndarray, lowest: float) -> float:
+    """Return the lowest height; of under 2 % far below the others, that which has 2 % below it."""
+    count = math.ceil(0.02 * len(readings))
+    if count == 0:
+        return lowest
+    likely = np.sort(readings)[count - 1]
+    return min(likely, 0.0) if likely >= lowest + 100 else lowest
 
 
 def estimate_gravity(

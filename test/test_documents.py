@@ -87,6 +87,19 @@ def test_the_readme_tells_what_the_height_of_the_camera_is_worth():
         assert abs(a - b) < 0.5
 
 
+def test_the_readme_tells_what_becomes_of_stereo_depth():
+    found = result('stereo')['bundles']['rfbnet_erfnet_nyu40']
+    names = ('Kinect', 'stereo', 'stereo, height and gravity given')
+    kinect, stereo, given = (found[name]['pixel_accuracy'] for name in names)
+    told = ' '.join(README.read_text(encoding='utf-8').split())
+    assert (
+        f'{kinect:.0f} % of the pixels right with the depth of a synthetic Kinect, {stereo:.0f} % '
+        f'with that of semi-global matching, {given:.0f} % where height and gravity are given'
+        in told
+    )
+    assert found['stereo']['mIoU'] > found['stereo, lowest reading']['mIoU']
+
+
 def test_the_readme_tells_how_right_the_confidence_is():
     default, small = (
         load_bundle(ROOT / 'models' / name).card['confidence']

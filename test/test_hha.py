@@ -201,6 +201,65 @@ def test_a_lowest_point_near_the_camera_is_not_taken_for_the_floor():
     assert np.abs(encoded[on_table][:, 1].astype(int) - 70).max() <= 1
 
 
+def stray(depth: np.ndarray, on_floor: np.ndarray, share: float, factor: float) -> np.ndarray:
+    """Put a share of the pixels, of the floor, `factor` times as far; return which, (H, W)."""
+    count = max(1, int(share * depth.size))
+    strays = np.zeros(depth.shape, bool)
+    strays.ravel()[np.random.default_rng(2).permutation(np.flatnonzero(on_floor))[:count]] = True
+    depth[strays] *= factor
+    return strays
+
+
+@pytest.mark.parametrize('share', [1e-5, 0.005, 0.019])
+@pytest.mark.parametrize('factor', [2.0, 30.0])
+def test_strays_below_the_floor_leave_heights_as_they_are(share, factor):
+    """As wrong readings of stereo cameras do; every height would be 1.3 m more, or saturate."""
+    turned = rotation(30.0, 0.0)
+    depth, on_floor = room(turned, height_m=1.3)
+    expected = hha.encode_hha(depth, CAMERA, gravity=turned @ DOWN)[..., 1].astype(int)
+    strays = stray(depth, on_floor, share, factor)
+    encoded = hha.encode_hha(depth, CAMERA, gravity=turned @ DOWN)[..., 1].astype(int)
+    assert np.abs(encoded - expected)[~strays].max() <= 1
+    assert (encoded[strays] == 0).all()
+    assert hha.lowest_below_camera(depth, CAMERA, turned @ DOWN) == pytest.approx(1.3, abs=0.01)
+    reference = reference_hha.encode(depth, CAMERA, gravity=turned @ DOWN)[..., 1].astype(int)
+    assert np.abs(encoded - reference).max() <= 1
+
+
+@pytest.mark.parametrize(('share', 'factor'), [(0.021, 3.0), (0.01, 1.7)])
+def test_what_is_no_stray_is_the_floor(share, factor):
+    """Many readings far below, as of stairs that lead down; few, but within a metre."""
+    turned = rotation(30.0, 0.0)
+    depth, on_floor = room(turned, height_m=1.3)
+    stray(depth, on_floor, share, factor)
+    heights = -100.0 * depth * (rays(CAMERA) @ turned @ DOWN)
+    encoded = hha.encode_hha(depth, CAMERA, gravity=turned @ DOWN)[..., 1]
+    assert np.abs(encoded - np.clip(heights - heights.min(), 0, 255)).max() <= 1
+    reference = reference_hha.encode(depth, CAMERA, gravity=turned @ DOWN)[..., 1].astype(int)
+    assert np.abs(encoded - reference).max() <= 1
+
+
+def test_strays_do_not_make_a_floor_of_furniture():
+    turned = rotation(30.0, 0.0)
+    depth, on_table = room(turned, height_m=0.6)
+    strays = stray(depth, on_table, 0.01, 5.0)
+    encoded = hha.encode_hha(depth, CAMERA, gravity=turned @ DOWN)[..., 1].astype(int)
+    assert np.abs(encoded[on_table & ~strays] - 70).max() <= 1
+
+
+def test_a_floor_with_few_readings_among_few_is_none_of_strays():
+    """It has less than 2 % of the pixels, but more of the readings."""
+    turned = rotation(30.0, 0.0)
+    depth, on_floor = room(turned, height_m=1.3)
+    height_m = -depth * (rays(CAMERA) @ turned @ DOWN)
+    pixel = np.arange(depth.size).reshape(depth.shape)
+    floor, upper = on_floor & (pixel % 61 == 0), (height_m > -0.1) & (pixel % 3 == 0)
+    assert floor.mean() < 0.02
+    assert floor.sum() > 0.05 * upper.sum()
+    depth[~(floor | upper)] = 0
+    assert hha.lowest_below_camera(depth, CAMERA, turned @ DOWN) == pytest.approx(1.3, abs=0.02)
+
+
 @pytest.mark.parametrize('camera_m', [0.3, 0.6, 1.3, 1.9])
 def test_a_given_height_of_the_camera_says_where_the_floor_is(camera_m):
     """Whatever the lowest visible point: here the floor, or a table top 0.2 m above it."""

@@ -331,10 +331,27 @@ def _height(op: OpBuilder, z: Value, camera: Camera, down: Value, camera_height:
     down = op.Where(level, constant(op, np.float32([0.0, 1.0, 0.0])), down)
     x, y, forward = _components(op, down)
     height = z * (x * camera.u / camera.fx + (y * camera.v / camera.fy + forward)) * -100.0
-    lowest = op.ReduceMin(height)
+    lowest = _lowest(op, height)
     above = op.Greater(lowest, hha.FLOOR_GUESS_ABOVE_CM)
     guess = op.Where(above, hha.FLOOR_GUESS_CM, lowest)
     return height - op.Where(op.Greater(camera_height, 0.0), camera_height * -100.0, guess)
+
+
+def _lowest(op: OpBuilder, height: Value) -> Value:
+    """Return the lowest of the heights, outliers apart; all pixels have a reading, or none has."""
+    few = hha.OUTLIER_SHARE * math.prod(height.shape)
+
+    def are_few(limit: Value) -> Value:
+        return op.Less(op.ReduceSum(as_float(op, op.Less(height, limit))), few)
+
+    lowest = op.ReduceMin(height)
+    gap = op.Min(lowest + hha.OUTLIER_GAP_CM, 0.0)
+    low, high = gap, constant(op, np.float32(0.0))
+    for _ in range(hha.OUTLIER_STEPS):
+        middle = (low + high) * 0.5
+        below = are_few(middle)
+        low, high = op.Where(below, middle, low), op.Where(below, high, middle)
+    return op.Where(are_few(gap), high, lowest)
 
 
 def _angle(op: OpBuilder, z: Value, stacked: Value, camera: Camera, down: Value) -> Value:

@@ -218,6 +218,13 @@ def holed_ramp() -> np.ndarray:
     return depth
 
 
+def straying_floor(period: int) -> np.ndarray:
+    """A floor 1.4 m below and a wall, every so many readings of it thrice as far."""
+    v = np.arange(120)[:, None] - 58.0
+    depth = np.minimum(3.0, 1.4 * 152 / np.maximum(v, 1e-3)) * np.ones((1, 160))
+    return np.where(np.arange(19200).reshape(120, 160) % period == 7, 3 * depth, depth)
+
+
 def plane(*normal: float) -> np.ndarray:
     """A plane 2 m away that fills the view: gravity may turn about its normal."""
     v, u = np.mgrid[:120, :160]
@@ -236,6 +243,9 @@ def plane(*normal: float) -> np.ndarray:
         np.full((120, 160), 1e30),
         np.full((120, 160), 1e-6),
         holed_ramp(),
+        straying_floor(400),
+        straying_floor(71),
+        straying_floor(20),
         np.where(holed_ramp() == 0, -np.inf, holed_ramp()),
         np.where(np.arange(160) == 70, 2.0, 0.0) * np.ones((120, 1)),
         np.where(np.arange(19200).reshape(120, 160) == 9999, 2.0, np.inf),
@@ -249,6 +259,9 @@ def plane(*normal: float) -> np.ndarray:
         'far',
         'near',
         'holes',
+        'few strays',
+        'some strays',
+        'many strays',
         'infinite holes',
         'a line',
         'a pixel',
