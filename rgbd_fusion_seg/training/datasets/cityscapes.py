@@ -71,8 +71,9 @@ class Cityscapes:
     HHA is made for rooms; of a street `hha.encode_hha` keeps this much. Disparity is 31 at 10 m,
     6 at 50 m, 3 at 100 m: what is nearer than 10 m has most of the levels, what is farther few,
     and saturation (nearer than 1.2 m) does not occur. Height saturates 2.55 m above the lowest
-    reading: it tells road from kerb and car, not storeys; and one stray reading below the road
-    lifts all heights, which is the second reason to cut far readings. The angle is free of scale.
+    reading: it tells road from kerb and car, not storeys. Stray readings below the road lift all
+    heights where they are many (`hha.OUTLIER_SHARE`), which is the second reason to cut far
+    readings. The angle is free of scale.
 
     Args:
         folder: holds the four packages.

@@ -218,5 +218,8 @@ def test_what_hha_keeps_of_a_street():
     assert hha[20, 100, 1] == 255
     assert hha[..., 0].max() < 255
     depth[101, 0] = 100.0
-    hha = encode_hha(depth, intrinsics, gravity=np.array([0.0, 1.0, 0.0]))
-    assert (hha[60:100, 5:, 1] == 255).all()
+    stray = encode_hha(depth, intrinsics, gravity=np.array([0.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(stray[60:100, 5:, 1], hha[60:100, 5:, 1])
+    depth[98:102, :120] = 100.0
+    stray = encode_hha(depth, intrinsics, gravity=np.array([0.0, 1.0, 0.0]))
+    assert (stray[60:97, 125:, 1] == 255).all()
