@@ -23,18 +23,8 @@ _OTHER_IMAGES = ('infra', '/ir', 'confidence', 'segmentation', 'mask', 'label', 
 # By which drivers tell the images of one camera apart; what is left of a topic names the camera.
 _KINDS_OF_IMAGE = frozenset(
     (
-        *(
-            'image',
-            'raw',
-            'rect',
-            'color',
-            'colour',
-            'rgb',
-            'mono',
-            'depth',
-            'stereo',
-            'disparity',
-        ),
+        *('image', 'raw', 'rect', 'color', 'colour', 'rgb', 'mono'),
+        *('depth', 'stereo', 'disparity'),
         *('aligned', 'registered', 'to', 'sw', 'hw', 'compressed', 'compresseddepth'),
     )
 )
