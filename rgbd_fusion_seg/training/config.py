@@ -80,6 +80,9 @@ class DataConfig:
         synthetic_frames: views of synthetic rooms to train on besides (NYU40 classes only).
         synthetic_share: their share of the drawn training views, 0..1, 1 excluded.
         synthetic_test_frames: views of held-out rooms to be scored on.
+        stereo_share: share, 0..1, of the training frames' views whose depth is what a simulated
+            stereo pair reads, instead of the data set's own.
+        stereo_test: be scored on the test frames with such depth, too.
         cache: folder for prepared frames.
         width: of the network's colour input, in pixels.
         height: of the network's colour input, in pixels.
@@ -97,6 +100,8 @@ class DataConfig:
     synthetic_frames: int = 600
     synthetic_share: float = 0.2
     synthetic_test_frames: int = 100
+    stereo_share: float = 0.0
+    stereo_test: bool = False
     cache: str = 'cache'
     width: int = 320
     height: int = 240
@@ -107,6 +112,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         rules = {
             '0 <= synthetic_share < 1': 0 <= self.synthetic_share < 1,
+            '0 <= stereo_share <= 1': 0 <= self.stereo_share <= 1,
             f'resident one of {", ".join(RESIDENT)}': self.resident in RESIDENT,
             f'statistics of {", ".join(MODALITIES)}': {*self.statistics} <= {*MODALITIES},
             'a mean and a positive deviation, of one number or three each, in statistics': all(

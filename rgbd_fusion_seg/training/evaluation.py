@@ -35,6 +35,7 @@ from rgbd_fusion_seg.training.datasets.base import FrameSource, frame_title
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, read_frame
 from rgbd_fusion_seg.training.datasets.own_folder import OwnFolder
 from rgbd_fusion_seg.training.datasets.prepare import rooms_fault
+from rgbd_fusion_seg.training.datasets.stereo_depth import StereoDepth
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
 from rgbd_fusion_seg.training.inputs import Normaliser, whole_frames
 from rgbd_fusion_seg.training.metrics import (
@@ -169,6 +170,8 @@ def evaluate(
 ) -> None:
     """Score a checkpoint or a bundle on the test split, and on held-out synthetic rooms.
 
+    With `data.stereo_test` also on the test split with the depth of simulated stereo pairs.
+
     Frames are read as they are and labels compared at their own size. Synthetic rooms are scored
     where the data has the classes of NYU40, and `data.synthetic_test_frames` is not 0. Of a
     checkpoint whose network joins the predictions of branches, each of these is scored, too.
@@ -228,10 +231,13 @@ def scored_sources(data: DataConfig) -> dict[str, FrameSource]:
     if fault := rooms_fault(data, source.classes):
         raise InputError(fault)
     dataset = source.config.name if isinstance(source, OwnFolder) else data.dataset.name
-    sources = {f'{dataset}_{data.dataset.test_split or "test"}': source}
+    name = f'{dataset}_{data.dataset.test_split or "test"}'
+    sources: dict[str, FrameSource] = {name: source}
     if data.synthetic_test_frames and source.classes.names == NYU40_CLASSES:
         rooms = SyntheticRooms(data.synthetic_test_frames, HELD_OUT_SEED)
         sources.setdefault('synthetic_test', rooms)
+    if data.stereo_test:
+        sources[f'{name}_stereo'] = StereoDepth(source)
     return sources
 
 

@@ -52,7 +52,7 @@ from rgbd_fusion_seg.training.run_checks import check_frozen, check_network
 from rgbd_fusion_seg.training.run_lock import only_trainer
 from rgbd_fusion_seg.training.views import TrainingViews
 
-TEST_SETS = ('test', 'synthetic_test')
+TEST_SETS = ('test', 'synthetic_test', 'stereo_test')
 
 
 def train(run: TrainConfig) -> None:
@@ -180,8 +180,7 @@ class Trainer(TrainingLoop):
         fabric, data = self.fabric, self.config.data
         sizes = self.network.module.input_sizes(data.height, data.width)
         return TrainingViews(
-            self.frames['train'], self.frames.get('synthetic'), self.config, sizes,
-            fabric.device, fabric.global_rank, fabric.world_size,
+            self.frames, self.config, sizes, fabric.device, fabric.global_rank, fabric.world_size
         )  # fmt: skip
 
     def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ class ViewReader(Dataset):
     """Item ``step`` is what a process needs for its part of the batch of that step.
 
     Args:
-        sources: the real frames and, if there are any, the synthetic ones.
+        sources: the frames 'train' and, if there are any, 'synthetic', and 'stereo', which are
+            those of 'train' with other depth.
         config: the run.
         sizes: modalities and 'labels' -> (height, width) of the views; what is absent here is
             not read.
@@ -55,7 +56,7 @@ class ViewReader(Dataset):
 
     def __init__(
         self,
-        sources: Sequence[Levels],
+        sources: Mapping[str, Levels],
         config: TrainConfig,
         sizes: Mapping[str, tuple[int, int]],
         rank: int,
@@ -103,22 +104,31 @@ class ViewReader(Dataset):
         batch['noise_offset'] = [view.noise_offset for _, _, view in chosen]
         return batch
 
-    def choose(self, draw: int) -> tuple[int, int, View]:
+    def choose(self, draw: int) -> tuple[str, int, View]:
         """Return source, index and view of a run's draw number ``draw``.
 
         Every `1 / synthetic_share`-th draw is synthetic, so an epoch of the real frames holds
-        each of them once, whatever comes on top.
+        each of them once, whatever comes on top; and every `1 / stereo_share`-th of these has the
+        depth of stereo.
         """
-        share = self.config.data.synthetic_share if len(self.sources) > 1 else 0.0
+        share = self.config.data.synthetic_share if 'synthetic' in self.sources else 0.0
         synthetic = int(draw * share)
-        source = int(int((draw + 1) * share) > synthetic)
+        source = 'synthetic' if is_turn(draw, share) else 'train'
         labels = self.sources[source]['labels'][-1]
-        position = synthetic if source else draw - synthetic
+        position = synthetic if source == 'synthetic' else draw - synthetic
         epoch, within = divmod(position, len(labels))
         # Not 0 behind the epoch: numpy pads seeds with zeros, and (seed, draw) are those of views.
-        index = int(shuffled(len(labels), self.config.seed, epoch, 1 + source)[within])
+        stream = 2 if source == 'synthetic' else 1
+        index = int(shuffled(len(labels), self.config.seed, epoch, stream)[within])
+        if source == 'train' and is_turn(position, self.config.data.stereo_share):
+            source = 'stereo'
         rng = np.random.default_rng((self.config.seed, draw))
         return source, index, augment.draw_view(self.config.augment, labels.shape[1:3], rng)
+
+
+def is_turn(draw: int, share: float) -> bool:
+    """Tell whether a draw is one of the evenly spaced ones that make up a share of all."""
+    return int((draw + 1) * share) > int(draw * share)
 
 
 def step_batches(
@@ -211,11 +221,11 @@ def stack_windows(windows: Sequence[np.ndarray], canvas: tuple[int, ...]) -> Ten
     return torch.from_numpy(result)
 
 
-def level_starts(sources: Sequence[Levels], name: str) -> list[list[int]]:
+def level_starts(sources: Mapping[str, Levels], name: str) -> dict[str, list[int]]:
     """Return the first pixel of each source's levels, where `to_device` lays them."""
-    counts = [[math.prod(level.shape[:3]) for level in source[name]] for source in sources]
-    starts = iter(itertools.accumulate(itertools.chain(*counts), initial=0))
-    return [[next(starts) for _ in pyramid] for pyramid in counts]
+    counts = {k: [math.prod(x.shape[:3]) for x in source[name]] for k, source in sources.items()}
+    starts = iter(itertools.accumulate(itertools.chain(*counts.values()), initial=0))
+    return {k: [next(starts) for _ in pyramid] for k, pyramid in counts.items()}
 
 
 def levels(frames: CachedFrames, name: str) -> list[np.ndarray]:

@@ -34,6 +34,8 @@ from rgbd_fusion_seg.training.view_reader import (
 
 RESIDENT_SHARE = 0.5
 """Frames stay on the device when they take no more than this share of its free memory."""
+SOURCES = ('train', 'synthetic', 'stereo')
+"""Sets of frames that views are drawn from."""
 COPIED_FRAMES = 64
 """Frames copied to the device at a time."""
 
@@ -42,8 +44,9 @@ class TrainingViews:
     """Batches of random views on the training device.
 
     Args:
-        real: frames that are visited in a new random order each epoch.
-        synthetic: frames of which ``config.data.synthetic_share`` of the views are made.
+        frames: 'train', visited in a new random order each epoch; and where there are any
+            'synthetic', of which ``config.data.synthetic_share`` of the views are made, and
+            'stereo', those of 'train' with other depth, ``config.data.stereo_share`` of the rest.
         config: the run.
         sizes: height and width of the network's inputs, see `SegmentationNetwork.input_sizes`.
         device: where batches are made.
@@ -52,8 +55,7 @@ class TrainingViews:
 
     def __init__(
         self,
-        real: CachedFrames,
-        synthetic: CachedFrames | None,
+        frames: Mapping[str, CachedFrames],
         config: TrainConfig,
         sizes: Mapping[str, tuple[int, int]],
         device: torch.device | str,
@@ -63,18 +65,22 @@ class TrainingViews:
         self.config, self.device = config, torch.device(device)
         size = config.data.height, config.data.width
         self.sizes = {**sizes, 'labels': size}
-        frames = [real] if synthetic is None else [real, synthetic]
-        sources = [{name: levels(f, name) for name in self.sizes} for f in frames]
+        sources = {
+            source: {name: levels(frames[source], name) for name in self.sizes}
+            for source in SOURCES
+            if source in frames
+        }
         self.resident = is_resident(config.data.resident, sources, self.device)
         self.pixels = {
-            name: to_device([x for source in sources for x in source[name]], self.device)
+            name: to_device([x for s in sources.values() for x in s[name]], self.device)
             for name in self.sizes
             if self.resident
         }
         self.reader = ViewReader(sources, config, self.sizes, rank, world_size, self.resident)
         self.rgb_taps = self._taps(sources) if 'rgb' in self.sizes else 1
         self.noise = augment.noise_table(size[0] * size[1]).to(self.device)
-        mean = channel_statistics(real)['rgb'][0] if config.augment.leaves_frame else (0, 0, 0)
+        leaves_frame = config.augment.leaves_frame
+        mean = channel_statistics(frames['train'])['rgb'][0] if leaves_frame else (0, 0, 0)
         values = {
             'mean': mean,
             'rgb': augment.MISSING_RGB,
@@ -98,11 +104,11 @@ class TrainingViews:
         for batch in step_batches(self.reader, first_step, num_steps, workers, pinned):
             yield self._render(batch)
 
-    def _taps(self, sources: Sequence[Levels]) -> int:
+    def _taps(self, sources: Mapping[str, Levels]) -> int:
         """Samples per pixel and axis that the smallest colour images need, see sample_images."""
         # Bilinear samples average two pixels an axis, so they serve down to half the size.
         height, width = self.sizes['rgb']
-        smallest = [source['rgb'][0].shape[1:3] for source in sources]
+        smallest = [source['rgb'][0].shape[1:3] for source in sources.values()]
         scale = max(math.sqrt(h * w / (height * width)) for h, w in smallest)
         return max(1, math.ceil(scale / self.config.augment.min_zoom / 2 - 1e-6))
 
@@ -188,11 +194,12 @@ class TrainingViews:
         return image.contiguous(memory_format=torch.channels_last)
 
 
-def is_resident(wish: str, sources: Sequence[Levels], device: torch.device) -> bool:
+def is_resident(wish: str, sources: Mapping[str, Levels], device: torch.device) -> bool:
     """Tell whether frames are kept on the device, see DataConfig.resident."""
     if wish != 'auto' or device.type != 'cuda':
         return wish == 'always'
-    size = sum(x.nbytes for source in sources for pyramid in source.values() for x in pyramid)
+    pyramids = [pyramid for source in sources.values() for pyramid in source.values()]
+    size = sum(x.nbytes for pyramid in pyramids for x in pyramid)
     free, _ = torch.cuda.mem_get_info(device)
     return size <= RESIDENT_SHARE * free
 

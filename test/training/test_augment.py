@@ -44,7 +44,9 @@ def batch_and_views(count: int = 24, **options) -> tuple[dict[str, torch.Tensor]
         augment=AugmentConfig(**{**STILL, **options}),
         data=DataConfig(width=160, height=120, workers=0),
     )
-    views = TrainingViews(ramp_frames(), None, config, {'rgb': (120, 160), 'hha': (60, 80)}, 'cpu')
+    views = TrainingViews(
+        {'train': ramp_frames()}, config, {'rgb': (120, 160), 'hha': (60, 80)}, 'cpu'
+    )
     drawn = [views.reader.choose(draw)[2] for draw in range(count)]
     return next(views.batches(0, 1)), drawn
 
@@ -262,7 +264,7 @@ def test_views_much_smaller_than_their_frames_have_no_aliasing():
     data = DataConfig(width=width // 8, height=height // 8, workers=0)
     config = TrainConfig(batch_size=2, augment=AugmentConfig(**STILL, whole=1), data=data)
     sizes = {'rgb': (height // 8, width // 8)}
-    batch = next(TrainingViews(board, None, config, sizes, 'cpu').batches(0, 1))
+    batch = next(TrainingViews({'train': board}, config, sizes, 'cpu').batches(0, 1))
     torch.testing.assert_close(batch['rgb'], torch.full_like(batch['rgb'], 120.0))
 
 
@@ -354,7 +356,7 @@ def depth_batch(depth: np.ndarray, count: int, **options) -> tuple[np.ndarray, l
         augment=AugmentConfig(**{**STILL, **options}),
         data=DataConfig(width=160, height=120, workers=0),
     )
-    views = TrainingViews(frames, None, config, {'depth': (120, 160)}, 'cpu')
+    views = TrainingViews({'train': frames}, config, {'depth': (120, 160)}, 'cpu')
     drawn = [views.reader.choose(draw)[2] for draw in range(count)]
     return next(views.batches(0, 1))['depth'][:, 0].numpy(), drawn
 

@@ -13,13 +13,15 @@ from rgbd_fusion_seg.training.view_reader import ViewReader, window
 
 def test_the_order_of_frames_is_that_of_every_version():
     """A run that is continued by another version goes on with the same frames."""
-    sources = [{'labels': [np.zeros((count, 6, 8), np.uint8)]} for count in (5, 3)]
+    sources = {
+        name: {'labels': [np.zeros((count, 6, 8), np.uint8)]}
+        for name, count in (('train', 5), ('synthetic', 3))
+    }
     config = TrainConfig(seed=9, data=DataConfig(synthetic_share=0.25))
     chosen = [ViewReader(sources, config, {}, 0, 1, True).choose(k)[:2] for k in range(40)]
-    for source, count, epochs in ((0, 5, 6), (1, 3, 3)):
+    for source, stream, count, epochs in (('train', 1, 5, 6), ('synthetic', 2, 3, 3)):
         orders = [
-            np.random.default_rng((9, epoch, 1 + source)).permutation(count)
-            for epoch in range(epochs)
+            np.random.default_rng((9, epoch, stream)).permutation(count) for epoch in range(epochs)
         ]
         ours = [index for other, index in chosen if other == source]
         np.testing.assert_array_equal(ours[: count * epochs], np.concatenate(orders))
@@ -40,7 +42,7 @@ def test_a_window_is_no_larger_than_what_is_shown(zoom):
 
 
 def test_rotated_views_keep_the_pixels_of_their_frame_square():
-    sources = [{'labels': [np.zeros((5, 60, 120), np.uint8)]}]
+    sources = {'train': {'labels': [np.zeros((5, 60, 120), np.uint8)]}}
     config = TrainConfig(
         seed=1, augment=AugmentConfig(max_zoom=1.5, aspect=1, whole=0, max_rotation_deg=40)
     )

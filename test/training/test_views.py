@@ -39,6 +39,7 @@ def make_views(
     rank: int = 0,
     world_size: int = 1,
     share: float = 0.25,
+    stereo_share: float = 0.0,
     **options,
 ) -> TrainingViews:
     """Views of 6 frames of noise, and of 5 others for synthetic ones, at half their size."""
@@ -48,15 +49,18 @@ def make_views(
         augment=options.pop('augment', WILD),
         data=DataConfig(
             width=WIDTH // 2, height=HEIGHT // 2, workers=workers, resident=resident,
-            synthetic_share=share,
+            synthetic_share=share, stereo_share=stereo_share,
         ),
     )  # fmt: skip
-    real, synthetic = with_depth(random_frames(6)), with_depth(random_frames(5, seed=1))
-    synthetic = synthetic if share else None
+    frames = {'train': with_depth(random_frames(6))}
+    if share:
+        frames['synthetic'] = with_depth(random_frames(5, seed=1))
+    if stereo_share:
+        frames['stereo'] = with_depth(random_frames(6, seed=2))
     modalities, device = options.pop('modalities', ('rgb', 'hha')), options.pop('device', 'cpu')
     colour = HEIGHT // 2, WIDTH // 2
     sizes = {name: colour if name == 'rgb' else HHA_SIZE for name in modalities}
-    return TrainingViews(real, synthetic, config, sizes, device, rank, world_size, **options)
+    return TrainingViews(frames, config, sizes, device, rank, world_size, **options)
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -123,11 +127,11 @@ def test_an_epoch_visits_every_real_frame_once_whatever_comes_on_top():
     for share in (0.0, 0.25, 0.4):
         reader = make_views(share=share).reader
         chosen = [reader.choose(draw)[:2] for draw in range(240)]
-        real = [index for source, index in chosen if source == 0]
+        real = [index for source, index in chosen if source == 'train']
         epochs = [real[i : i + 6] for i in range(0, len(real) - 5, 6)]
         assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 1
-        synthetic = [index for source, index in chosen if source == 1]
+        synthetic = [index for source, index in chosen if source == 'synthetic']
         assert len(synthetic) == round(240 * share)
         assert not share or set(synthetic) == set(range(5))
 
@@ -139,7 +143,7 @@ def test_a_whole_unchanged_view_is_the_prepared_frame():
         config = TrainConfig(batch_size=6, augment=PLAIN, data=data)
         half = size[0] // 2, size[1] // 2
         sizes = {'rgb': size, 'hha': half, 'depth': half}
-        made = TrainingViews(frames, None, config, sizes, 'cpu')
+        made = TrainingViews({'train': frames}, config, sizes, 'cpu')
         batch = next(made.batches(0, 1))
         order = [made.reader.choose(draw)[1] for draw in range(6)]
         for name, expected in (('rgb', frames.rgb[level]), ('hha', frames.hha[1 - level])):
@@ -157,7 +161,7 @@ def test_views_that_zoom_out_take_more_samples_of_small_images():
     sizes = {'rgb': (data.height, data.width)}
     for zoom, taps in ((1.0, 1), (0.5, 2), (0.25, 4)):
         config = TrainConfig(augment=AugmentConfig(min_zoom=zoom), data=data)
-        assert TrainingViews(random_frames(1), None, config, sizes, 'cpu').rgb_taps == taps
+        assert TrainingViews({'train': random_frames(1)}, config, sizes, 'cpu').rgb_taps == taps
 
 
 def test_noise_on_depth_is_not_that_on_colour():
@@ -170,7 +174,7 @@ def test_noise_on_depth_is_not_that_on_colour():
     config = TrainConfig(batch_size=4, augment=noisy, data=data)
     size = HEIGHT // 2, WIDTH // 2
     sizes = {'rgb': size, 'depth': size}
-    batch = next(TrainingViews(frames, None, config, sizes, 'cpu').batches(0, 1))
+    batch = next(TrainingViews({'train': frames}, config, sizes, 'cpu').batches(0, 1))
     for colour, depth in zip(batch['rgb'], batch['depth'], strict=True):
         assert float(depth.std()) > 0
         planes = torch.cat([colour, depth]).flatten(1).numpy()
@@ -214,7 +218,7 @@ def test_only_what_the_network_reads_is_made():
 
 def test_resident_frames_must_leave_memory_to_train_in(monkeypatch):
     size = sum(x.nbytes for name in ('rgb', 'labels') for x in levels(random_frames(6), name))
-    sources = [{name: levels(random_frames(6), name) for name in ('rgb', 'labels')}]
+    sources = {'train': {name: levels(random_frames(6), name) for name in ('rgb', 'labels')}}
     gpu, cpu = torch.device('cuda'), torch.device('cpu')
     for free, expected in ((2 * size, True), (2 * size - 1, False)):
         monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda _, free=free: (free, 10 * size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, cached_frames, read_frame
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.datasets.prepared_files import map_in_threads
+from rgbd_fusion_seg.training.datasets.stereo_depth import StereoDepth
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
 from rgbd_fusion_seg.training.initialisation import bare_network
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
@@ -71,7 +72,7 @@ def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str
 
     Returns:
         'train' and 'test'; for data of the NYU40 classes also 'synthetic' and 'synthetic_test'
-        where frames of them are wanted.
+        where frames of them are wanted; and where stereo depth is, 'stereo' and 'stereo_test'.
 
     Raises:
         InputError: data that cannot be used, such as a split without a labelled pixel, synthetic
@@ -83,6 +84,7 @@ def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str
         raise InputError(fault)
     if sources['train'].classes.names == NYU40.names and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
+    sources |= _by_stereo(config, sources)
     folder = Path(config.cache)
     sizes = _depth_sizes(network, config, sources['train'].size)
     metres = 'depth' in network.modalities
@@ -108,6 +110,14 @@ def _rooms(config: DataConfig) -> dict[str, FrameSource]:
         'synthetic_test': (config.synthetic_test_frames, HELD_OUT_SEED),
     }
     return {name: SyntheticRooms(n, seed) for name, (n, seed) in wanted.items() if n > 0}
+
+
+def _by_stereo(config: DataConfig, sources: Mapping[str, FrameSource]) -> dict[str, FrameSource]:
+    wanted = {
+        'stereo': ('train', config.stereo_share > 0),
+        'stereo_test': ('test', config.stereo_test),
+    }
+    return {name: StereoDepth(sources[split]) for name, (split, is_on) in wanted.items() if is_on}
 
 
 def rooms_fault(config: DataConfig, classes: ClassSet) -> str:
