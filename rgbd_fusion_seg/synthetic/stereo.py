@@ -48,7 +48,7 @@ class StereoRig:
 
     baseline_m: float = 0.075
     matcher: str = 'semi-global'
-    noise: float = 2.0
+    noise: float = 1.5
     gain: float = 1.0
     projector: float = 0.0
 
@@ -64,7 +64,7 @@ class StereoRig:
         return cls(
             baseline_m=float(np.exp(rng.uniform(*np.log(BASELINES_M)))),
             matcher=str(rng.choice(MATCHERS)),
-            noise=float(rng.uniform(1, 3)),
+            noise=float(rng.uniform(0.5, 2.5)),
             gain=float(rng.uniform(0.95, 1.05)),
             projector=float(rng.choice([0, 0, 120])),
         )
