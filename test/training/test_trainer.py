@@ -689,7 +689,7 @@ def test_a_run_that_was_killed_knows_the_score_of_its_last_state(run_config, mon
 
 def test_the_best_network_is_that_of_real_frames(run_config, monkeypatch):
     config = run_config()
-    config.data.synthetic_test_frames = 1
+    config.data.synthetic_test_frames, config.data.stereo_test = 1, True
     run = Trainer(config)
     monkeypatch.setattr(
         trainer,
@@ -700,7 +700,8 @@ def test_the_best_network_is_that_of_real_frames(run_config, monkeypatch):
     )
     run.evaluate('scores.json', SILENT)
     written = json.loads((run.folder / 'scores.json').read_text())
-    assert written == {'step': 0, 'test': {'mIoU': 0.2}, 'synthetic_test': {'mIoU': 0.9}}
+    others = {name: {'mIoU': 0.9} for name in ('synthetic_test', 'stereo_test')}
+    assert written == {'step': 0, 'test': {'mIoU': 0.2}, **others}
     assert run.state['best'] == 0.2
 
 

@@ -136,6 +136,41 @@ def test_an_epoch_visits_every_real_frame_once_whatever_comes_on_top():
         assert not share or set(synthetic) == set(range(5))
 
 
+@pytest.mark.parametrize('stereo_share', [0.4, 1.0])
+def test_some_of_the_real_views_have_the_depth_of_stereo(stereo_share):
+    """Each frame in its turn, now with its own depth and now with that of stereo."""
+    plain = make_views(share=0.25).reader
+    mixed = make_views(share=0.25, stereo_share=stereo_share).reader
+    chosen = [[reader.choose(draw)[:2] for draw in range(480)] for reader in (plain, mixed)]
+    assert [index for _, index in chosen[0]] == [index for _, index in chosen[1]]
+    for (before, _), (now, _) in zip(*chosen, strict=True):
+        assert now == before or (before, now) == ('train', 'stereo')
+    stereo = [index for source, index in chosen[1] if source == 'stereo']
+    assert len(stereo) == round(360 * stereo_share)
+    counts = np.bincount(stereo, minlength=6) / 60
+    np.testing.assert_allclose(counts, stereo_share, atol=0.15)
+
+
+@pytest.mark.parametrize('resident', ['never', 'always'])
+def test_views_of_stereo_read_the_depth_of_stereo(resident):
+    own, by_stereo = random_frames(6), random_frames(6, seed=2)
+    frames = {'train': own, 'stereo': dataclasses.replace(own, hha=by_stereo.hha)}
+    data = DataConfig(width=WIDTH, height=HEIGHT, workers=0, resident=resident, stereo_share=0.5)
+    config = TrainConfig(batch_size=6, augment=PLAIN, data=data)
+    sizes = {'rgb': (HEIGHT, WIDTH), 'hha': (HEIGHT // 2, WIDTH // 2)}
+    made = TrainingViews(frames, config, sizes, 'cpu')
+    batch = next(made.batches(0, 1))
+    sources = set()
+    for i in range(6):
+        source, index, _ = made.reader.choose(i)
+        sources.add(source)
+        for name, images in (('rgb', own.rgb[0]), ('hha', frames[source].hha[1])):
+            shown = torch.from_numpy(images[index]).permute(2, 0, 1).float()
+            torch.testing.assert_close(batch[name][i], shown, rtol=0, atol=0.01)
+        np.testing.assert_array_equal(batch['labels'][i], own.labels[index])
+    assert sources == {'train', 'stereo'}
+
+
 def test_a_whole_unchanged_view_is_the_prepared_frame():
     frames = with_depth(random_frames(6))
     for size, level in (((HEIGHT, WIDTH), 0), ((HEIGHT // 2, WIDTH // 2), 1)):

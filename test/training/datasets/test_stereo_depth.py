@@ -1,0 +1,81 @@
+"""Frames seen by stereo: the same pictures and labels, other depth, prepared and scored so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip('torch')
+
+from rgbd_fusion_seg.training.config import (
+    DataConfig,
+    DatasetConfig,
+    NetworkConfig,
+)
+from rgbd_fusion_seg.training.datasets import open_dataset
+from rgbd_fusion_seg.training.datasets.cache import cached_frames
+from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2
+from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
+from rgbd_fusion_seg.training.datasets.stereo_depth import StereoDepth
+from rgbd_fusion_seg.training.evaluation import scored_sources
+from rgbd_fusion_seg.training.initialisation import bare_network
+
+ROOMS = DatasetConfig('synthetic', options={'train_frames': 3, 'test_frames': 2})
+
+
+@pytest.fixture(scope='module')
+def rooms():
+    return open_dataset(ROOMS, 'train')
+
+
+def test_only_depth_is_another(rooms):
+    stereo = StereoDepth(rooms)
+    assert len(stereo) == 3
+    assert (stereo.name, stereo.size) == (f'{rooms.name}-stereo', rooms.size)
+    assert stereo.terms.startswith(rooms.terms)
+    rigs_differ = []
+    for i in range(3):
+        theirs, ours, again = rooms[i], stereo[i], stereo[i]
+        np.testing.assert_array_equal(ours.frame.rgb, theirs.frame.rgb)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        np.testing.assert_array_equal(ours.frame.depth, again.frame.depth)
+        assert ours.frame.intrinsics == theirs.frame.intrinsics
+        seen = (ours.frame.depth > 0) & (theirs.frame.depth > 0)
+        ratio = ours.frame.depth[seen] / theirs.frame.depth[seen]
+        assert np.median(np.abs(np.log(ratio))) < 0.05
+        assert (ours.frame.depth[:, :64] == 0).all()
+        rigs_differ.append(seen.mean())
+    assert len(set(rigs_differ)) == 3
+
+
+def test_the_key_of_prepared_frames_depends_on_what_the_data_set_is(tmp_path, nyu_pack):
+    sources = [NyuDepthV2(nyu_pack, split) for split in ('train', 'test')]
+    keys = [StereoDepth(source).describe() for source in sources]
+    assert keys[0] != keys[1]
+    assert keys[0] == StereoDepth(NyuDepthV2(nyu_pack, 'train')).describe()
+    frames = cached_frames(StereoDepth(sources[1]), tmp_path)
+    own = cached_frames(sources[1], tmp_path)
+    np.testing.assert_array_equal(frames.rgb[0], own.rgb[0])
+    assert frames.name == 'nyudv2-test-stereo'
+    assert all((a != b).any() for a, b in zip(frames.hha, own.hha, strict=True))
+
+
+@pytest.mark.parametrize(('share', 'test'), [(0.0, False), (0.4, False), (0.0, True)])
+def test_stereo_is_prepared_where_it_is_wanted(tmp_path, share, test):
+    data = DataConfig(
+        ROOMS, cache=str(tmp_path), width=64, height=48, stereo_share=share, stereo_test=test
+    )
+    frames = prepare_frames(data, bare_network(NetworkConfig()))
+    wanted = {'stereo': share > 0, 'stereo_test': test}
+    assert {*frames} == {'train', 'test', *(name for name, wish in wanted.items() if wish)}
+    for name in {*wanted} & {*frames}:
+        own = frames['train' if name == 'stereo' else 'test']
+        np.testing.assert_array_equal(frames[name].labels, own.labels)
+        assert (frames[name].hha[0] != own.hha[0]).any()
+
+
+def test_stereo_is_scored_where_it_is_wanted():
+    scored = scored_sources(DataConfig(ROOMS, stereo_test=True))
+    assert list(scored) == ['synthetic_test', 'synthetic_test_stereo']
+    assert len(scored['synthetic_test_stereo']) == 2
+    assert list(scored_sources(DataConfig(ROOMS))) == ['synthetic_test']
