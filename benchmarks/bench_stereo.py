@@ -1,7 +1,7 @@
-"""How well do networks label the depth of a stereo pair, when they learnt a Kinect's?
+"""How well do networks label the depth of a stereo pair?
 
 Views of synthetic rooms that no shipped network was trained on, seen by a synthetic Kinect and by
-a pair of cameras whose disparity OpenCV's semi-global matching computes, at the settings that
+a pair of cameras, both rendered, whose pictures are matched semi-globally at the settings that
 stereo_image_proc has for it. The floor is guessed by the lowest reading of all, as by the public
 HHA code; or strays apart, as here; or height and direction of the camera are given.
 """
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import cv2
@@ -23,19 +22,18 @@ import numpy as np
 from rgbd_fusion_seg import hha
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.frame import RgbdFrame
-from rgbd_fusion_seg.image_decoding import depth_from_disparity
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room, SyntheticView
 from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
+from rgbd_fusion_seg.synthetic.stereo import match_stereo
 
 BUNDLES = ('rfbnet_erfnet_nyu40', 'rfbnet_erfnet_nyu40_320x240')
 FIRST_SEED = 1_000_000
 """Rooms from here on are for testing (``training.datasets.synthetic_rooms``)."""
 BASELINE_M = 0.075
 """Of an OAK-D."""
-WINDOW, DISPARITIES, STEPS_A_PIXEL = 15, 64, 16
 ROWS = ('Kinect', 'stereo, lowest reading', 'stereo', 'stereo, height and gravity given')
 
 
@@ -88,32 +86,13 @@ def views(count: int) -> Iterator[View]:
         beside = pose.copy()
         beside[:3, 3] += BASELINE_M * pose[:3, 0]
         left, right = room.render(pose, KINECT), room.render(beside, KINECT)
+        grey = [cv2.cvtColor(side.rgb, cv2.COLOR_RGB2GRAY) for side in (left, right)]
         depth = simulate_kinect(left.depth, KINECT, rng, left.labels, rgb=left.rgb)
         yield View(
             RgbdFrame(left.rgb, depth, KINECT),
-            RgbdFrame(left.rgb, depth_of_pair(left.rgb, right.rgb), KINECT),
+            RgbdFrame(left.rgb, match_stereo(*grey, KINECT.fx, BASELINE_M), KINECT),
             left,
         )
-
-
-def depth_of_pair(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return float32 (H, W) metres of a pair of images, uint8 (H, W, 3); 0 = no reading."""
-    matcher = cv2.StereoSGBM_create(
-        numDisparities=DISPARITIES, blockSize=WINDOW, P1=200, P2=400, preFilterCap=31,
-        uniquenessRatio=15, speckleWindowSize=100, speckleRange=4,
-    )  # fmt: skip
-    matched = matcher.compute(*(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) for rgb in (left, right)))
-    disparity = matched.astype(np.float32) / STEPS_A_PIXEL
-    height, width = disparity.shape
-    image = SimpleNamespace(
-        height=height, width=width, encoding='32FC1', step=4 * width, is_bigendian=0,
-        data=disparity.tobytes(),
-    )  # fmt: skip
-    everywhere = SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0)
-    message = SimpleNamespace(
-        image=image, f=KINECT.fx, t=BASELINE_M, min_disparity=0.0, valid_window=everywhere
-    )
-    return depth_from_disparity(message)
 
 
 def labelled(segmenter: Segmenter, view: View) -> Iterator[np.ndarray]:
