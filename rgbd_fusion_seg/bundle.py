@@ -104,6 +104,8 @@ class ModelBundle:
         fused: what the graph does beside the network; None: it is the network.
         single_sensor: by modality, the bundles inside this one that answer from it alone, for
             when the other sensor is lost.
+        copes_without: the sensors of `frame.SENSORS`, each of which this very network has learnt
+            to do without: it labels frames whose half of that sensor is blank.
     """
 
     path: Path
@@ -123,6 +125,7 @@ class ModelBundle:
     fused: FusedForm | None = None
     depth: TensorInput | None = None
     single_sensor: Mapping[str, ModelBundle] = field(default_factory=dict, repr=False)
+    copes_without: tuple[str, ...] = ()
 
     @property
     def cache_name(self) -> str:
@@ -165,13 +168,27 @@ class ModelBundle:
     def alone(self, sensor: str) -> ModelBundle | None:
         """Return what answers from one sensor of `frame.SENSORS` alone; None: nothing does.
 
-        A network that sees no other sensor anyway answers itself. Of two encodings of depth the
-        one answers whose measured mIoU is best, or the first.
+        A network that sees no other sensor anyway answers itself, and so does one that has learnt
+        to do without it, unless there is one for that sensor. Of two encodings of depth the one
+        answers whose measured mIoU is best, or the first.
         """
         if self.sensors == (sensor,):
             return self
         fitting = [b for m, b in self.single_sensor.items() if sensor_of(m) == sensor]
-        return max(fitting, key=_test_mean_iou, default=None)
+        copes = sensor in self.sensors and {*self.sensors} - {sensor} <= {*self.copes_without}
+        return max(fitting, key=_test_mean_iou, default=self if copes else None)
+
+    def mean_iou_alone(self, sensor: str) -> dict[str, float]:
+        """Return the measured mIoU, 0..1, of what answers from one sensor alone, as `mean_iou`."""
+        answers = self.alone(sensor)
+        if answers is None:
+            return {}
+        if answers is not self or self.sole_sensor:
+            return answers.mean_iou
+        branches = {name: self.metrics[name].get('branches') for name in self.mean_iou}
+        found = {n: b.get(sensor) for n, b in branches.items() if isinstance(b, Mapping)}
+        found = {n: m.get('mIoU') for n, m in found.items() if isinstance(m, Mapping)}
+        return {name: iou for name, iou in found.items() if isinstance(iou, float)}
 
     def answering_alone(self, sensor: str) -> ModelBundle:
         """Return what answers from one sensor of `frame.SENSORS` alone, as :meth:`alone`.
@@ -334,6 +351,7 @@ def _validated(card: Card, folder: Path) -> ModelBundle:
         temperature=_temperature(card),
         fused=_fused(card, inputs, dynamic) if 'fused' in card.card else None,
         single_sensor=_single_sensor(card, folder, inputs, names),
+        copes_without=_copes_without(card, inputs),
     )
 
 
@@ -426,6 +444,14 @@ def _single_sensor(
         bundle = nested[modality] = load_bundle(folder / name)
         _check_part(bundle, modality, sha256, folder, class_names)
     return nested
+
+
+def _copes_without(card: Card, inputs: Mapping[str, TensorInput]) -> tuple[str, ...]:
+    listed = card.get('copes_without', list) if 'copes_without' in card.card else []
+    seen = {sensor_of(name) for name in inputs}
+    if listed and (len(seen) < 2 or any(sensor not in SENSORS for sensor in listed)):
+        raise card.wrong('copes_without', listed)
+    return tuple(sensor for sensor in SENSORS if sensor in listed)
 
 
 def _check_part(

@@ -253,8 +253,8 @@ def _bundles() -> Iterator[Finding]:
         text = (
             f'{bundle.num_classes} classes, sees {sees}, {size}, weights match the card, {folder}'
         )
-        if bundle.single_sensor:
-            text += f'; answers alone from {" or ".join(bundle.single_sensor)}'
+        if alone := [s for s in bundle.sensors if bundle.alone(s) and not bundle.sole_sensor]:
+            text += f'; answers alone from {" or ".join(alone)}'
         yield Finding('ok', folder.name, text)
     if not list_bundles():
         searched = ', '.join(str(folder) for folder in bundle_folders()) or 'no folder exists'

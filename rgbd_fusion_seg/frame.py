@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import atan, degrees, isfinite
@@ -150,6 +151,12 @@ def blank_frame(width: int, height: int) -> RgbdFrame:
     rgb = np.zeros((height, width, 3), dtype=np.uint8)
     depth = np.ones((height, width), dtype=np.float32)
     return RgbdFrame(rgb, depth, Intrinsics.of_some_camera(width, height))
+
+
+def half_frame(frame: RgbdFrame, sensor: str) -> RgbdFrame:
+    """Return a frame with the half of one of `SENSORS`; the other is black, or has no reading."""
+    lost = 'depth' if sensor == 'rgb' else 'rgb'
+    return dataclasses.replace(frame, **{lost: np.zeros_like(getattr(frame, lost))})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,14 @@ from rgbd_fusion_seg.errors import (
     InputError,
     RgbdFusionSegError,
 )
-from rgbd_fusion_seg.frame import SENSORS, UNLABELLED, RgbdFrame, Segmentation, blank_frame
+from rgbd_fusion_seg.frame import (
+    SENSORS,
+    UNLABELLED,
+    RgbdFrame,
+    Segmentation,
+    blank_frame,
+    half_frame,
+)
 from rgbd_fusion_seg.hardware import release_freed_memory
 from rgbd_fusion_seg.postprocess import labels_and_confidence
 from rgbd_fusion_seg.preprocess import (
@@ -53,7 +60,8 @@ class Segmenter:
     can run here, and the frame at hand is labelled by that one.
 
     A bundle may hold networks that answer from one sensor alone (`ModelBundle.single_sensor`);
-    each is opened when it is first needed, with the same backend and options.
+    each is opened when it is first needed, with the same backend and options. One that has learnt
+    to do without a sensor (`ModelBundle.copes_without`) answers itself, and sees that half blank.
 
     Args:
         bundle: a loaded bundle, its folder, or the name of a shipped one.
@@ -161,9 +169,9 @@ class Segmenter:
     ) -> Segmentation:
         """Label a frame.
 
-        A frame without any depth is labelled from colour alone, by the network that the bundle
-        holds for that, else by the one for both as far as it can; a network that sees depth alone
-        then has nothing to go by. `Segmentation.sensors` tells what a network saw.
+        A frame without any depth is labelled from colour alone, where the bundle can do that, else
+        by the network for both as far as it goes; a network that sees depth alone then has nothing
+        to go by. `Segmentation.sensors` tells what labels rest on.
 
         Args:
             frame: colour and registered depth.
@@ -189,20 +197,30 @@ class Segmenter:
         """
         if only not in ('', *SENSORS):
             raise InputError(f"only must be '' or one of {', '.join(SENSORS)}, got {only!r}")
-        if not only and self._answers_for('rgb') and not has_readings(frame.depth):
+        without_depth = not self.bundle.sole_sensor and not has_readings(frame.depth)
+        if not only and without_depth and self.bundle.alone('rgb') is not None:
             only = 'rgb'
-        if only and self.bundle.sensors != (only,):
-            return self._opened_alone(only).segment(frame, gravity, '', camera_height)
+        sensors = (only,) if only else self.bundle.sensors
+        if sensors != self.bundle.sensors:
+            if self.bundle.answering_alone(only) is not self.bundle:
+                return self._opened_alone(only).segment(frame, gravity, '', camera_height)
+            frame = half_frame(frame, only)
+            if only == 'rgb':  # as it learnt it, which tells nothing of the camera
+                gravity = camera_height = None
         if self._successor is not None:
             self._install_successor()
         while True:
             try:
-                return self._segment(frame, gravity, camera_height)
+                return self._segment(frame, gravity, camera_height, sensors)
             except EngineError as error:
                 self._step_down(error)
 
     def _segment(
-        self, frame: RgbdFrame, gravity: np.ndarray | None, camera_height: float | None
+        self,
+        frame: RgbdFrame,
+        gravity: np.ndarray | None,
+        camera_height: float | None,
+        sensors: tuple[str, ...],
     ) -> Segmentation:
         clock = _StageClock()
         run = self._run_stages if self.bundle.fused is None else self._run_fused
@@ -216,7 +234,7 @@ class Segmenter:
             clock.stages_ms,
             frame.stamp_ns,
             frame.frame_id,
-            self.bundle.sensors,
+            sensors,
         )
 
     def _run_stages(

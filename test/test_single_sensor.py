@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stand_in_engine
-from bundles import tiny_card, tiny_network, write_bundle
+from bundles import tiny_card, tiny_network, with_open_sizes, write_bundle
 from single_sensor_bundles import MEAN_IOU, change_card, write_with_parts
 
 from rgbd_fusion_seg import doctor, engine
@@ -316,7 +316,7 @@ def test_fused_bundles_keep_their_parts(tmp_path):
 def test_the_doctor_tells_what_a_bundle_answers_from(folder, monkeypatch):
     monkeypatch.setenv('RGBD_FUSION_SEG_MODELS', str(folder.parent))
     (found,) = [f for f in doctor._bundles() if f.name == 'tiny']
-    assert 'alone from rgb or hha' in found.text
+    assert 'alone from rgb or depth' in found.text
 
 
 def test_readings_are_found_wherever_they_are():
@@ -391,3 +391,104 @@ def test_of_two_encodings_of_depth_the_better_one_answers(tmp_path, hha, depth, 
     parts = {n: bundle(n, (n,), metrics={'rooms_test': {'mIoU': v}}) for n, v in scores.items()}
     whole = bundle('whole', ('rgb', 'hha', 'depth'))
     assert dataclasses.replace(whole, single_sensor=parts).alone('depth') is parts[best]
+
+
+def coping(folder: Path, without: tuple[str, ...] = ('rgb', 'depth'), **card) -> Path:
+    """Write a bundle of one network that has learnt to do without sensors."""
+    return write_bundle(folder, tiny_card() | {'copes_without': [*without]} | card)
+
+
+@pytest.mark.parametrize('sensor', ['rgb', 'depth'])
+def test_a_network_that_copes_sees_the_lost_half_blank(tmp_path, tiny_bundle, sensor, monkeypatch):
+    frame, other = room(), room()
+    lost = {'rgb': 'depth', 'depth': 'rgb'}[sensor]
+    blank = dataclasses.replace(frame, **{lost: np.zeros_like(getattr(frame, lost))})
+    getattr(other, lost)[:] += 1
+    with Segmenter(tiny_bundle, num_threads=1) as both:
+        expected, seen = both.segment(blank), both.segment(frame)
+    opened = opened_engines(monkeypatch)
+    bundle = load_bundle(coping(tmp_path / 'coping'))
+    with Segmenter(bundle, num_threads=1, preload_single_sensor=True) as segmenter:
+        segmenter.warm_up()
+        results = [segmenter.segment(x, only=sensor) for x in (frame, other)]
+        assert segmenter.segment(frame).sensors == ('rgb', 'depth')
+        assert np.array_equal(segmenter.segment(frame).labels, seen.labels)
+        assert segmenter.engine_names_alone == {}
+    for result in results:
+        assert result.sensors == (sensor,)
+        assert np.array_equal(result.labels, expected.labels)
+        assert np.array_equal(result.confidence, expected.confidence)
+    assert not np.array_equal(expected.labels, seen.labels)
+    assert opened == ['tiny']
+    assert bundle.alone(sensor) is bundle.answering_alone(sensor) is bundle
+
+
+def test_what_copes_answers_frames_without_depth_whatever_is_known_of_the_camera(tmp_path):
+    frame = room()
+    empty = RgbdFrame(frame.rgb, np.zeros_like(frame.depth), frame.intrinsics)
+    with Segmenter(coping(tmp_path / 'coping', ('depth',))) as segmenter:
+        expected = segmenter.segment(frame, only='rgb')
+        for known in ({}, {'gravity': np.array([0.0, 1.0, 0.2]), 'camera_height': 0.4}):
+            result = segmenter.segment(empty, **known)
+            assert result.sensors == ('rgb',)
+            assert np.array_equal(result.labels, expected.labels)
+        with pytest.raises(BundleError, match='tiny cannot answer from depth alone'):
+            segmenter.segment(frame, only='depth')
+
+
+def test_a_network_for_one_sensor_comes_before_one_that_copes(folder, tmp_path):
+    change_card(
+        copy := Path(shutil.copytree(folder, tmp_path / 'both')), copes_without=['rgb', 'depth']
+    )
+    bundle = load_bundle(copy)
+    assert bundle.alone('rgb') is bundle.single_sensor['rgb']
+    half = load_bundle(
+        write_with_parts(tmp_path / 'half', parts=('hha',), copes_without=['depth'])
+    )
+    assert half.alone('rgb') is half
+    assert half.alone('depth') is half.single_sensor['hha']
+
+
+@pytest.mark.parametrize('entry', ['rgb', ['hha'], [3], {'rgb': 1}])
+def test_sensors_that_are_none_are_refused(tmp_path, entry):
+    folder = write_bundle(tmp_path / 'bad', tiny_card() | {'copes_without': entry})
+    with pytest.raises(BundleError, match='copes_without'):
+        load_bundle(folder)
+
+
+def test_what_sees_one_sensor_copes_without_none(tmp_path):
+    card = tiny_card(modalities=('rgb',)) | {'copes_without': ['depth']}
+    folder = write_bundle(tmp_path / 'bad', card, tiny_network(modalities=('rgb',)))
+    with pytest.raises(BundleError, match=r"'copes_without': \['depth'\]"):
+        load_bundle(folder)
+
+
+def test_the_score_of_what_copes_is_that_of_its_answer(folder, tmp_path):
+    scores = {
+        'rooms_test': {'mIoU': 0.5, 'branches': {'rgb': {'mIoU': 0.3}, 'depth': {'mIoU': 0.2}}},
+        'others_test': {'mIoU': 0.6},
+        'agreement': {'frames': 8},
+    }
+    bundle = load_bundle(coping(tmp_path / 'coping', ('depth',), metrics=scores))
+    assert bundle.mean_iou_alone('rgb') == {'rooms_test': 0.3}
+    assert bundle.mean_iou_alone('depth') == {}
+    parts = load_bundle(folder)
+    assert parts.mean_iou_alone('depth') == {'rooms_test': MEAN_IOU['hha']}
+    assert parts.single_sensor['rgb'].mean_iou_alone('rgb') == {'rooms_test': MEAN_IOU['rgb']}
+    assert bundle.resized(64, 48).copes_without == ('depth',)
+
+
+def test_a_fused_graph_copes_as_its_network_does(tmp_path):
+    network, card = with_open_sizes(tiny_network()), tiny_card()
+    card |= {
+        'copes_without': ['rgb', 'depth'],
+        'dynamic': {'batch': False, 'size': True, 'multiple': 16},
+    }
+    base = load_bundle(write_bundle(tmp_path / 'open', card, network)).resized(128, 96)
+    frame = room(120, 160)
+    for hha in (False, True):
+        whole = fuse(base, tmp_path / f'fused{hha}', (160, 120), hha=hha)
+        with Segmenter(base) as split, Segmenter(whole) as opened:
+            for sensor in ('rgb', 'depth'):
+                expected = split.segment(frame, only=sensor)
+                assert np.array_equal(opened.segment(frame, only=sensor).labels, expected.labels)

@@ -18,12 +18,11 @@ def rests_on(bundle: ModelBundle, sensor: str) -> str:
         bundle: what runs while both go on.
         sensor: the one of `SENSORS` that goes on.
     """
-    answers = bundle.alone(sensor)
-    if answers is None:
+    if bundle.alone(sensor) is None:
         return f'nothing: {bundle.name} cannot answer from {NAMES[sensor]} alone'
     measured = []
-    for name, iou in answers.mean_iou.items():
-        both = bundle.mean_iou.get(name) if answers is not bundle else None
+    for name, iou in bundle.mean_iou_alone(sensor).items():
+        both = None if bundle.sole_sensor else bundle.mean_iou.get(name)
         instead = f' instead of {both:.1%}' if both is not None else ''
         measured.append(f'mIoU {iou:.1%}{instead} on {name}')
     return f'{NAMES[sensor]} alone, {", ".join(measured) or "mIoU not measured"}'

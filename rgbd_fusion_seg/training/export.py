@@ -18,7 +18,13 @@ import torch
 
 from rgbd_fusion_seg import hha
 from rgbd_fusion_seg.atomic_files import replace_folder
-from rgbd_fusion_seg.bundle import CARD_FORMAT, ModelBundle, file_sha256, load_bundle
+from rgbd_fusion_seg.bundle import (
+    CARD_FORMAT,
+    ModelBundle,
+    file_sha256,
+    load_bundle,
+    sensor_of,
+)
 from rgbd_fusion_seg.card import write_card
 from rgbd_fusion_seg.engine import Engine, open_engine
 from rgbd_fusion_seg.engine_building.fused_graph import (
@@ -284,6 +290,8 @@ def describe(
     }
     if 'hha' in sizes:
         card['hha'] = hha.constants()
+    if len({sensor_of(name) for name in sizes}) > 1 and info.get('copes_without'):
+        card['copes_without'] = info['copes_without']
     if set(sizes) - {'rgb'}:
         card['depth'] = {'range_m': _depth_range(info)}
     return card | {

@@ -30,7 +30,8 @@ class Predictor(Protocol):
         classes: what the labels mean.
         model: what was measured, as plain values for a report: path, hash, network, …
         measured_with: how, as the words of a sentence.
-        branches: of a network that joins predictions: their names, see `SegmentationNetwork`.
+        branches: of a network that joins predictions: their names, see `SegmentationNetwork`; of
+            a bundle that copes without a sensor: those from which it answers alone.
     """
 
     classes: ClassSet
@@ -109,10 +110,10 @@ class BundlePredictor:
         path: what the user calls the bundle.
     """
 
-    branches = ()
-
     def __init__(self, segmenter: Segmenter, path: str) -> None:
         bundle = segmenter.bundle
+        own = [sensor for sensor in bundle.sensors if bundle.alone(sensor) is bundle]
+        self.branches = () if bundle.sole_sensor else tuple(own)
         self.segmenter = segmenter
         self.classes = ClassSet(bundle.name, bundle.class_names, bundle.colors)
         width, height = bundle.input_size
@@ -133,8 +134,9 @@ class BundlePredictor:
         return self.segmenter.segment(frame).labels
 
     def predict_all(self, frame: RgbdFrame) -> list[np.ndarray]:
-        """Return the labels of `predict` alone: what ships has one output."""
-        return [self.predict(frame)]
+        """Return the labels of `predict`, and then those from each of `branches` alone."""
+        alone = (self.segmenter.segment(frame, only=sensor).labels for sensor in self.branches)
+        return [self.predict(frame), *alone]
 
     def close(self) -> None:
         """Free the engine."""

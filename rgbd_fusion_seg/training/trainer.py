@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rgbd_fusion_seg.bundle import sensor_of
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.frame import SENSORS
 from rgbd_fusion_seg.training.checkpoints import (
     class_entries,
     command_line,
@@ -268,7 +270,14 @@ class Trainer(TrainingLoop):
             'started_from': self.origins,
             'data': [{'name': f.name, 'frames': len(f), 'terms': f.terms} for f in used],
             'depth_range_m': list(self.frames['train'].depth_range_m),
+            'copes_without': self._copes_without(),
         }
+
+    def _copes_without(self) -> list[str]:
+        """Return the sensors that the network sees and has learnt to do without."""
+        lost = {'rgb': self.config.augment.drop_rgb, 'depth': self.config.augment.drop_hha}
+        seen = {sensor_of(name) for name in self.normalise.statistics}
+        return [sensor for sensor in SENSORS if len(seen) > 1 and lost[sensor] > 0]
 
     def evaluate(self, file_name: str, monitor: Monitor) -> None:
         """Score the averaged weights on every test set, and keep them if they are the best."""

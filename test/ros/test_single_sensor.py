@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 pytest.importorskip('onnx', reason='making bundles needs onnx')
 
+from bundles import tiny_card, write_bundle
 from ros_harness import Camera, Client, NodeProcess
 from sensor_msgs.msg import CameraInfo, Image
 from single_sensor_bundles import write_with_parts
@@ -102,6 +104,12 @@ def warnings_of_a_loss(client):
     ]
 
 
+def tells_of_a_loss(client, rests):
+    """Tell whether the newest warning of a loss says what labels rest on."""
+    warnings = warnings_of_a_loss(client)
+    return bool(warnings) and f'labels rest on {rests}; check' in warnings[-1].message
+
+
 @pytest.fixture(scope='module')
 def rig(ros_context, folder):
     rig = Rig(ros_context, folder, '/losing')
@@ -180,6 +188,35 @@ def test_where_nothing_answers_alone_it_says_so(ros_context, tiny_bundle):
         assert rig.client.statuses[-1].level == b'\x02'
         assert rig.client.values()['labels rest on'] == words
         assert rig.masks() == {}
+    finally:
+        rig.close()
+
+
+def test_a_network_that_copes_goes_on_by_itself(ros_context, tmp_path):
+    """It is not loaded twice, and sees the lost half blank."""
+    branches = {'rgb': {'mIoU': 0.2}, 'depth': {'mIoU': 0.1}}
+    metrics = {'rooms_test': {'mIoU': 0.4, 'branches': branches}}
+    card = tiny_card() | {'copes_without': ['rgb', 'depth'], 'metrics': metrics}
+    folder = write_bundle(tmp_path / 'coping', card)
+    rig = Rig(ros_context, folder, '/coping')
+    try:
+        rig.node.wait_for_output('waiting for')
+        rig.client.wait_for_matched()
+        rig.send_until(lambda: rig.masks(), 'a mask')
+        for left, only, words in (('colour', 'rgb', '20.0%'), ('depth', 'depth', '10.0%')):
+            halves = {'color': left == 'colour', 'depth': left == 'depth'}
+            rests = f'{left} alone, mIoU {words} instead of 40.0% on rooms_test'
+            is_told = partial(tells_of_a_loss, rig.client, rests)
+            rig.send_until(is_told, rests, **halves)
+            rig.client.received.clear()
+            rig.send_until(lambda: len(rig.masks()) >= 3, 'masks of one', **halves)
+            with Segmenter(folder) as segmenter:
+                for stamp, mask in rig.masks().items():
+                    labels = segmenter.segment(rig.sent[stamp], only=only).labels
+                    assert np.array_equal(mask[..., 0], labels)
+            rig.client.received.clear()
+            rig.send_until(lambda: 'lost sensor' not in rig.client.values(), 'the return')
+        assert not any(name.startswith('engine for ') for name in rig.client.values())
     finally:
         rig.close()
 

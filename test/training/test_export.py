@@ -37,6 +37,8 @@ from rgbd_fusion_seg.training.checkpoints import (  # noqa: E402
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40  # noqa: E402
 from rgbd_fusion_seg.training.export import (  # noqa: E402
+    GRAPH_NAME,
+    describe,
     export,
     replacing,
     write_bundle,
@@ -320,6 +322,23 @@ def test_the_card_tells_where_the_bundle_comes_from(files, exported):
     assert card['dynamic'] == {'batch': False, 'size': False, 'multiple': 8}
     trained = load_checkpoint(files[0]).build().parameters()
     assert card['network']['parameters'] == sum(p.numel() for p in trained)
+
+
+@pytest.mark.parametrize(
+    ('network', 'learnt', 'told'),
+    [('rfbnet_erfnet', ['rgb', 'depth'], True), ('rfbnet_erfnet', [], False),
+     ('erfnet_encoder', ['depth'], False)],
+)  # fmt: skip
+def test_the_card_tells_what_the_network_copes_without(tmp_path, network, learnt, told):
+    checkpoint = tiny_checkpoint(network, {}, NYU40, width=128, height=96)
+    checkpoint.info['copes_without'] = learnt
+    path = tmp_path / 'last.safetensors'
+    save_checkpoint(path, checkpoint.build(), checkpoint.info)
+    built = load_checkpoint(path).build()
+    (tmp_path / GRAPH_NAME).write_bytes(b'weights')
+    card = describe(load_checkpoint(path), built, tmp_path, 'toy', (128, 96), GraphOptions())
+    assert card.get('copes_without', []) == (learnt if told else [])
+    assert ('copes_without' in card) == told
 
 
 def test_the_card_tells_how_well_labels_agree_and_score(exported):

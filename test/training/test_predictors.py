@@ -235,6 +235,24 @@ def test_a_bundle_is_scored_as_it_ships(tiny_bundle, frame):
     ours.close()
 
 
+def test_a_bundle_that_copes_is_scored_with_each_sensor_lost(tmp_path, frame):
+    from bundles import tiny_card, write_bundle
+
+    from rgbd_fusion_seg.segmenter import Segmenter
+
+    for without, branches in (['depth'], ('rgb',)), (['rgb', 'depth'], ('rgb', 'depth')):
+        card = tiny_card() | {'copes_without': without}
+        folder = write_bundle(tmp_path / f'{len(without)}', card)
+        ours = open_predictor(folder)
+        assert ours.branches == branches
+        with Segmenter(folder) as segmenter:
+            expected = [segmenter.segment(frame, only=only).labels for only in ('', *branches)]
+        found = ours.predict_all(frame)
+        np.testing.assert_array_equal(found, expected)
+        assert (found[0] != found[1]).any()
+        ours.close()
+
+
 @pytest.mark.parametrize('device', ['tpu', 'cpu:abc', 'cuda:77', 'meta'])
 def test_devices_that_are_not_there_are_named(device):
     with pytest.raises(InputError, match=f'the device {device} cannot be used'):

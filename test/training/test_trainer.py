@@ -716,6 +716,29 @@ def test_a_checkpoint_tells_of_training_and_its_frames_alone(run_config):
     assert info['depth_range_m'] == pytest.approx([1.6, 3.5], abs=0.05)  # the box and the wall
 
 
+@pytest.mark.parametrize(
+    ('options', 'learnt'),
+    [
+        ({}, []),
+        ({'drop_rgb': 0.1}, ['rgb']),
+        ({'drop_hha': 0.1}, ['depth']),
+        ({'drop_rgb': 0.1, 'drop_hha': 0.1}, ['rgb', 'depth']),
+    ],
+)
+def test_a_checkpoint_tells_what_the_network_learnt_to_do_without(run_config, options, learnt):
+    config = run_config()
+    config.augment = AugmentConfig(**options)
+    assert Trainer(config).info()['copes_without'] == learnt
+
+
+def test_a_network_of_one_sensor_learns_to_do_without_none(run_config):
+    config = run_config()
+    config.network.name = 'erfnet_encoder'
+    config.network.options = {}
+    config.augment = AugmentConfig(drop_rgb=0.1, drop_hha=0.1)
+    assert Trainer(config).info()['copes_without'] == []
+
+
 def test_a_full_disk_leaves_scores_whole(run_config, monkeypatch):
     run = Trainer(run_config())
     run.evaluate('scores.json', SILENT)
