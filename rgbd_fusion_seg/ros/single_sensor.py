@@ -20,12 +20,12 @@ def rests_on(bundle: ModelBundle, sensor: str) -> str:
     """
     if bundle.alone(sensor) is None:
         return f'nothing: {bundle.name} cannot answer from {NAMES[sensor]} alone'
-    measured = []
-    for name, iou in bundle.mean_iou_alone(sensor).items():
+    measured = 'mIoU not measured'
+    for name, iou in [*bundle.mean_iou_alone(sensor).items()][:1]:  # on data as in its training
         both = None if bundle.sole_sensor else bundle.mean_iou.get(name)
         instead = f' instead of {both:.1%}' if both is not None else ''
-        measured.append(f'mIoU {iou:.1%}{instead} on {name}')
-    return f'{NAMES[sensor]} alone, {", ".join(measured) or "mIoU not measured"}'
+        measured = f'mIoU {iou:.1%}{instead} on {name}'
+    return f'{NAMES[sensor]} alone, {measured}'
 
 
 def loss_sentence(bundle: ModelBundle, sync: Synchroniser) -> str:
