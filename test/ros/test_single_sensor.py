@@ -195,7 +195,7 @@ def test_where_nothing_answers_alone_it_says_so(ros_context, tiny_bundle):
 def test_a_network_that_copes_goes_on_by_itself(ros_context, tmp_path):
     """It is not loaded twice, and sees the lost half blank."""
     branches = {'rgb': {'mIoU': 0.2}, 'depth': {'mIoU': 0.1}}
-    metrics = {name: {'mIoU': 0.4, 'branches': branches} for name in ('rooms_test', 'others')}
+    metrics = {name: {'mIoU': 0.4, 'branches': branches} for name in ('rooms_test', 'streets')}
     card = tiny_card() | {'copes_without': ['rgb', 'depth'], 'metrics': metrics}
     folder = write_bundle(tmp_path / 'coping', card)
     rig = Rig(ros_context, folder, '/coping')
