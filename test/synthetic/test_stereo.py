@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rgbd_fusion_seg.errors import FrameError
+from rgbd_fusion_seg.synthetic import stereo
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room
 from rgbd_fusion_seg.synthetic.stereo import (
     DISPARITIES,
@@ -115,6 +116,51 @@ def test_a_bare_wall_is_read_by_the_light_of_a_projector_alone(matcher):
     bare, lit = share
     assert bare < {'block': 0.05, 'semi-global': 0.4}[matcher]
     assert lit > 0.75
+
+
+def matched_pictures(monkeypatch, *scene) -> list[np.ndarray]:
+    """Return what the two cameras see, float64 (H, W)."""
+    seen = []
+
+    def match(left, right, *_):
+        seen.extend((left.astype(float), right.astype(float)))
+        return np.zeros(left.shape, np.float32)
+
+    monkeypatch.setattr(stereo, 'match_stereo', match)
+    simulate_stereo(*scene, rng())
+    return seen
+
+
+def test_each_camera_has_noise_and_gain_of_its_own(monkeypatch):
+    wall, picture = np.full((480, 640), 2.0, np.float32), np.full((480, 640, 3), 120, np.uint8)
+    rig = StereoRig(noise=2.0, gain=1.05)
+    left, right = matched_pictures(monkeypatch, picture, wall, KINECT, rig)
+    for seen, gain in ((left, 1.0), (right, 1.05)):
+        assert seen.mean() == pytest.approx(gain * 120, abs=0.1)
+        assert seen.std() == pytest.approx(2.0, rel=0.1)
+    shift = round(KINECT.fx * rig.baseline_m / 2)
+    for pixels in (0, shift):
+        correlation = np.corrcoef(left[:, pixels:].ravel(), right[:, : 640 - pixels].ravel())
+        assert abs(correlation[0, 1]) < 0.02
+
+
+def test_the_right_camera_sees_the_background_beside_what_stands_in_front(monkeypatch):
+    """A bright square before a dark wall, which it hides and shows at other places."""
+    exact = np.full((480, 640), 4.0, np.float32)
+    exact[140:340, 300:450] = 1.0
+    picture = np.where(exact[..., None] < 2, 220, speckles() // 4).astype(np.uint8)
+    near, far = 40, 10  # pixels of disparity, at 1 m and 4 m
+    rig = StereoRig(near / KINECT.fx, noise=0.0)
+    left, right = matched_pictures(monkeypatch, picture, exact, KINECT, rig)
+    assert (left[150:330, 303:447] > 200).all()
+    assert (right[150:330, 303 - near : 447 - near] > 200).all()
+    assert right[150:330, : 297 - near].max() < 100
+    np.testing.assert_allclose(right[:100, : 640 - far], left[:100, far:], atol=1)
+    edge = 450 - far  # where background goes on that both see
+    hidden = right[150:330, 450 - near : edge]
+    assert 5 < hidden.std() < hidden.max() < 100
+    beside = right[150:330, edge : edge + near - far]
+    np.testing.assert_allclose(hidden[:, 3:], beside[:, -4::-1], atol=1)
 
 
 def test_other_noise_other_readings_but_the_same_with_the_same():

@@ -136,7 +136,7 @@ def test_an_epoch_visits_every_real_frame_once_whatever_comes_on_top():
         assert not share or set(synthetic) == set(range(5))
 
 
-@pytest.mark.parametrize('stereo_share', [0.4, 1.0])
+@pytest.mark.parametrize('stereo_share', [0.25, 0.4, 1.0])
 def test_some_of_the_real_views_have_the_depth_of_stereo(stereo_share):
     """Each frame in its turn, now with its own depth and now with that of stereo."""
     plain = make_views(share=0.25).reader

@@ -12,7 +12,7 @@ from rgbd_fusion_seg.training.config import (
     DatasetConfig,
     NetworkConfig,
 )
-from rgbd_fusion_seg.training.datasets import open_dataset
+from rgbd_fusion_seg.training.datasets import open_dataset, stereo_depth
 from rgbd_fusion_seg.training.datasets.cache import cached_frames
 from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2
 from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
@@ -33,7 +33,6 @@ def test_only_depth_is_another(rooms):
     assert len(stereo) == 3
     assert (stereo.name, stereo.size) == (f'{rooms.name}-stereo', rooms.size)
     assert stereo.terms.startswith(rooms.terms)
-    rigs_differ = []
     for i in range(3):
         theirs, ours, again = rooms[i], stereo[i], stereo[i]
         np.testing.assert_array_equal(ours.frame.rgb, theirs.frame.rgb)
@@ -44,8 +43,21 @@ def test_only_depth_is_another(rooms):
         ratio = ours.frame.depth[seen] / theirs.frame.depth[seen]
         assert np.median(np.abs(np.log(ratio))) < 0.05
         assert (ours.frame.depth[:, :64] == 0).all()
-        rigs_differ.append(seen.mean())
-    assert len(set(rigs_differ)) == 3
+
+
+def test_each_frame_has_a_rig_of_its_own(rooms, monkeypatch):
+    seen = []
+
+    def simulate(rgb, depth, intrinsics, rig, rng):
+        seen.append((rig, rng.random()))
+        return depth
+
+    monkeypatch.setattr(stereo_depth, 'simulate_stereo', simulate)
+    for _ in range(2):
+        for i in range(3):
+            StereoDepth(rooms)[i]
+    assert seen[:3] == seen[3:]
+    assert len({rig for rig, _ in seen}) == len({noise for _, noise in seen}) == 3
 
 
 def test_the_key_of_prepared_frames_depends_on_what_the_data_set_is(tmp_path, nyu_pack):
