@@ -421,3 +421,24 @@ def test_folders_of_images_need_no_rosbags(folder, tiny_bundle, tmp_path):
     assert 'bags need rosbags, which is not here' in refused.stderr
     assert refused.stderr.strip().endswith('install it with: pip install rosbags')
     assert 'Traceback' not in refused.stderr
+
+
+def test_a_graph_is_the_same_with_other_weights_and_notes(tmp_path, monkeypatch):
+    onnx = pytest.importorskip('onnx')
+    from bundles import tiny_network
+
+    def saved(model) -> Path:
+        onnx.save(model, tmp_path / 'model.onnx')
+        return tmp_path / 'model.onnx'
+
+    first = comparing.graph_sha256(saved(tiny_network()))
+    other = tiny_network()
+    (weights,) = (tensor for tensor in other.graph.initializer if tensor.name == 'weights_half')
+    weights.raw_data = bytes(len(weights.raw_data))
+    other.graph.node[0].metadata_props.add(key='stack_trace', value='line 7')
+    assert comparing.graph_sha256(saved(other)) == first
+    assert comparing.graph_sha256(saved(tiny_network(height=64))) != first
+    other.graph.node[0].op_type = 'MaxPool'
+    assert comparing.graph_sha256(saved(other)) != first
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    assert comparing.graph_sha256(tmp_path / 'model.onnx') is None

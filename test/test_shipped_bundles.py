@@ -17,6 +17,7 @@ from rgbd_fusion_seg.palette import NYU40_CLASSES
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
 from rgbd_fusion_seg.replay.folders import FolderFrames
 from rgbd_fusion_seg.segmenter import Segmenter
+from rgbd_fusion_seg.synthetic.stereo import StereoRig, simulate_stereo
 
 MODELS = Path(__file__).resolve().parent.parent / 'models'
 FOLDERS = sorted(card.parent for card in MODELS.glob(f'*/{CARD_NAME}'))
@@ -39,11 +40,28 @@ def test_card_and_weights_belong_together(folder):
     parameters = sum(v.size for k, v in weights.items() if not k.endswith(statistics))
     assert bundle.card['network']['parameters'] == parameters
     assert bundle.card['training']['data']
-    for name in ('nyudv2_test', 'synthetic_test'):
+    for name in ('nyudv2_test', 'synthetic_test', 'nyudv2_test_stereo'):
         metrics = bundle.metrics[name]
         assert 0 < metrics['mIoU'] < metrics['pixel_accuracy'] < 1
         known = [v for v in metrics['classes'].values() if v is not None]
         assert np.mean(known) == pytest.approx(metrics['mIoU'], abs=1e-3)
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
+def test_nothing_tells_of_the_machine_that_made_it(folder):
+    for file in folder.iterdir():
+        for words in (b'/work', b'/home', b'/tmp', b'site-packages'):
+            assert words not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
+def test_a_shipped_network_goes_on_without_either_sensor(folder):
+    bundle = load_bundle(folder)
+    assert bundle.copes_without == ('rgb', 'depth')
+    for sensor in ('rgb', 'depth'):
+        alone = bundle.mean_iou_alone(sensor)
+        assert alone.keys() == bundle.mean_iou.keys()
+        assert all(0.1 < alone[name] < bundle.mean_iou[name] for name in alone)
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
@@ -70,22 +88,29 @@ def test_weights_to_train_on_from_are_those_of_the_graph(folder):
     np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize('sees', ['both', 'stereo', 'rgb', 'depth'])
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
-def test_labels_of_real_frames_are_as_good_as_the_card_says(folder, data_dir):
+def test_labels_of_real_frames_are_as_good_as_the_card_says(folder, data_dir, sees):
     """Every 30th test frame of NYUDv2, read here without the training code."""
     pack = data_dir / 'nyudv2'
-    ids = [int(line) for line in (pack / 'test.txt').read_text().split()][::30]
-    matrix = 0
+    ids = [int(line) for line in (pack / 'test.txt').read_text().split()]
+    only, matrix = sees if sees in ('rgb', 'depth') else '', 0
     with Segmenter(folder) as segmenter:
-        for i in ids:
+        for index in range(0, len(ids), 30):
+            i = ids[index]
             rgb = cv2.cvtColor(cv2.imread(str(pack / f'rgb/{i:04d}.jpg')), cv2.COLOR_BGR2RGB)
             levels = cv2.imread(str(pack / f'depth8/{i:04d}.png'), cv2.IMREAD_UNCHANGED)
             truth = cv2.imread(str(pack / f'label40/{i:04d}.png'), cv2.IMREAD_UNCHANGED)
             depth = (levels.astype(np.float32) + 0.5) / 25.5
-            labels = segmenter.segment(RgbdFrame(rgb, depth, NYU_CAMERA)).labels
+            if sees == 'stereo':
+                rng = np.random.default_rng(index)
+                depth = simulate_stereo(rgb, depth, NYU_CAMERA, StereoRig.random(rng), rng)
+            labels = segmenter.segment(RgbdFrame(rgb, depth, NYU_CAMERA), only=only).labels
             matrix = matrix + confusion_matrix(labels, truth, len(NYU40_CLASSES))
-        card = segmenter.bundle.metrics['nyudv2_test']['pixel_accuracy']
-    assert scores(matrix).pixel_accuracy == pytest.approx(card, abs=0.08)
+        metrics = segmenter.bundle.metrics
+    card = metrics['nyudv2_test_stereo' if sees == 'stereo' else 'nyudv2_test']
+    card = card['branches'][only] if only else card
+    assert scores(matrix).pixel_accuracy == pytest.approx(card['pixel_accuracy'], abs=0.08)
 
 
 def test_the_kinect_sequence_shows_a_kitchen(data_dir):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -215,6 +216,7 @@ def compare(
         'hardware': {**hardware(), 'gpu': _gpu()},
         'bundle': bundle.name,
         'onnx_sha256': bundle.weights_sha256,
+        'graph_sha256': graph_sha256(bundle.weights_path),
         'input_size': '{}x{}'.format(*bundle.input_size),
         'frames': len(frames.frames),
         'source': frames.source,
@@ -226,6 +228,26 @@ def compare(
         'kept': list(kept.values()),
         'recommendation': recommendation(rows, kept),
     }
+
+
+def graph_sha256(file: Path) -> str | None:
+    """Return the SHA-256 of an ONNX graph without weights and notes, on which times depend.
+
+    None where onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        return None
+    model = onnx.load(file)
+    graph = model.graph
+    tensors = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in (model, graph, *graph.node, *tensors):
+        part.ClearField('metadata_props')
+    for tensor in graph.initializer:
+        for values in ('raw_data', 'float_data', 'int32_data', 'int64_data', 'double_data'):
+            tensor.ClearField(values)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _opened(

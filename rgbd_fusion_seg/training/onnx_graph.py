@@ -99,6 +99,7 @@ def build_graph(
     model = program.model_proto
     if options.precision == 'fp32' and options.storage == 'fp16':
         store_as_half(model)
+    forget_origin(model)
     onnx.checker.check_model(model)
     return model
 
@@ -143,6 +144,19 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def forget_origin(model: onnx.ModelProto) -> None:
+    """Take out what the exporter notes of its work, in place.
+
+    At every node stands the stack of calls that it was traced through, with the paths of the
+    machine: nine tenths of a shipped graph's bytes besides its weights, and other bytes for the
+    same graph after a line was added to the network's file.
+    """
+    graph = model.graph
+    tensors = (graph.input, graph.output, graph.value_info, graph.initializer)
+    for part in (model, graph, *graph.node, *(x for kind in tensors for x in kind)):
+        part.ClearField('metadata_props')
 
 
 def store_as_half(model: onnx.ModelProto) -> None:

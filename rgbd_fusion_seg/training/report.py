@@ -46,7 +46,7 @@ def headline(result: SetScores) -> dict[str, Value]:
         'frequency-weighted IoU [%]': 100 * scores.frequency_weighted_iou,
     }
     for name, matrix in result.branches.items():
-        rows[f'mean IoU of the {name} branch [%]'] = 100 * matrix_scores(matrix).overall.mean_iou
+        rows[f'mean IoU, {name} [%]'] = 100 * matrix_scores(matrix).overall.mean_iou
     if result.boundary is not None:
         rows['boundary F [%]'] = 100 * result.boundary.mean
     return rows

@@ -403,7 +403,7 @@ def test_networks_of_branches_are_scored_at_several_scales_and_mirrored(data, tm
     for branch, labels in zip(('rgb', 'hha'), branches, strict=True):
         expected = mean_iou(counted(labels, item.labels, 40))
         assert scores['branches'][branch]['mIoU'] == pytest.approx(expected, abs=1e-3)
-        assert f'mean IoU of the {branch} branch [%]' in page
+        assert f'mean IoU, {branch} [%]' in page
 
 
 def test_a_quick_look_takes_every_nth_frame_and_no_report(checkpoint, data, capsys):

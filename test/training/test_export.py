@@ -324,6 +324,13 @@ def test_the_card_tells_where_the_bundle_comes_from(files, exported):
     assert card['network']['parameters'] == sum(p.numel() for p in trained)
 
 
+def test_the_graph_tells_nothing_of_the_machine_it_was_made_on(exported):
+    """The exporter notes the stack of calls, with paths, at every node."""
+    for file in exported.glob('*.onnx'):
+        assert b'.py' not in file.read_bytes()
+        assert str(Path(torch.__file__).parent).encode() not in file.read_bytes()
+
+
 @pytest.mark.parametrize(
     ('network', 'learnt', 'told'),
     [('rfbnet_erfnet', ['rgb', 'depth'], True), ('rfbnet_erfnet', [], False),
