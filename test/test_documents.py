@@ -101,6 +101,33 @@ def test_the_readme_tells_what_becomes_of_stereo_depth():
     assert found['stereo']['mIoU'] > found['stereo, lowest reading']['mIoU']
 
 
+def test_the_documents_tell_what_becomes_of_poor_and_failing_sensors():
+    found = result('sensors')
+    default, before, small, small_before = found['rows']
+    shipped = [load_bundle(ROOT / 'models' / row['bundle']) for row in (default, small)]
+    assert [row['weights_sha256'] for row in (default, small)] == [
+        bundle.weights_sha256 for bundle in shipped
+    ]
+    told = ' '.join(README.read_text(encoding='utf-8').split())
+    names = (
+        'as in the data set', 'stereo, semi-global matching', 'no depth in the left half',
+        'no depth', 'colour at night', 'no colour',
+    )  # fmt: skip
+    own, stereo, half, no_depth, night, no_colour = (
+        f'{default["sensors"][name]["pixel_accuracy"]:.0f} %' for name in names
+    )
+    assert (
+        f"{own} right with the data's own depth, {stereo} with that of a simulated stereo pair, "
+        f'{half} where half of the picture has no depth, as in the sun, {no_depth} without any, '
+        f'{night} with colour as at night and {no_colour} without colour' in told
+    )
+    results = (ROOT / 'docs/results.md').read_text(encoding='utf-8')
+    for name, share in found['pixels_with_a_reading'].items():
+        cells = [row['sensors'][name] for row in (default, before, small, small_before)]
+        figures = ' | '.join(f'{x["mIoU"]:.1f} / {x["pixel_accuracy"]:.1f}' for x in cells)
+        assert f'| {name} | {share:.0f} % | {figures} |' in results
+
+
 def test_the_readme_tells_how_right_the_confidence_is():
     default, small = (
         load_bundle(ROOT / 'models' / name).card['confidence']
