@@ -129,8 +129,10 @@ def match_stereo(
 
     Returns:
         float32 (H, W) metres in the left camera, 0 = no match. The left `DISPARITIES` columns
-        have none, as OpenCV leaves them.
+        have none, as OpenCV leaves them, and pictures smaller than a window have none at all.
     """
+    if min(left.shape) < WINDOW:
+        return np.zeros(left.shape, np.float32)
     if matcher == 'block':
         engine = cv2.StereoBM_create(DISPARITIES, WINDOW)
         engine.setPreFilterSize(9)

@@ -186,6 +186,14 @@ def test_holes_are_filled_before_the_right_camera_looks():
     assert not simulate_stereo(speckles(), np.zeros_like(exact), KINECT, QUIET, rng()).any()
 
 
+@pytest.mark.parametrize('matcher', MATCHERS)
+def test_pictures_smaller_than_a_window_match_nowhere(matcher):
+    picture = speckles()[:10, :12]
+    depth = match_stereo(picture[..., 0], picture[..., 0], 500.0, 0.1, matcher)
+    assert depth.shape == (10, 12)
+    assert not depth.any()
+
+
 def test_what_does_not_fit_is_told():
     depth = np.ones((240, 320), np.float32)
     with pytest.raises(FrameError, match=r'depth 320x240 .* 640x480; scale them'):
