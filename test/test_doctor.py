@@ -132,7 +132,7 @@ def test_engines_of_the_wanted_bundle_and_of_parts_are_checked_each_once(tmp_pat
     next((outside / 'engines').glob('*.engine')).write_bytes(b'pl')
 
     report = doctor.examine(str(outside))
-    assert found(report, 'Bundles', 'named').text.endswith('; answers alone from rgb or hha')
+    assert found(report, 'Bundles', 'named').text.endswith('; answers alone from rgb or depth')
     told = report.sections['TensorRT']
     engines = {f.name: f for f in told if f.name.startswith(('wanted', 'other'))}
     assert engines['wanted-outside'].mark == 'bad'
