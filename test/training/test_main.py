@@ -69,7 +69,8 @@ def test_a_first_training_goes_as_the_guide_says(training, nyu_pack, tmp_path):
     checked = training('prepare', '--check', 'true', *data)
     assert checked.returncode == 0, checked.stderr
     run = [str(x).replace('--data', '--run.data') for x in data]
-    run += ['--run.epochs', 1, '--run.batch_size', 2, '--run.data.width', 64]
+    # After fewer epochs classes are so near each other that weights in 16 bits change labels.
+    run += ['--run.epochs', 6, '--run.batch_size', 2, '--run.data.width', 64]
     run += ['--run.data.height', 48, '--run.output', 'mine', '--run.precision', '32-true']
     # The smallest network; larger ones take nothing but longer.
     run += ['--run.network', '{name: erfnet_encoder, options: {}}']
