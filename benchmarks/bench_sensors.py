@@ -21,7 +21,7 @@ from numpy.random import Generator
 
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
+from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.synthetic.stereo import StereoRig, simulate_stereo
 from rgbd_fusion_seg.training.config import DatasetConfig
@@ -64,7 +64,7 @@ def main() -> None:
         {
             'bundle': segmenter.bundle.name,
             'weights_sha256': segmenter.bundle.weights_sha256,
-            'sensors': {name: figures(matrix) for name, matrix in found.items()},
+            'sensors': {name: measure.figures(matrix) for name, matrix in found.items()},
         }
         for segmenter, found in zip(segmenters, matrices, strict=True)
     ]
@@ -95,15 +95,6 @@ def seen_frames(frame: RgbdFrame, rng: Generator) -> Iterator[tuple[str, RgbdFra
     night = NIGHT_GAIN * rgb + rng.normal(0, NIGHT_NOISE, rgb.shape)
     yield 'colour at night', RgbdFrame(night.round().clip(0, 255).astype(np.uint8), depth, camera)
     yield 'no colour', RgbdFrame(np.zeros_like(rgb), depth, camera)
-
-
-def figures(matrix: np.ndarray) -> dict[str, float]:
-    """Return figures in percent of a matrix (K, K + 1), rows truth, last column unlabelled."""
-    found = scores(matrix)
-    return {
-        'pixel_accuracy': round(100 * found.pixel_accuracy, 1),
-        'mIoU': round(100 * found.mean_iou, 1),
-    }
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from rgbd_fusion_seg import hha
 from rgbd_fusion_seg.bundle import load_bundle
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
+from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.synthetic.scene import KINECT, Room, SyntheticView
 from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
@@ -68,7 +68,7 @@ def main() -> None:
         'views': arguments.views,
         'pixels_with_a_reading': {'Kinect': kinect, 'stereo': stereo},
         'weights': {name: load_bundle(name).weights_sha256 for name in BUNDLES},
-        'bundles': {n: {row: figures(matrices[n, row]) for row in ROWS} for n in BUNDLES},
+        'bundles': {n: {row: measure.figures(matrices[n, row]) for row in ROWS} for n in BUNDLES},
     }
     measure.write(arguments.out, result)
     for name, rows in result['bundles'].items():
@@ -113,15 +113,6 @@ def no_strays() -> Iterator[None]:
         yield
     finally:
         hha.OUTLIER_SHARE = share
-
-
-def figures(matrix: np.ndarray) -> dict[str, float]:
-    """Return figures in percent of a matrix (K, K + 1), rows truth, last column unlabelled."""
-    found = scores(matrix)
-    return {
-        'pixel_accuracy': round(100 * found.pixel_accuracy, 1),
-        'mIoU': round(100 * found.mean_iou, 1),
-    }
 
 
 if __name__ == '__main__':

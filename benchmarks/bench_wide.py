@@ -22,7 +22,7 @@ import numpy as np
 
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.progress import progress_bar
-from rgbd_fusion_seg.replay.evaluate import confusion_matrix, scores
+from rgbd_fusion_seg.replay.evaluate import confusion_matrix
 from rgbd_fusion_seg.segmenter import Segmenter
 from rgbd_fusion_seg.synthetic.scene import Room
 from rgbd_fusion_seg.synthetic.sensor import simulate_kinect
@@ -56,14 +56,12 @@ def main() -> None:
     rows = []
     for segmenter, matrix in zip(segmenters, matrices, strict=True):
         width, height = segmenter.bundle.input_size
-        found = scores(matrix)
         rows.append(
             {
                 'bundle': segmenter.bundle.name,
                 'weights_sha256': segmenter.bundle.weights_sha256,
                 'input': f'{width}x{height}',
-                'pixel_accuracy': round(100 * found.pixel_accuracy, 1),
-                'mIoU': round(100 * found.mean_iou, 1),
+                **measure.figures(matrix),
             }
         )
     measure.write(

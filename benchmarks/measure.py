@@ -20,10 +20,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rgbd_fusion_seg.hardware import hardware
+from rgbd_fusion_seg.replay.evaluate import scores
 from rgbd_fusion_seg.timing import in_turn
 
 __all__ = [
     'OUTPUT',
+    'figures',
     'frames_in_turn',
     'hardware',
     'in_turn',
@@ -45,6 +47,15 @@ def write(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> None:
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else ''
     result = {'hardware': hardware(), 'script': script, **payload}
     path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+
+
+def figures(matrix: np.ndarray) -> dict[str, float]:
+    """Return figures in percent of a matrix (K, K + 1), rows truth, last column unlabelled."""
+    found = scores(matrix)
+    return {
+        'pixel_accuracy': round(100 * found.pixel_accuracy, 1),
+        'mIoU': round(100 * found.mean_iou, 1),
+    }
 
 
 def interleaved(
