@@ -49,6 +49,8 @@ MISSING_RGB = (0.0, 0.0, 0.0)
 """Colour of a lens that is covered."""
 PLACE_STEP = 2.0**-12
 """Places in images are rounded to multiples of this, in pixels."""
+READ_NOISE = 1.0
+"""Largest noise of a camera's readout, in grey levels before they are amplified."""
 NOISE_OFFSETS = 1 << 22
 """A view's noise starts at one of so many places in the table of :func:`noise_table`."""
 
@@ -72,6 +74,10 @@ class AugmentConfig:
         saturation: half-width of its jitter, as a factor.
         hue: half-width of its jitter, in degrees.
         noise: largest standard deviation of Gaussian noise on colour, in grey levels.
+        dark: share of views, 0..1, in poor light.
+        darkest: the least light of those, as a share of what the frame had, log-uniform up to 1.
+            Anything from none to all of it is made good for by the camera's amplification, and
+            with it the noise of its readout becomes up to 1 / `darkest` grey levels.
         hha_shift: largest shift of disparity and height, in grey levels; the angle is measured,
             the other two depend on the sensor and on the floor's being in sight.
         drop_rgb: share of views, 0..1, whose colour is black, as when a camera fails.
@@ -97,6 +103,8 @@ class AugmentConfig:
     saturation: float = 0.4
     hue: float = 8.0
     noise: float = 6.0
+    dark: float = 0.0
+    darkest: float = 0.04
     hha_shift: float = 6.0
     drop_rgb: float = 0.0
     drop_hha: float = 0.0
@@ -109,8 +117,9 @@ class AugmentConfig:
             # From 45° on gravity is found along a wall, so no robot would see such HHA.
             '0 <= max_rotation_deg < 45': 0 <= self.max_rotation_deg < 45,
             'drop_rgb + drop_hha <= 1': self.drop_rgb + self.drop_hha <= 1,
+            '0 < darkest <= 1': 0 < self.darkest <= 1,
         }
-        for name in ('whole', 'flip', 'drop_rgb', 'drop_hha'):
+        for name in ('whole', 'flip', 'dark', 'drop_rgb', 'drop_hha'):
             ranges[f'0 <= {name} <= 1'] = 0 <= getattr(self, name) <= 1
         for name in ('brightness', 'contrast', 'saturation'):
             ranges[f'0 <= {name} < 1'] = 0 <= getattr(self, name) < 1
@@ -186,17 +195,30 @@ def draw_view(
     noise, lottery = rng.random(2)
     shift = np.append(rng.uniform(-config.hha_shift, config.hha_shift, 2), 0.0)
     drop = 'rgb' if lottery < config.drop_rgb else 'hha' if 1 - lottery <= config.drop_hha else ''
+    noise_offset = int(rng.integers(NOISE_OFFSETS))
+    depth_noise = rng.random() * config.depth_noise
+    brightness, grain = _draw_light(config, rng)
     return View(
         to_frame=to_frame,
-        rgb_matrix=(1 + gain) * chroma_matrix(hue, 1 + saturation),
+        rgb_matrix=brightness * (1 + gain) * chroma_matrix(hue, 1 + saturation),
         contrast=1 + contrast,
-        noise=noise * config.noise,
-        noise_offset=int(rng.integers(NOISE_OFFSETS)),
+        noise=math.hypot(noise * config.noise, grain),
+        noise_offset=noise_offset,
         hha_scale=np.array([zoom if config.depth_scaling else 1.0, 1.0, 1.0]),
         hha_shift=shift,
         drop=drop,
-        depth_noise=rng.random() * config.depth_noise,
+        depth_noise=depth_noise,
     )
+
+
+def _draw_light(config: AugmentConfig, rng: np.random.Generator) -> tuple[float, float]:
+    """Return a factor on brightness, and the standard deviation of what the dark adds in noise."""
+    lottery, exponent, compensation, noise = rng.random(4)
+    if lottery >= config.dark:
+        return 1.0, 0.0
+    light = config.darkest**exponent
+    amplification = light**-compensation
+    return light * amplification, noise * READ_NOISE * amplification
 
 
 def _draw_geometry(

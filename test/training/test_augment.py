@@ -517,3 +517,40 @@ def test_jitter_keeps_to_each_limit():
         if name == 'brightness':
             del largest['saturation']  # a gain scales chroma too
         assert max(largest.values()) < 1e-9
+
+
+def test_in_poor_light_colours_are_dark_or_noisy():
+    """What amplification makes good for in brightness it adds in noise, and light has a least."""
+    config = AugmentConfig(**STILL, dark=0.4, darkest=0.1)
+    drawn = [draw_view(config, (120, 160), np.random.default_rng(i)) for i in range(3000)]
+    brightness = np.array([view.rgb_matrix[0, 0] for view in drawn])
+    noise = np.array([view.noise for view in drawn])
+    dark = brightness < 1
+    assert 0.37 < dark.mean() < 0.43
+    assert (noise[~dark] == 0).all()
+    assert brightness.min() > 0.1
+    # Half of the exponents' range is left to light, half of that is made good for.
+    assert np.log(brightness[dark]).mean() == pytest.approx(math.log(0.1) / 4, rel=0.1)
+    # Of the dark views, those as bright as before stood in any light: noise grows by 1 / light.
+    assert (noise <= brightness / 0.1).all()
+    assert noise[dark & (brightness > 0.9)].max() > 4
+    assert noise[dark & (brightness < 0.2)].max() < 2
+
+
+def test_poor_light_changes_colour_alone():
+    options = {'dark': 1.0, 'darkest': 0.05}
+    lit, drawn = batch_and_views()
+    dark, changed = batch_and_views(**options)
+    compared = 0
+    for name in ('hha', 'labels'):
+        torch.testing.assert_close(dark[name], lit[name], rtol=0, atol=0)
+    for i, view in enumerate(changed):
+        np.testing.assert_array_equal(view.to_frame, drawn[i].to_frame)
+        inner = (lit['rgb'][i] > 0) & (view.rgb_matrix[0, 0] * lit['rgb'][i] > 4 * view.noise)
+        if inner.sum() < 9000:
+            continue
+        compared += 1
+        error = (dark['rgb'][i] - view.rgb_matrix[0, 0] * lit['rgb'][i])[inner]
+        assert float(error.mean()) == pytest.approx(0, abs=0.05 * view.noise + 0.01)
+        assert float(error.std()) == pytest.approx(view.noise, rel=0.05, abs=0.01)
+    assert compared > 5
