@@ -14,7 +14,7 @@ import numpy as np
 
 from rgbd_fusion_seg import hha as hha_encoding
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, TensorInput, load_bundle
-from rgbd_fusion_seg.depth import has_readings
+from rgbd_fusion_seg.depth import FEW_READINGS, share_of_readings
 from rgbd_fusion_seg.engine import Engine, StepDown, open_engine
 from rgbd_fusion_seg.errors import (
     BundleError,
@@ -169,9 +169,9 @@ class Segmenter:
     ) -> Segmentation:
         """Label a frame.
 
-        A frame without any depth is labelled from colour alone, where the bundle can do that, else
-        by the network for both as far as it goes; a network that sees depth alone then has nothing
-        to go by. `Segmentation.sensors` tells what labels rest on.
+        A frame with hardly any depth (`depth.FEW_READINGS`) is labelled from colour alone, where
+        the bundle can do that, else by the network for both as far as it goes; a network that sees
+        depth alone then has nothing to go by. `Segmentation.sensors` tells what labels rest on.
 
         Args:
             frame: colour and registered depth.
@@ -197,9 +197,9 @@ class Segmenter:
         """
         if only not in ('', *SENSORS):
             raise InputError(f"only must be '' or one of {', '.join(SENSORS)}, got {only!r}")
-        without_depth = not self.bundle.sole_sensor and not has_readings(frame.depth)
-        if not only and without_depth and self.bundle.alone('rgb') is not None:
-            only = 'rgb'
+        has_choice = not only and not self.bundle.sole_sensor
+        if has_choice and self.bundle.alone('rgb') is not None:
+            only = 'rgb' if share_of_readings(frame.depth) < FEW_READINGS else ''
         sensors = (only,) if only else self.bundle.sensors
         if sensors != self.bundle.sensors:
             if self.bundle.answering_alone(only) is not self.bundle:

@@ -438,6 +438,11 @@ def test_a_graph_is_the_same_with_other_weights_and_notes(tmp_path, monkeypatch)
     other.graph.node[0].metadata_props.add(key='stack_trace', value='line 7')
     assert comparing.graph_sha256(saved(other)) == first
     assert comparing.graph_sha256(saved(tiny_network(height=64))) != first
+    numbers = onnx.numpy_helper.from_array(np.array([1, 2]), 'repeats')
+    other.graph.initializer.append(numbers)
+    repeated = comparing.graph_sha256(saved(other))
+    other.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(np.array([1, 3]), 'repeats'))
+    assert len({first, repeated, comparing.graph_sha256(saved(other))}) == 3
     other.graph.node[0].op_type = 'MaxPool'
     assert comparing.graph_sha256(saved(other)) != first
     monkeypatch.setitem(sys.modules, 'onnx', None)

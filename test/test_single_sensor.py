@@ -14,7 +14,7 @@ from single_sensor_bundles import MEAN_IOU, change_card, write_with_parts
 
 from rgbd_fusion_seg import doctor, engine
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.depth import grey_picture, has_readings
+from rgbd_fusion_seg.depth import grey_picture, share_of_readings
 from rgbd_fusion_seg.engine_building.fused_graph import fuse
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
@@ -178,11 +178,10 @@ def test_a_frame_without_any_depth_is_answered_from_colour_alone(segmenter, noth
     result = segmenter.segment(RgbdFrame(frame.rgb, depth, frame.intrinsics))
     assert result.sensors == ('rgb',)
     assert np.array_equal(result.labels, segmenter.segment(frame, only='rgb').labels)
-    depth[50, 41] = 1.0
-    assert segmenter.segment(RgbdFrame(frame.rgb, depth, frame.intrinsics)).sensors == (
-        'rgb',
-        'depth',
-    )
+    for share, sensors in ((0.05, ('rgb',)), (0.2, ('rgb', 'depth'))):
+        depth[:, : round(share * depth.shape[1])] = 1.0
+        few = RgbdFrame(frame.rgb, depth, frame.intrinsics)
+        assert segmenter.segment(few).sensors == sensors
 
 
 def test_where_nothing_answers_alone_both_go_on_and_asking_is_an_error(tiny_bundle, tmp_path):
@@ -319,13 +318,14 @@ def test_the_doctor_tells_what_a_bundle_answers_from(folder, monkeypatch):
     assert 'alone from rgb or depth' in found.text
 
 
-def test_readings_are_found_wherever_they_are():
-    depth = np.zeros((30, 50), np.float32)
-    assert not has_readings(depth)
-    for place in ((0, 0), (29, 49), (3, 5)):
-        depth[:] = np.nan
-        depth[place] = 2.0
-        assert has_readings(depth)
+def test_the_share_of_readings_is_that_of_finite_depth_in_front_of_the_camera():
+    for width, height in ((640, 480), (50, 30), (1, 1)):
+        assert share_of_readings(np.full((height, width), 2.0, np.float32)) == 1
+        for nothing in (0.0, -1.0, np.nan, np.inf):
+            assert share_of_readings(np.full((height, width), nothing, np.float32)) == 0
+    depth = np.zeros((480, 640), np.float32)
+    depth[100:220, 64:384] = 2.0
+    assert share_of_readings(depth) == pytest.approx(1 / 8, abs=0.005)
 
 
 def test_the_grey_picture_is_bright_where_it_is_near():

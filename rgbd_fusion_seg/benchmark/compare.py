@@ -244,9 +244,12 @@ def graph_sha256(file: Path) -> str | None:
     tensors = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
     for part in (model, graph, *graph.node, *tensors):
         part.ClearField('metadata_props')
+    # Whole numbers are no weights: how often to repeat, where to cut, the shape to take.
+    weights = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     for tensor in graph.initializer:
-        for values in ('raw_data', 'float_data', 'int32_data', 'int64_data', 'double_data'):
-            tensor.ClearField(values)
+        if tensor.data_type in weights:
+            for values in ('raw_data', 'float_data', 'int32_data'):
+                tensor.ClearField(values)
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 

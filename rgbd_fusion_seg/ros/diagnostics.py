@@ -7,10 +7,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from rgbd_fusion_seg.depth import FEW_READINGS
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.plausibility import depth_statistics, training_range_fault, unit_fault
 from rgbd_fusion_seg.ros.parameters import name_unknown
@@ -171,6 +173,14 @@ class Health:
                 'depth implausible',
                 f'{fault}; 16UC1 must hold millimetres and 32FC1 metres (REP 118), so check the '
                 'unit of the depth publisher',
+            )
+        elif ratio < FEW_READINGS:
+            self.complain(
+                'depth nearly empty',
+                f'the depth image has readings at {100 * ratio:.1f} % of its pixels only; labels '
+                'rest on colour alone, where the network can do without depth, until the sensor '
+                'sees more within its range',
+                log_period_s=inf,
             )
         elif fault := training_range_fault(median_m, trained_range_m):
             self.complain('depth out of training range', fault)

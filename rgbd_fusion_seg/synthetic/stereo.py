@@ -129,9 +129,9 @@ def match_stereo(
 
     Returns:
         float32 (H, W) metres in the left camera, 0 = no match. The left `DISPARITIES` columns
-        have none, as OpenCV leaves them, and pictures smaller than a window have none at all.
+        have none, as OpenCV leaves them, and pictures no larger than a window have none at all.
     """
-    if min(left.shape) < WINDOW:
+    if min(left.shape) <= WINDOW:
         return np.zeros(left.shape, np.float32)
     if matcher == 'block':
         engine = cv2.StereoBM_create(DISPARITIES, WINDOW)
@@ -160,7 +160,7 @@ def _move_left(left: np.ndarray, disparity: np.ndarray, right: np.ndarray) -> No
     height, width = left.shape
     nearest = np.empty(width, np.float32)
     for v in range(height):
-        nearest[:] = -1.0
+        nearest[:] = -np.inf
         for u in range(width - 1):
             d0, d1 = disparity[v, u], disparity[v, u + 1]
             begin, end = u - d0, u + 1 - d1
@@ -172,14 +172,14 @@ def _move_left(left: np.ndarray, disparity: np.ndarray, right: np.ndarray) -> No
                 if d > nearest[x]:
                     nearest[x] = d
                     right[v, x] = left[v, u] + t * (left[v, u + 1] - left[v, u])
-        _mirror_background(right[v], nearest)
+        _fill_background(right[v], nearest)
 
 
 @jit
-def _mirror_background(row: np.ndarray, nearest: np.ndarray) -> None:
-    """Fill what was not drawn, where `nearest` is negative, from the farther of its sides.
+def _fill_background(row: np.ndarray, nearest: np.ndarray) -> None:
+    """Fill what was not drawn, where `nearest` is -inf, from the farther of its sides.
 
-    What has no side long enough keeps what is in `row`.
+    That side's surface is mirrored, as far as it goes; beyond, the last pixel of it is repeated.
     """
     width = len(row)
     end = 0
@@ -188,8 +188,10 @@ def _mirror_background(row: np.ndarray, nearest: np.ndarray) -> None:
         while end < width and nearest[end] < 0.0:
             end += 1
         from_right = end < width and (first == 0 or nearest[end] <= nearest[first - 1])
-        for x in range(first, end):
-            mirrored = 2 * end - 1 - x if from_right else 2 * first - 1 - x
-            if 0 <= mirrored < width:
-                row[x] = row[mirrored]
+        source, step = (end, 1) if from_right else (first - 1, -1)
+        for k in range(end - first if 0 <= source < width else 0):
+            beyond = source + step
+            if k and 0 <= beyond < width and abs(nearest[beyond] - nearest[source]) <= _EDGE_PX:
+                source = beyond
+            row[end - 1 - k if from_right else first + k] = row[source]
         end += 1

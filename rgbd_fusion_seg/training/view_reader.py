@@ -120,7 +120,8 @@ class ViewReader(Dataset):
         # Not 0 behind the epoch: numpy pads seeds with zeros, and (seed, draw) are those of views.
         stream = 2 if source == 'synthetic' else 1
         index = int(shuffled(len(labels), self.config.seed, epoch, stream)[within])
-        if source == 'train' and is_turn(position, self.config.data.stereo_share):
+        by_stereo = self.config.data.stereo_share if 'stereo' in self.sources else 0.0
+        if source == 'train' and is_turn(position, by_stereo):
             source = 'stereo'
         rng = np.random.default_rng((self.config.seed, draw))
         return source, index, augment.draw_view(self.config.augment, labels.shape[1:3], rng)
@@ -221,11 +222,17 @@ def stack_windows(windows: Sequence[np.ndarray], canvas: tuple[int, ...]) -> Ten
     return torch.from_numpy(result)
 
 
+def distinct(sources: Mapping[str, Levels], name: str) -> list[Any]:
+    """Return the levels of all sources, each once: by stereo, frames have the same pictures."""
+    return list({id(x): x for source in sources.values() for x in source[name]}.values())
+
+
 def level_starts(sources: Mapping[str, Levels], name: str) -> dict[str, list[int]]:
-    """Return the first pixel of each source's levels, where `to_device` lays them."""
-    counts = {k: [math.prod(x.shape[:3]) for x in source[name]] for k, source in sources.items()}
-    starts = iter(itertools.accumulate(itertools.chain(*counts.values()), initial=0))
-    return {k: [next(starts) for _ in pyramid] for k, pyramid in counts.items()}
+    """Return the first pixel of each source's levels, where `to_device` lays distinct ones."""
+    arrays = distinct(sources, name)
+    first = itertools.accumulate((math.prod(x.shape[:3]) for x in arrays), initial=0)
+    starts = {id(x): start for x, start in zip(arrays, first, strict=False)}
+    return {k: [starts[id(x)] for x in source[name]] for k, source in sources.items()}
 
 
 def levels(frames: CachedFrames, name: str) -> list[np.ndarray]:

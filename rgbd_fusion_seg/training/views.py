@@ -28,6 +28,7 @@ from rgbd_fusion_seg.training.view_reader import (
     PLACE,
     Levels,
     ViewReader,
+    distinct,
     levels,
     step_batches,
 )
@@ -72,7 +73,7 @@ class TrainingViews:
         }
         self.resident = is_resident(config.data.resident, sources, self.device)
         self.pixels = {
-            name: to_device([x for s in sources.values() for x in s[name]], self.device)
+            name: to_device(distinct(sources, name), self.device)
             for name in self.sizes
             if self.resident
         }
@@ -198,8 +199,7 @@ def is_resident(wish: str, sources: Mapping[str, Levels], device: torch.device) 
     """Tell whether frames are kept on the device, see DataConfig.resident."""
     if wish != 'auto' or device.type != 'cuda':
         return wish == 'always'
-    pyramids = [pyramid for source in sources.values() for pyramid in source.values()]
-    size = sum(x.nbytes for pyramid in pyramids for x in pyramid)
+    size = sum(x.nbytes for name in sources['train'] for x in distinct(sources, name))
     free, _ = torch.cuda.mem_get_info(device)
     return size <= RESIDENT_SHARE * free
 

@@ -107,6 +107,7 @@ def test_percentiles_are_of_the_newest_masks(health):
         (np.full((48, 64), 2500.0), 'median depth is 2500 m.*16UC1.*millimetres'),
         (np.full((48, 64), 0.0025), '16UC1 must hold millimetres'),
         (np.full((48, 64), 0.4), r'0.40 m, but the network was trained on 0.7 to 8.0 m'),
+        (np.pad(np.full((8, 24), 2.0), ((0, 40), (0, 40))), r'readings at 6.2 % of its pixels'),
         (np.full((48, 64), 12.0), r'12.00 m, but the network was trained on 0.7 to 8.0 m'),
     ],
 )

@@ -186,12 +186,30 @@ def test_holes_are_filled_before_the_right_camera_looks():
     assert not simulate_stereo(speckles(), np.zeros_like(exact), KINECT, QUIET, rng()).any()
 
 
+def test_a_narrow_background_is_not_mirrored_beyond_its_other_side(monkeypatch):
+    """Between two near posts less of the wall is seen than lies beside it unseen."""
+    near, far = 60, 10  # pixels of disparity
+    exact = np.full((480, 640), 4.0, np.float32)
+    exact[:, 300:380] = exact[:, 440:520] = 4.0 * far / near
+    picture = np.where(exact[..., None] < 2, 220, speckles() // 4).astype(np.uint8)
+    rig = StereoRig(near / KINECT.fx * exact.min(), noise=0.0)
+    _, right = matched_pictures(monkeypatch, picture, exact, KINECT, rig)
+    for post in (slice(244, 316), slice(384, 456)):
+        assert (right[50:430, post] > 200).all()
+    # Of the 60 pixels between them the right camera and the left one see the last ten.
+    assert right[50:430, 324:376].max() < 100
+    assert not np.ptp(right[50:430, 326:356], axis=1).any()
+
+
 @pytest.mark.parametrize('matcher', MATCHERS)
-def test_pictures_smaller_than_a_window_match_nowhere(matcher):
-    picture = speckles()[:10, :12]
-    depth = match_stereo(picture[..., 0], picture[..., 0], 500.0, 0.1, matcher)
-    assert depth.shape == (10, 12)
+@pytest.mark.parametrize('size', [(10, 12), (15, 40), (200, 15), (1, 1)])
+def test_pictures_no_larger_than_a_window_match_nowhere(matcher, size):
+    picture = speckles()[: size[0], : size[1], 0]
+    depth = match_stereo(picture, picture, 500.0, 0.1, matcher)
+    assert depth.shape == size
     assert not depth.any()
+    wider = speckles()[:16, :80, 0]
+    assert match_stereo(wider, wider, 500.0, 0.1, matcher).shape == (16, 80)
 
 
 def test_what_does_not_fit_is_told():

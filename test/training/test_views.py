@@ -169,6 +169,19 @@ def test_views_of_stereo_read_the_depth_of_stereo(resident):
             torch.testing.assert_close(batch[name][i], shown, rtol=0, atol=0.01)
         np.testing.assert_array_equal(batch['labels'][i], own.labels[index])
     assert sources == {'train', 'stereo'}
+    if resident == 'always':  # the pictures once, the depth of either
+        counts = {name: pixels.shape[0] for name, pixels in made.pixels.items()}
+        assert counts['labels'] == own.labels.size
+        assert counts['rgb'] == sum(x.size for x in own.rgb) / 3
+        assert counts['hha'] == 2 * sum(x.size for x in own.hha) / 3
+
+
+def test_a_share_of_stereo_that_was_not_prepared_is_none():
+    """As for a network that reads no depth."""
+    with_share, without = make_views(stereo_share=0.5, share=0), make_views(share=0)
+    del with_share.reader.sources['stereo']
+    for a, b in zip(with_share.batches(0, 2), without.batches(0, 2), strict=True):
+        assert_same([a], [b])
 
 
 def test_a_whole_unchanged_view_is_the_prepared_frame():

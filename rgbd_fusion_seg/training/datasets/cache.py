@@ -86,6 +86,7 @@ def cached_frames(
     folder: Path,
     hha_sizes: Sequence[tuple[int, int]] | None = None,
     depth: bool = False,
+    pictures: CachedFrames | None = None,
 ) -> CachedFrames:
     """Return the prepared frames of ``source``; what ``folder`` lacks of them is made now.
 
@@ -98,13 +99,15 @@ def cached_frames(
         hha_sizes: further sizes (width, height) of HHA, for instance the source's own for
             networks whose depth stream sees the full resolution.
         depth: have depth in metres, too, at all sizes of HHA.
+        pictures: prepared frames with the colour and the labels of ``source``, in its order; of
+            that nothing but depth is prepared then.
 
     Raises:
         InputError: frames that cannot be used, no frames, or too little space on the disk.
     """
     if not len(source):
         raise InputError(f'{source.name} has no frames; check its split file or its folder')
-    prepares = _parts(source, Path(folder), hha_sizes or (), depth)
+    prepares = _parts(source, Path(folder), hha_sizes or (), depth, pictures is None)
 
     def fill(parts: Sequence[Part], arrays: Sequence[Images]) -> dict[str, Any]:
         def prepare(i: int) -> _Statistics:
@@ -118,16 +121,21 @@ def cached_frames(
 
     parts = list(prepares)
     build_parts(source.name, parts, Path(folder), fill)
-    colour, *levels = (part.open() for part in parts)
+    images = [part.open() for part in parts]
     info = parts[0].info()
+    if pictures is None:
+        colour = images[0]
+        rgb, labels = (colour['rgb'], colour['rgb_half']), colour['labels']
+    else:
+        rgb, labels = pictures.rgb, pictures.labels
     return CachedFrames(
         name=source.name,
         classes=source.classes,
         terms=source.terms,
-        rgb=(colour['rgb'], colour['rgb_half']),
-        labels=colour['labels'],
-        hha=tuple(level['hha'] for level in levels if 'hha' in level),
-        depth=tuple(level['depth'] for level in levels if 'depth' in level),
+        rgb=rgb,
+        labels=labels,
+        hha=tuple(level['hha'] for level in images if 'hha' in level),
+        depth=tuple(level['depth'] for level in images if 'depth' in level),
         depth_range_m=tuple(info['depth_range_m']),
         valid_depth=info['valid_depth'],
         class_pixels=tuple(info['class_pixels']),
@@ -148,7 +156,11 @@ def read_frame(source: FrameSource, index: int) -> LabelledFrame:
 
 
 def _parts(
-    source: FrameSource, folder: Path, hha_sizes: Sequence[tuple[int, int]], depth: bool
+    source: FrameSource,
+    folder: Path,
+    hha_sizes: Sequence[tuple[int, int]],
+    depth: bool,
+    pictures: bool,
 ) -> dict[Part, Prepare]:
     n, (w, h) = len(source), source.size
     description = [FORMAT, source.name, n, len(source.classes), source.size, source.describe()]
@@ -187,8 +199,8 @@ def _parts(
     shapes = {'rgb': (n, h, w, 3), 'rgb_half': (n, h // 2, w // 2, 3), 'labels': (n, h, w)}
     sizes = sorted({(w // 4, h // 4), (w // 2, h // 2), *((int(x), int(y)) for x, y in hha_sizes)})
     kinds = (level, metres) if depth else (level,)
-    levels = [kind(*size) for kind in kinds for size in sizes]
-    return {Part(place('colour', COLOUR_CODE), shapes): colour, **dict(levels)}
+    levels = dict(kind(*size) for kind in kinds for size in sizes)
+    return {Part(place('colour', COLOUR_CODE), shapes): colour, **levels} if pictures else levels
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,7 +72,8 @@ def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str
 
     Returns:
         'train' and 'test'; for data of the NYU40 classes also 'synthetic' and 'synthetic_test'
-        where frames of them are wanted; and where stereo depth is, 'stereo' and 'stereo_test'.
+        where frames of them are wanted; and where stereo depth is, and the network reads any,
+        'stereo' and 'stereo_test', with the very pictures of 'train' and 'test'.
 
     Raises:
         InputError: data that cannot be used, such as a split without a labelled pixel, synthetic
@@ -84,11 +85,14 @@ def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str
         raise InputError(fault)
     if sources['train'].classes.names == NYU40.names and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
-    sources |= _by_stereo(config, sources)
     folder = Path(config.cache)
     sizes = _depth_sizes(network, config, sources['train'].size)
     metres = 'depth' in network.modalities
     found = {k: cached_frames(source, folder, sizes, metres) for k, source in sources.items()}
+    if sizes:
+        for name, split in _by_stereo(config).items():
+            source = StereoDepth(sources[split])
+            found[name] = cached_frames(source, folder, sizes, metres, found[split])
     for frames in found.values():
         if fault := label_fault(frames.name, frames.class_pixels):
             raise InputError(fault)
@@ -112,12 +116,13 @@ def _rooms(config: DataConfig) -> dict[str, FrameSource]:
     return {name: SyntheticRooms(n, seed) for name, (n, seed) in wanted.items() if n > 0}
 
 
-def _by_stereo(config: DataConfig, sources: Mapping[str, FrameSource]) -> dict[str, FrameSource]:
+def _by_stereo(config: DataConfig) -> dict[str, str]:
+    """Return which frames are wanted by stereo, and of which split they are."""
     wanted = {
         'stereo': ('train', config.stereo_share > 0),
         'stereo_test': ('test', config.stereo_test),
     }
-    return {name: StereoDepth(sources[split]) for name, (split, is_on) in wanted.items() if is_on}
+    return {name: split for name, (split, is_on) in wanted.items() if is_on}
 
 
 def rooms_fault(config: DataConfig, classes: ClassSet) -> str:

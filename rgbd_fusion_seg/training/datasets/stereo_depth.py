@@ -6,12 +6,19 @@ import hashlib
 import inspect
 from pathlib import Path
 
+import cv2
 import numpy as np
 
+from rgbd_fusion_seg.depth import resize_depth
 from rgbd_fusion_seg.frame import RgbdFrame
+from rgbd_fusion_seg.preprocess import rgb_image
 from rgbd_fusion_seg.synthetic import stereo
 from rgbd_fusion_seg.synthetic.stereo import StereoRig, simulate_stereo
 from rgbd_fusion_seg.training.datasets.base import FrameSource, LabelledFrame
+
+MATCHED_WIDTH = 640
+"""Pairs are matched at this width, whatever the size of the data: windows and disparities of
+stereo_image_proc are pixels, which at twice the width end at twice the distance."""
 
 
 class StereoDepth:
@@ -42,6 +49,10 @@ class StereoDepth:
         """Read frame ``index``; see `FrameSource`."""
         item = self.source[index]
         frame, rng = item.frame, np.random.default_rng(index)
-        rgb, intrinsics = frame.rgb, frame.intrinsics
-        depth = simulate_stereo(rgb, frame.depth, intrinsics, StereoRig.random(rng), rng)
-        return LabelledFrame(RgbdFrame(rgb, depth, intrinsics), item.labels)
+        camera = frame.intrinsics.scaled(MATCHED_WIDTH / frame.intrinsics.width)
+        size = camera.width, camera.height
+        rgb, exact = rgb_image(frame.rgb, *size), resize_depth(frame.depth, *size)
+        depth = simulate_stereo(rgb, exact, camera, StereoRig.random(rng), rng)
+        own_size = frame.intrinsics.width, frame.intrinsics.height
+        depth = cv2.resize(depth, own_size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return LabelledFrame(RgbdFrame(frame.rgb, depth, frame.intrinsics), item.labels)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip('torch')
 
-from rgbd_fusion_seg.training.config import (
-    DataConfig,
-    DatasetConfig,
-    NetworkConfig,
-)
+from rgbd_fusion_seg.frame import RgbdFrame
+from rgbd_fusion_seg.synthetic import scene, stereo
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig, NetworkConfig
 from rgbd_fusion_seg.training.datasets import open_dataset, stereo_depth
+from rgbd_fusion_seg.training.datasets.base import LabelledFrame
 from rgbd_fusion_seg.training.datasets.cache import cached_frames
 from rgbd_fusion_seg.training.datasets.nyudv2 import NyuDepthV2
 from rgbd_fusion_seg.training.datasets.prepare import prepare_frames
@@ -45,6 +47,36 @@ def test_only_depth_is_another(rooms):
         assert (ours.frame.depth[:, :64] == 0).all()
 
 
+@pytest.mark.parametrize('scale', [0.25, 3.0])
+def test_pairs_are_matched_at_one_size_whatever_the_size_of_the_data(rooms, scale):
+    """Windows and disparities are pixels: of 1920x1440 nothing nearer than 3 m would be found."""
+
+    class Scaled:
+        name, classes, terms, ids = rooms.name, rooms.classes, rooms.terms, None
+
+        def __getitem__(self, index):
+            item = rooms[index]
+            camera = item.frame.intrinsics.scaled(scale)
+            size = camera.width, camera.height
+            frame = RgbdFrame(
+                cv2.resize(item.frame.rgb, size, interpolation=cv2.INTER_AREA),
+                cv2.resize(item.frame.depth, size, interpolation=cv2.INTER_NEAREST_EXACT),
+                camera,
+            )
+            return LabelledFrame(frame, np.zeros(size[::-1], np.uint8))
+
+    source = Scaled()
+    source.size = tuple(round(side * scale) for side in rooms.size)
+    for i in range(3):
+        own, ours, theirs = StereoDepth(rooms)[i], StereoDepth(source)[i], source[i]
+        depth, exact = ours.frame.depth, theirs.frame.depth
+        np.testing.assert_array_equal(ours.frame.rgb, theirs.frame.rgb)
+        assert depth.dtype == np.float32
+        assert (depth > 0).mean() == pytest.approx((own.frame.depth > 0).mean(), abs=0.12)
+        seen = (depth > 0) & (exact > 0)
+        assert np.median(np.abs(np.log(depth[seen] / exact[seen]))) < 0.05
+
+
 def test_each_frame_has_a_rig_of_its_own(rooms, monkeypatch):
     seen = []
 
@@ -65,10 +97,17 @@ def test_the_key_of_prepared_frames_depends_on_what_the_data_set_is(tmp_path, ny
     keys = [StereoDepth(source).describe() for source in sources]
     assert keys[0] != keys[1]
     assert keys[0] == StereoDepth(NyuDepthV2(nyu_pack, 'train')).describe()
-    frames = cached_frames(StereoDepth(sources[1]), tmp_path)
+    frames = cached_frames(StereoDepth(sources[1]), tmp_path / 'whole')
     own = cached_frames(sources[1], tmp_path)
     np.testing.assert_array_equal(frames.rgb[0], own.rgb[0])
     assert frames.name == 'nyudv2-test-stereo'
+    shared = cached_frames(StereoDepth(sources[1]), tmp_path, pictures=own)
+    assert shared.rgb is own.rgb
+    assert shared.labels is own.labels
+    for a, b in zip(shared.hha, frames.hha, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in ('depth_range_m', 'valid_depth', 'class_pixels'):
+        assert getattr(shared, name) == getattr(frames, name)
     assert all((a != b).any() for a, b in zip(frames.hha, own.hha, strict=True))
 
 
@@ -82,8 +121,33 @@ def test_stereo_is_prepared_where_it_is_wanted(tmp_path, share, test):
     assert {*frames} == {'train', 'test', *(name for name, wish in wanted.items() if wish)}
     for name in {*wanted} & {*frames}:
         own = frames['train' if name == 'stereo' else 'test']
-        np.testing.assert_array_equal(frames[name].labels, own.labels)
+        assert frames[name].labels is own.labels
+        assert frames[name].rgb is own.rgb
         assert (frames[name].hha[0] != own.hha[0]).any()
+    assert not [*tmp_path.glob('*-stereo-colour-*')]
+
+
+def test_a_network_without_depth_needs_no_stereo(tmp_path):
+    data = DataConfig(
+        ROOMS, cache=str(tmp_path), width=64, height=48, stereo_share=0.4, stereo_test=True
+    )
+    network = bare_network(NetworkConfig('erfnet', {'modality': 'rgb'}))
+    assert {*prepare_frames(data, network)} == {'train', 'test'}
+
+
+def test_rooms_stay_the_same_when_stereo_changes(rooms, monkeypatch):
+    before = [rooms.describe(), StereoDepth(rooms).describe()]
+    files = {Path(module.__file__) for module in (stereo, scene)}
+    read = Path.read_bytes
+    for changed in files:
+        monkeypatch.setattr(
+            Path, 'read_bytes', lambda path, c=changed: read(path) + b'#' * (path == c)
+        )
+        same = [
+            a == b
+            for a, b in zip(before, (rooms.describe(), StereoDepth(rooms).describe()), strict=True)
+        ]
+        assert same == [changed == Path(stereo.__file__), False]
 
 
 def test_stereo_is_scored_where_it_is_wanted():
