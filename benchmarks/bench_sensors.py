@@ -23,6 +23,7 @@ import measure
 import numpy as np
 from numpy.random import Generator
 
+from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import RgbdFrame
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.evaluate import confusion_matrix
@@ -58,7 +59,11 @@ def main() -> None:
     parser.add_argument('--every', type=int, default=4)
     parser.add_argument('--out', type=Path, default=measure.OUTPUT / 'sensors.json')
     arguments = parser.parse_args()
-    source = open_dataset(DatasetConfig(), 'test')
+    try:
+        source = open_dataset(DatasetConfig(), 'test')
+    except InputError as error:
+        sys.stdout.write(f'nothing is measured: {error}\n')
+        return
     indices = range(0, len(source), arguments.every)
     readings: dict[str, float] = {}
     with ExitStack() as stack:

@@ -48,8 +48,8 @@ Complain = Callable[[str, str], None]
 def qos_overrides() -> QoSOverridingOptions:
     """Return options that let parameters override the QoS of a topic.
 
-    Durability is among them, for a latched CameraInfo is only seen by a transient-local
-    subscription.
+    Durability is among them, for a latched CameraInfo is only seen by a subscription that is
+    transient-local and reliable.
     """
     return QoSOverridingOptions(
         (
