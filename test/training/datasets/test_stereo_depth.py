@@ -48,7 +48,7 @@ def test_only_depth_is_another(rooms):
 
 
 @pytest.mark.parametrize('scale', [0.25, 3.0])
-def test_pairs_are_matched_at_one_size_whatever_the_size_of_the_data(rooms, scale):
+def test_pairs_are_matched_at_one_size_whatever_the_size_of_the_data(rooms, scale, monkeypatch):
     """Windows and disparities are pixels: of 1920x1440 nothing nearer than 3 m would be found."""
 
     class Scaled:
@@ -65,6 +65,13 @@ def test_pairs_are_matched_at_one_size_whatever_the_size_of_the_data(rooms, scal
             )
             return LabelledFrame(frame, np.zeros(size[::-1], np.uint8))
 
+    matched = []
+
+    def simulate(*scene):
+        matched.append(stereo.simulate_stereo(*scene))
+        return matched[-1]
+
+    monkeypatch.setattr(stereo_depth, 'simulate_stereo', simulate)
     source = Scaled()
     source.size = tuple(round(side * scale) for side in rooms.size)
     for i in range(3):
@@ -72,6 +79,8 @@ def test_pairs_are_matched_at_one_size_whatever_the_size_of_the_data(rooms, scal
         depth, exact = ours.frame.depth, theirs.frame.depth
         np.testing.assert_array_equal(ours.frame.rgb, theirs.frame.rgb)
         assert depth.dtype == np.float32
+        # Nothing is read between what was matched and a hole beside it.
+        assert np.unique(depth).size <= np.unique(matched[-1]).size
         assert (depth > 0).mean() == pytest.approx((own.frame.depth > 0).mean(), abs=0.12)
         seen = (depth > 0) & (exact > 0)
         assert np.median(np.abs(np.log(depth[seen] / exact[seen]))) < 0.05
