@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rclpy.clock import JumpHandle, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from rgbd_fusion_seg.frame import SENSORS
@@ -150,10 +150,17 @@ class Stream:
             and self._bundle.sees_depth
             and time.monotonic() - self._began_s > after_s
         ):
+            advice = 'publish the CameraInfo of the colour camera'
+            if self._info_is_latched():
+                advice = (
+                    'its publisher is transient-local and may have sent it before, so override '
+                    "this subscription's reliability by reliable and its durability by "
+                    'transient_local'
+                )
             self._health.complain(
                 'no camera info',
-                f'images arrive, but nothing on {self._topics.info}; publish the CameraInfo of '
-                'the colour camera or set camera.fx and the others',
+                f'images arrive, but nothing on {self._topics.info}; {advice}, or set camera.fx '
+                'and the others',
                 ERROR,
             )
 
@@ -188,6 +195,12 @@ class Stream:
                     f'{" and ".join(copies)}; remap the node to that, which it reads, too',
                     ERROR,
                 )
+
+    def _info_is_latched(self) -> bool:
+        """Whether a publisher keeps its CameraInfo for subscriptions that ask for what was."""
+        publishers = self._node.get_publishers_info_by_topic(self._topics.info)
+        kept = QoSDurabilityPolicy.TRANSIENT_LOCAL
+        return any(publisher.qos_profile.durability == kept for publisher in publishers)
 
     def _compressed_copies(self, topic: str) -> list[str]:
         """Return the topics of compressed copies of one that nobody publishes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -511,6 +512,39 @@ def test_intrinsics_by_parameter_and_reliable_by_override(ros_context, tiny_bund
     finally:
         client.close()
         node.stop()
+
+
+def test_a_latched_camera_info_wants_the_overrides_that_the_documents_tell(
+    ros_context, tiny_bundle, tmp_path
+):
+    document = (ROOT / 'docs/interfaces.md').read_text()
+    blocks = re.findall(r'```yaml\n(.*?)```', document, re.DOTALL)
+    (overrides,) = [text for text in blocks if 'transient_local' in text]
+    file = tmp_path / 'overrides.yaml'
+    file.write_text(overrides.replace('/camera/camera/color/', '/latched/rgb/'))
+    parameters = {
+        'engine.bundle': tiny_bundle,
+        'output.diagnostics_period_s': 0.1,
+        'sync.warn_after_s': 0.5,
+    }
+    client = Client(ros_context, '/latched')
+    camera = Camera(client)
+    client.collect('segmentation/mask', Image)
+    client.info = client.create_publisher(CameraInfo, 'unheard', 1)
+    client.create_publisher(CameraInfo, 'rgb/camera_info', LATCHED).publish(camera.info())
+    nodes = []
+    try:
+        nodes.append(NodeProcess(NODE, parameters, '/latched'))
+        words = "override this subscription's reliability by reliable and its durability by"
+        camera.send_until(lambda: client.complains(words), 'what to override')
+        assert not client.received['segmentation/mask']
+        nodes[0].stop()
+        nodes.append(NodeProcess(NODE, parameters, '/latched', ('--params-file', str(file))))
+        camera.send_until(lambda: client.received['segmentation/mask'], 'a mask')
+    finally:
+        client.close()
+        for node in nodes:
+            node.stop()
 
 
 def test_mistyped_parameters_are_told(ros_context, tmp_path):
