@@ -47,6 +47,7 @@ def main() -> None:
     try:
         gpu = find_device()
         found = precisions(bundle)
+        require_profiler()
     except EngineError as error:
         sys.stdout.write(f'nothing is measured: {error}\n')
         return
@@ -138,6 +139,18 @@ def inside(bundle: ModelBundle, precision: str, repeats: int) -> dict[str, Any]:
             'host_copies_ms': round(whole_ms - graph_ms, 4),
             'graph over kernels': round(graph_ms / kernels_ms, 4),
         }
+
+
+def require_profiler() -> None:
+    """Raise EngineError where torch cannot tell what kernels take."""
+    try:
+        import torch
+    except ImportError as error:
+        raise EngineError(
+            f'times of kernels come from torch, which is not here: {error}'
+        ) from error
+    if not torch.cuda.is_available():
+        raise EngineError('times of kernels come from torch, and this one was built without CUDA')
 
 
 def on_the_gpu(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,7 @@ class StandInTrt:
         context_bytes: device memory that each context takes.
         rtx: have what only TensorRT-RTX has.
         version: of the library.
+        complaint: what it logs as an error when a runtime is made, which it returns all the same.
     """
 
     ILogger, TensorIOMode = ILogger, TensorIOMode
@@ -101,20 +103,29 @@ class StandInTrt:
         context_bytes: int = 64,
         rtx: bool = False,
         version: str = '10.3.0',
+        complaint: str = '',
     ) -> None:
+        self.complaint = complaint
         self.__version__ = version
         self.cuda, self.capturable, self.context_bytes = cuda, capturable, context_bytes
         self.runtime: Any = None
         self.configs: list[Any] = []
         """What each context was created with."""
+        self.engines: weakref.WeakSet[CudaEngine] = weakref.WeakSet()
         if rtx:
             self.ComputeCapability = ComputeCapability
             self.EngineValidity, self.EngineInvalidityDiagnostics = Validity, Flag
             self.CudaGraphStrategy = GraphStrategy
             self.DynamicShapesKernelSpecializationStrategy = Specialization
 
+    def alive(self) -> int:
+        """Return how many engines hold their weights."""
+        return len(self.engines)
+
     def Runtime(self, logger: Any) -> Runtime:
         self.runtime = Runtime(self, logger)
+        if self.complaint:
+            logger.log(ILogger.ERROR, self.complaint)
         return self.runtime
 
 
@@ -122,6 +133,7 @@ class Runtime:
     def __init__(self, trt: StandInTrt, logger: Any) -> None:
         self.trt, self.logger = trt, logger
         self.engine_host_code_allowed = False
+        self.plans = 0
 
     def get_engine_validity(self, plan: bytes) -> tuple[Any, int]:
         if not plan.startswith(MAGIC):
@@ -129,6 +141,7 @@ class Runtime:
         return Validity.VALID, 0
 
     def deserialize_cuda_engine(self, plan: bytes) -> CudaEngine | None:
+        self.plans += 1
         if not plan.startswith(MAGIC):
             self.logger.log(ILogger.ERROR, 'Serialization assertion failed.\n In parsePlan')
             self.logger.log(ILogger.ERROR, 'and this follows from it')
@@ -140,6 +153,7 @@ class Runtime:
 class CudaEngine:
     def __init__(self, runtime: Runtime, profile: dict[str, Any], network: bytes) -> None:
         self.runtime, self.profile = runtime, profile
+        runtime.trt.engines.add(self)
         self.session = onnxruntime.InferenceSession(network, providers=['CPUExecutionProvider'])
         self.inputs = {tensor.name: tensor for tensor in self.session.get_inputs()}
         self.outputs = {tensor.name: tensor for tensor in self.session.get_outputs()}

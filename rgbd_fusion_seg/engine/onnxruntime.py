@@ -192,7 +192,10 @@ def open_session(
 def _session(bundle: ModelBundle, options: Any, providers: Sequence[Any]) -> Any:
     runtime = import_module('onnxruntime')
     try:
-        return runtime.InferenceSession(str(bundle.weights_path), options, providers=providers)
+        # Its own fallback would put the failure of the CPU that we forbid in place of the reason.
+        return runtime.InferenceSession(
+            str(bundle.weights_path), options, providers=providers, enable_fallback=0
+        )
     except Exception as error:  # its errors have no base class of their own
         here, reason = f'ONNX Runtime {runtime.__version__}', str(error).partition('\n')[0][:200]
         if providers != CPU:

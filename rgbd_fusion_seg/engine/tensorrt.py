@@ -26,7 +26,7 @@ from rgbd_fusion_seg.engine.engine_files import (
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
 from rgbd_fusion_seg.engine.graph_engine import zero_inputs
-from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
+from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, driver_remedy, logger_of
 from rgbd_fusion_seg.engine.tensorrt_execution import Context, Execution
 from rgbd_fusion_seg.engine.tensorrt_rtx import (
     KernelFile,
@@ -82,20 +82,22 @@ def open_engine(
     gpu = find_device(device)  # first of all: without one TensorRT crashes the process
     cards = _card_of(Path(engine_file)) if engine_file else list_engines(bundle)
     runtimes, unbuildable = _runtimes(cards, flavour), _why_unbuildable(gpu)
-    failures: dict[str, EngineError] = {}
+    # Sentences, for an exception holds what was made when it was raised, and memory on the GPU.
+    failures: dict[str, str] = {}
+    damaged = True
     for candidate in fitting_engines(cards, bundle, gpu, runtimes, precision, unbuildable):
         try:
             opened = TensorRtEngine(bundle, gpu, candidate, cuda_graph)
         except EngineError as error:
-            failures[candidate.path.name] = error
+            failures[candidate.path.name] = str(error)
+            damaged &= isinstance(error, UnbuiltEngineError)
             continue
         opened.step_downs = tuple(
-            StepDown(name, str(reason), unexpected=True) for name, reason in failures.items()
+            StepDown(name, reason, unexpected=True) for name, reason in failures.items()
         )
         return opened
-    damaged = all(isinstance(reason, UnbuiltEngineError) for reason in failures.values())
     kind = UnbuiltEngineError if damaged and not unbuildable else EngineError
-    raise kind('; '.join(map(str, failures.values())))
+    raise kind('; '.join(failures.values()))
 
 
 class TensorRtEngine(Engine):
@@ -226,6 +228,8 @@ def _deserialise(flavour: Flavour, plan: bytes, card: EngineCard) -> Any:
     logger.pop_error()  # of an engine before
     try:
         runtime = flavour.trt.Runtime(logger)
+        if logger.has_error:  # some return a runtime all the same, and crash when it is used
+            raise _refusal(flavour, card, logger.pop_error())
         if flavour.name == 'tensorrt_rtx':
             check_validity(flavour, runtime, plan, card.engine_file)
         if card.options.get('version_compatible') is True:
@@ -265,6 +269,7 @@ def _create_context(
 def _refusal(flavour: Flavour, card: EngineCard, reason: str) -> EngineError:
     # A build would find that a whole engine fits already, and leave it.
     remedy = MEMORY_REMEDY if _OUT_OF_MEMORY.search(reason) else 'build it again with --force'
+    remedy = driver_remedy(flavour, reason) or remedy
     return EngineError(
         f'{flavour} cannot load the engine {card.engine_file} of {card.bundle}: {reason}; {remedy}'
     )

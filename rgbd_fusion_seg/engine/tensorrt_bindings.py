@@ -20,6 +20,8 @@ DTYPES = {
     'BOOL': 'bool',
 }
 """Names of TensorRT's types -> NumPy's; the others have none."""
+_NO_CUDA = 'CUDA initialization failure'
+"""What TensorRT says of a driver that is too old for the CUDA it was built for."""
 _LEVELS = {'WARNING': logging.INFO}
 """Its warnings are for builders of engines, and its errors become exceptions."""
 
@@ -41,9 +43,25 @@ def logger_of(flavour: Flavour) -> Any:
             if severity.name.endswith('ERROR') and not self._error:
                 self._error = ' '.join(message.split())  # what follows is its consequence
 
+        @property
+        def has_error(self) -> bool:
+            """Whether there was an error since the last call of :meth:`pop_error`."""
+            return bool(self._error)
+
         def pop_error(self) -> str:
             """Return the first error since the last call."""
             error, self._error = self._error, ''
             return error or 'it does not say why'
 
     return Logger()
+
+
+def driver_remedy(flavour: Flavour, reason: str) -> str:
+    """Return what to do where TensorRT cannot use the driver; empty where it is not that."""
+    if _NO_CUDA not in reason:
+        return ''
+    return (
+        f'the driver does not serve the CUDA that this {flavour.name} was built for: update the '
+        'driver, or install the TensorRT of an older CUDA (of the wheels those with cu12 in '
+        'their names)'
+    )

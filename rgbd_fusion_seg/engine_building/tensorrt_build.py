@@ -32,7 +32,7 @@ from rgbd_fusion_seg.engine.engine_files import (
 )
 from rgbd_fusion_seg.engine.flavours import FLAVOURS, Flavour, import_flavour
 from rgbd_fusion_seg.engine.graph_engine import ONNX_TYPES, Declared, check_graph
-from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, logger_of
+from rgbd_fusion_seg.engine.tensorrt_bindings import DTYPES, driver_remedy, logger_of
 from rgbd_fusion_seg.engine.tensorrt_rtx import rtx_default, rtx_serves, rtx_targets
 from rgbd_fusion_seg.engine_building.build_options import (
     BUILDERS,
@@ -427,6 +427,7 @@ def _failure(
     remedy = 'take a smaller size, or a machine with more memory, if it is that'
     if limit:
         remedy = f'its kernels may use {limit} MiB: allow more (--workspace)'
+    remedy = driver_remedy(flavour, reason) or remedy
     return EngineError(
         f'{flavour} could not build the engine of {bundle.name}: {reason}; {remedy}'
     )

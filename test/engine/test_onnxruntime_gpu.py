@@ -65,6 +65,24 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny_bundle: Path, provider, 
         open_gpu_session(bundle, [(provider, {})])
 
 
+def test_the_reason_of_a_provider_that_fails_is_told(tiny_bundle: Path, monkeypatch, capfd):
+    """ONNX Runtime would try the CPU next, which we forbid, and tell of that instead."""
+    provider, session = 'AzureExecutionProvider', onnxruntime.InferenceSession
+    if provider not in onnxruntime.get_available_providers():
+        pytest.skip(f'this ONNX Runtime has no {provider}')
+    create = session._create_inference_session
+
+    def without_libraries(self, providers, *rest):
+        if provider in str(providers):
+            raise RuntimeError('CUDA failure 35: driver version is insufficient')
+        return create(self, providers, *rest)
+
+    monkeypatch.setattr(session, '_create_inference_session', without_libraries)
+    with pytest.raises(EngineError, match='CUDA failure 35: driver version is insufficient'):
+        open_gpu_session(load_bundle(tiny_bundle), [(provider, {})])
+    assert 'EP Error' not in capfd.readouterr().out
+
+
 def test_a_part_that_a_provider_leaves_to_the_cpu_is_an_error(tiny_bundle: Path):
     """Azure's runs a single operator, and so leaves all others to the CPU; it comes with Linux."""
     provider = 'AzureExecutionProvider'
@@ -122,11 +140,11 @@ def refusing(monkeypatch) -> dict[str, str]:
     refusing = {'CUDAExecutionProvider': 'CUDA failure 2: out of memory ; GPU=0'}
     session = onnxruntime.InferenceSession
 
-    def open_session(path, options=None, providers=()):
+    def open_session(path, options=None, providers=(), **settings):
         name = providers[0] if isinstance(providers[0], str) else providers[0][0]
         if name in refusing:
             raise RuntimeError(f'{refusing[name]}\nat line 1')
-        return session(path, options, providers=providers)
+        return session(path, options, providers=providers, **settings)
 
     gpu = Device(0, 'Some GPU', '8.7', 8000)
     monkeypatch.setattr(onnxruntime, 'InferenceSession', open_session)

@@ -402,6 +402,34 @@ def test_whatever_fails_while_opening_everything_is_freed(bundle, cuda, trt, fun
     assert cuda.live == 0
 
 
+def test_an_engine_that_could_not_be_opened_keeps_no_memory(bundle, cuda, trt):
+    """The next one needs it, on this GPU, before Python happens to collect garbage."""
+    write(bundle)
+    cuda.failing['cudaMalloc'] = [None, None, Error.cudaErrorMemoryAllocation]
+    gc.disable()
+    try:
+        engine = open_engine(bundle)
+        assert engine.backend != 'tensorrt'
+        assert trt.alive() == 0
+    finally:
+        gc.enable()
+    assert any('out of memory' in step.reason for step in engine.step_downs)
+
+
+def test_a_runtime_without_a_driver_for_its_cuda_is_not_used(bundle, cuda, monkeypatch):
+    """That of TensorRT 11.4 is returned all the same, and crashes the process when it is used."""
+    trt = install(
+        monkeypatch,
+        cuda,
+        complaint='createInferRuntime: Error Code 6: API Usage Error (CUDA initialization failure '
+        'with error: 35. In checkCudaInstallation)',
+    )
+    write(bundle)
+    with pytest.raises(EngineError, match=r'failure with error: 35.*update the driver.*cu12'):
+        open_engine(bundle, 'tensorrt')
+    assert trt.runtime.plans == 0
+
+
 def test_a_context_that_needs_too_much_memory_tells_what_tensorrt_said(bundle, cuda, monkeypatch):
     install(monkeypatch, cuda, context_bytes=2 << 30)
     write(bundle)
