@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import weakref
@@ -228,7 +229,9 @@ def _deserialise(flavour: Flavour, plan: bytes, card: EngineCard) -> Any:
     logger.pop_error()  # of an engine before
     try:
         runtime = flavour.trt.Runtime(logger)
-        if logger.has_error:  # some return a runtime all the same, and crash when it is used
+        if logger.has_error:  # lean 11.4 returns a runtime all the same
+            # It crashes when it is used and when it is freed: it stays for good.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
             raise _refusal(flavour, card, logger.pop_error())
         if flavour.name == 'tensorrt_rtx':
             check_validity(flavour, runtime, plan, card.engine_file)

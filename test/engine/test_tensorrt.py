@@ -7,6 +7,7 @@ meets a CUDA runtime in host memory and engines that ONNX Runtime computes, so i
 
 from __future__ import annotations
 
+import ctypes.util
 import dataclasses
 import gc
 import inspect
@@ -416,8 +417,30 @@ def test_an_engine_that_could_not_be_opened_keeps_no_memory(bundle, cuda, trt):
     assert any('out of memory' in step.reason for step in engine.step_downs)
 
 
+def test_the_lean_runtime_without_a_driver_is_refused_and_crashes_nothing():
+    """It is returned all the same; using it is a segmentation fault, and so is freeing it."""
+    pytest.importorskip('tensorrt_lean_libs', reason='needs tensorrt-lean-cu13')
+    if ctypes.util.find_library('cuda'):
+        pytest.skip('there is a driver here')
+    script = (
+        'from types import SimpleNamespace\n'
+        'from rgbd_fusion_seg.engine import tensorrt\n'
+        'from rgbd_fusion_seg.engine.flavours import import_flavour\n'
+        'card = SimpleNamespace(engine_file="some.engine", bundle="tiny", options={})\n'
+        'for _ in range(2):\n'
+        '    try:\n'
+        '        tensorrt._deserialise(import_flavour("tensorrt_lean"), bytes(99), card)\n'
+        '    except tensorrt.EngineError as error:\n'
+        '        print(error, flush=True)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r'cannot load the engine some.engine of tiny: .*', done.stdout)) == 2
+    assert 'update the driver' in done.stdout
+
+
 def test_a_runtime_without_a_driver_for_its_cuda_is_not_used(bundle, cuda, monkeypatch):
-    """That of TensorRT 11.4 is returned all the same, and crashes the process when it is used."""
+    """It is not even asked whether the engine fits."""
     trt = install(
         monkeypatch,
         cuda,
