@@ -22,6 +22,7 @@ from rgbd_fusion_seg.training.continuation import (
     FREE_TO_CHANGE,
     SETTINGS_NAME,
     changed_settings,
+    flatten,
     read_settings,
 )
 from rgbd_fusion_seg.training.cost import empty_network, gflops
@@ -100,8 +101,10 @@ def row_config(study: StudyConfig, row: RowConfig, seed: int, epochs: int) -> Tr
 
     if row.continues:
         config.network.init_from = last(row.continues)
-    config.network.init_rgb = last(row.encoders['rgb']) if 'rgb' in row.encoders else ''
-    config.network.init_hha = last(row.encoders['hha']) if 'hha' in row.encoders else ''
+    if 'rgb' in row.encoders:
+        config.network.init_rgb = last(row.encoders['rgb'])
+    if 'hha' in row.encoders:
+        config.network.init_hha = last(row.encoders['hha'])
     return config
 
 
@@ -172,7 +175,22 @@ def _changed(
     config = row_config(there, row, seed, before['epochs'] if epochs is None else epochs)
     changed = changed_settings(config, before, FREE_IN_ROWS)
     # Which of several was the best is known of the time when it began.
-    return [name for name in changed if not (row.best_of and name.startswith('network.'))]
+    changed = [name for name in changed if not (row.best_of and name.startswith('network.'))]
+    # Rows that are not shown have one seed, the first of those that the study then had.
+    unshown = {row.name for row in study.rows if not row.shown}
+    now, then = flatten(dataclasses.asdict(config)), flatten(before)
+    return [
+        name
+        for name in changed
+        if not name.startswith('network.init_')
+        or origin_name(now[name]) not in unshown
+        or origin_name(now[name]) != origin_name(then.get(name, ''))
+    ]
+
+
+def origin_name(checkpoint: str) -> str:
+    """Return the name of the row of a study that a checkpoint is of."""
+    return Path(checkpoint).parent.name.rpartition('-')[0]
 
 
 def failed_runs(study: StudyConfig) -> list[dict[str, Any]]:

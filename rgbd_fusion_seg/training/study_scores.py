@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.training.checkpoints import LAST_NAME, write_text
 from rgbd_fusion_seg.training.datasets import open_dataset
-from rgbd_fusion_seg.training.evaluation import score_source
+from rgbd_fusion_seg.training.evaluation import check_classes, score_source
 from rgbd_fusion_seg.training.predictors import open_predictor
 from rgbd_fusion_seg.training.study_config import StudyConfig
-from rgbd_fusion_seg.training.study_runs import all_runs, is_done, run_folder
+from rgbd_fusion_seg.training.study_runs import all_runs, is_done, row_config, run_folder
 
 
 def rescore(
@@ -38,11 +38,12 @@ def rescore(
             f'{study.output} has no finished run of {", ".join(sorted(missing))} to score; train '
             'it there first'
         )
-    source = open_dataset(study.run.data.dataset, 'test')
     for row, seed in done:
         folder = run_folder(study, row, seed)
+        source = open_dataset(row_config(study, row, seed, 1).data.dataset, 'test')
         print(f'{row.name}, seed {seed}: scored', flush=True)
         with contextlib.closing(open_predictor(folder / LAST_NAME, scales, flip)) as predictor:
+            check_classes(predictor.classes.names, source, folder / LAST_NAME)
             found = score_source(predictor, source, 'test').summary()
         scores = json.loads((folder / 'scores.json').read_text())
         if tuple(scales) == (1.0,) and not flip:

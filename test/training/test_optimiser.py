@@ -11,6 +11,7 @@ torch = pytest.importorskip('torch')
 from rgbd_fusion_seg.errors import InputError  # noqa: E402
 from rgbd_fusion_seg.training.config import GroupConfig, OptimiserConfig  # noqa: E402
 from rgbd_fusion_seg.training.networks import build_network  # noqa: E402
+from rgbd_fusion_seg.training.networks.cen import ChannelExchange  # noqa: E402
 from rgbd_fusion_seg.training.optimiser import (  # noqa: E402
     WeightAverage,
     build_optimiser,
@@ -68,6 +69,13 @@ def test_weight_decay_spares_norms_and_biases():
         assert group['weight_decay'] == expected
         assert len({p.ndim > 1 for p in group['params']}) == 1
     assert sum(len(g['params']) for g in groups) == len(list(network.parameters()))
+
+
+def test_weight_decay_spares_gates_of_channels():
+    """Those of sums are one a channel, as scales of norms are."""
+    network = ChannelExchange(2, 4, 'gated_sum')
+    (group,) = parameter_groups(network, OptimiserConfig(weight_decay=0.1))
+    assert group['weight_decay'] == 0
 
 
 def test_groups_learn_at_their_own_pace():

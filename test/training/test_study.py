@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ torch = pytest.importorskip('torch')
 from jsonargparse import ArgumentParser  # noqa: E402
 
 from rgbd_fusion_seg.errors import InputError, TrainingError  # noqa: E402
-from rgbd_fusion_seg.training import loop, study_plan, study_report  # noqa: E402
+from rgbd_fusion_seg.training import loop, study_plan, study_report, study_scores  # noqa: E402
 from rgbd_fusion_seg.training import study as study_module  # noqa: E402
 from rgbd_fusion_seg.training.checkpoints import load_checkpoint  # noqa: E402
 from rgbd_fusion_seg.training.config import (  # noqa: E402
@@ -39,7 +40,7 @@ from rgbd_fusion_seg.training.study_config import (  # noqa: E402
     RowConfig,
     StudyConfig,
 )
-from rgbd_fusion_seg.training.study_runs import collect  # noqa: E402
+from rgbd_fusion_seg.training.study_runs import collect, row_config  # noqa: E402
 from rgbd_fusion_seg.training.translation.study import (  # noqa: E402
     TranslationStudyConfig,
     recorded_runs,
@@ -50,6 +51,7 @@ from rgbd_fusion_seg.training.translation.study import row_config as translation
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / 'config' / 'training').glob('study_*.yaml'))
 PUBLISHED = [path for path in STUDIES if 'document' in yaml.safe_load(path.read_text())['study']]
+SEGMENTATION = [path for path in PUBLISHED if 'translation' not in path.stem]
 
 
 def rows() -> list[RowConfig]:
@@ -331,6 +333,33 @@ def test_a_study_ends_in_its_time_and_tells_what_is_left(
     monkeypatch.setattr(study_module.Trainer, 'step', real)
     study(tiny_study)
     assert all((folders / f'{name}-0/scores.json').is_file() for name in names)
+
+
+def test_a_row_starts_from_files_that_it_names_itself(tiny_study):
+    named = NetworkConfig(init_rgb='runs/a/last.safetensors', init_hha='runs/b/last.safetensors')
+    row = RowConfig('named', 'Named', named)
+    network = row_config(tiny_study, row, 0, 1).network
+    assert (network.init_rgb, network.init_hha) == (named.init_rgb, named.init_hha)
+    row.encoders = {'hha': 'hha_first'}
+    network = row_config(tiny_study, row, 0, 1).network
+    assert network.init_rgb == named.init_rgb
+    assert Path(network.init_hha).parent.name == 'hha_first-0'
+
+
+def test_rows_are_scored_once_more_on_their_own_data(tiny_study, nyu_pack, tmp_path, monkeypatch):
+    own = tmp_path / 'own'
+    own.symlink_to(nyu_pack)
+    tiny_study.rows[0].run = {'data': {'dataset': {'folder': str(own)}}}
+    study(tiny_study, only=['rgb_first', 'hha_first'])
+    opened, open_source = [], study_scores.open_dataset
+
+    def open_dataset(config, split):
+        opened.append((config.folder, split))
+        return open_source(config, split)
+
+    monkeypatch.setattr(study_scores, 'open_dataset', open_dataset)
+    study(tiny_study, rescore=['rgb_first', 'hha_first'])
+    assert opened == [(str(own), 'test'), (str(nyu_pack), 'test')]
 
 
 def test_a_row_may_have_settings_of_its_own(tiny_study, tmp_path):
@@ -898,6 +927,26 @@ def test_published_tables_are_those_of_the_records(path, monkeypatch, tmp_path):
         expected = study_report.report(shipped, collect(shipped))
     published = Path(shipped.document).read_text().split(f'<!-- study {shipped.name} -->')[1]
     assert published.strip().startswith(expected.strip())
+
+
+@pytest.mark.parametrize('seeds', [[0], [1], [1, 0], [0, 1]])
+@pytest.mark.parametrize('path', SEGMENTATION, ids=lambda path: path.stem)
+def test_a_record_holds_whatever_seeds_are_wanted_next(path, seeds, monkeypatch, tmp_path):
+    """Rows that are not shown had the first seed of those days."""
+    monkeypatch.chdir(ROOT)
+    shipped = shipped_study(path)
+    shipped.output = str(tmp_path)
+    recorded = len(collect(shipped))
+    shipped.seeds = seeds
+    assert len(collect(shipped)) == recorded
+    starting = [row for row in shipped.rows if row.encoders or row.continues]
+    for row in starting:
+        row.continues, row.encoders = (
+            row.continues and row.name,
+            dict.fromkeys(row.encoders, row.name),
+        )
+    with pytest.raises(InputError, match=r'another network\.init_') if starting else nullcontext():
+        collect(shipped)
 
 
 @pytest.mark.parametrize('path', PUBLISHED, ids=lambda path: path.stem)

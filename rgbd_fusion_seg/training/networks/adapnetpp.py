@@ -39,6 +39,7 @@ SKIP_CHANNELS = 24
 EASPP_CHANNELS = 256
 EASPP_BOTTLENECK = 64
 AUXILIARY_WEIGHTS = (0.6, 0.5)  # of the predictions at 1/4 and 1/8
+MOMENTUM = 0.01  # of the norms' statistics: TensorFlow's decay is 1 minus that
 
 
 class Stage(NamedTuple):
@@ -67,7 +68,7 @@ def scaled(channels: int, width: float) -> int:
 
 def norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm with the public code's decay 0.99."""
-    return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.01)
+    return nn.BatchNorm2d(channels, eps=1e-5, momentum=MOMENTUM)
 
 
 class HalvingConv(nn.Conv2d):

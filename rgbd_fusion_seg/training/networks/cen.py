@@ -124,7 +124,8 @@ class ChannelExchange(BlockFusion):
             drawn = torch.rand(num_branches, channels).argsort(1).argsort(1)
             self.register_buffer('chosen', drawn < round(portion * channels))
         elif exchange == 'gated_sum':
-            self.gate = nn.Parameter(torch.zeros(num_branches, channels))
+            # One axis, as scales of norms have: what has more is decayed.
+            self.gate = nn.Parameter(torch.zeros(num_branches * channels))
 
     def kept(self, norm: nn.Module) -> list[Tensor]:
         """Return where each branch keeps its own channels: M bool tensors (C,).
@@ -171,7 +172,7 @@ class ChannelExchange(BlockFusion):
         total = sum(maps)
         if self.exchange == 'sum':
             return [total] * len(maps)
-        gates = self.gate.sigmoid()[..., None, None]
+        gates = self.gate.sigmoid().view(self.num_branches, -1, 1, 1)
         return [x + gate * (total - x) for x, gate in zip(maps, gates, strict=True)]
 
 

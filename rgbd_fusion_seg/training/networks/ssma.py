@@ -42,10 +42,16 @@ class Ssma(nn.Module):
         out_channels: channels after the projection.
         reduction: the block's eta; the public code uses 16 for the deepest features.
         kernel_size: of the projection, odd; the public code has 1 for the deepest features.
+        momentum: of the projection's norm.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, reduction: int = 16, kernel_size: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        reduction: int = 16,
+        kernel_size: int = 1,
+        momentum: float = 0.1,
     ) -> None:
         super().__init__()
         self.attention = nn.Sequential(
@@ -57,7 +63,7 @@ class Ssma(nn.Module):
         # As in the public code, batch norm and no ReLU follow the projection.
         self.project = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, kernel_size, 1, kernel_size // 2, bias=False),
-            nn.BatchNorm2d(out_channels),
+            nn.BatchNorm2d(out_channels, momentum=momentum),
         )
 
     def forward(self, *streams: Tensor) -> Tensor:
@@ -95,7 +101,11 @@ class Summation(nn.Module):
 
 
 def make_combination(
-    name: str, widths: Sequence[int], channels: int, reduction: int = 16
+    name: str,
+    widths: Sequence[int],
+    channels: int,
+    reduction: int = 16,
+    momentum: float = 0.1,
 ) -> nn.Module:
     """Return the module that merges streams of one size: RFBNet's F of Fig. 2 (§III-A).
 
@@ -104,13 +114,14 @@ def make_combination(
         widths: channels of each stream.
         channels: of the result.
         reduction: of 'ssma'.
+        momentum: of the norm of 'ssma'.
 
     Raises:
         ValueError: an unknown name.
     """
     one_of('combination', name, COMBINATIONS)
     if name == 'ssma':
-        return Ssma(sum(widths), channels, reduction)
+        return Ssma(sum(widths), channels, reduction, momentum=momentum)
     if name == 'concat':
         return Concatenation(sum(widths), channels, 1)
     return Summation(widths, channels)

@@ -16,6 +16,7 @@ from rgbd_fusion_seg.training.networks.adapnetpp import (
     AUXILIARY_WEIGHTS,
     EASPP_CHANNELS,
     INPUT_STRIDE,
+    MOMENTUM,
     SKIP_CHANNELS,
     AdapNetPpEncoder,
     Decoder,
@@ -108,7 +109,7 @@ class SsmaAdapNetPp(FusionNetwork):
         self.hha_encoder = AdapNetPpEncoder(width, easpp_rates, dropout)
         channels, skip = scaled(EASPP_CHANNELS, width), scaled(SKIP_CHANNELS, width)
         streams = [channels] * 2 + self.interaction_widths(width)
-        self.combine = make_combination(combination, streams, channels)
+        self.combine = make_combination(combination, streams, channels, momentum=MOMENTUM)
         if multi_level:
             self.combine8 = combine_skips(combination, skip)
             self.combine4 = combine_skips(combination, skip)

@@ -79,6 +79,13 @@ def test_biases_of_the_blocks_start_as_in_the_public_code():
     assert not network.combine.project[1].bias.any()
 
 
+def test_all_norms_decay_as_in_the_public_code():
+    """Every one of `SSMA.py` has 0.99, that of the fused eASPP, too."""
+    norms = [m for m in SsmaAdapNetPp(12).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 145
+    assert {norm.momentum for norm in norms} == {0.01}
+
+
 def test_skips_are_weighted_by_what_they_meet():
     network = SsmaAdapNetPp(5, width=TINY).eval()
     decoder = network.decoder
