@@ -111,15 +111,16 @@ def test_the_documents_tell_what_becomes_of_poor_and_failing_sensors():
     told = ' '.join(README.read_text(encoding='utf-8').split())
     names = (
         'as in the data set', 'stereo, semi-global matching', 'no depth in the left half',
-        'no depth', 'colour at night', 'no colour',
+        'no depth', 'colour in dim light', 'colour at night', 'no colour',
     )  # fmt: skip
-    own, stereo, half, no_depth, night, no_colour = (
+    own, stereo, half, no_depth, dim, night, no_colour = (
         f'{default["sensors"][name]["pixel_accuracy"]:.0f} %' for name in names
     )
     assert (
         f"{own} right with the data's own depth, {stereo} with that of a simulated stereo pair, "
         f'{half} where half of the picture has no depth, as in the sun, {no_depth} without any, '
-        f'{night} with colour as at night and {no_colour} without colour' in told
+        f'{dim} with colour as in dim light, {night} as at night and {no_colour} without colour'
+        in told
     )
     results = (ROOT / 'docs/results.md').read_text(encoding='utf-8')
     for name, share in found['pixels_with_a_reading'].items():
