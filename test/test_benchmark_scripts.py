@@ -167,6 +167,12 @@ def test_a_graph_is_held_against_its_kernels_alone(
     monkeypatch.setattr(benchmark, 'frames_of', lambda *_: ([], 'none', False))
     out = tmp_path / 'tensorrt.json'
     monkeypatch.setattr(sys, 'argv', ['bench', '--bundle', str(tiny_bundle), '--out', str(out)])
+    torch = pytest.importorskip('torch')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    benchmark.main()
+    assert 'nothing is measured: times of kernels come from torch' in capsys.readouterr().out
+    assert not out.exists()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     benchmark.main()
     result = json.loads(out.read_text())
     assert result['limits'] == {
