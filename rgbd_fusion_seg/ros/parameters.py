@@ -136,7 +136,8 @@ class SyncConfig:
     )
     slop_s: float = setting(
         0.02,
-        'Largest difference of the stamps of a pair in seconds; little more than half a period.',
+        'Largest difference of the stamps of a pair in seconds; never more than 0.6 of the period '
+        'of the faster stream.',
         minimum=0.0001,
         maximum=10.0,
     )

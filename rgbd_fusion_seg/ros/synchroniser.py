@@ -27,11 +27,20 @@ Anything smaller is a message that was overtaken or a clock being trimmed; order
 """
 PAUSE = 3.0
 """A stream that is silent for so many of its periods, and as long as a lost one, has paused."""
+NEIGHBOURS = 0.6
+"""Stamps so many periods apart, or more, are of neighbouring frames, whatever the slop allows.
+
+True partners of synchronised streams are less than half a period apart; the rest is for jitter.
+"""
 _REMEMBERED_STAMPS = 60
+_STAMPS_OF_PERIOD = 31  # of a second at 30 Hz
 
 
 class Matcher(Protocol):
     """Pairs messages of stream 0 (colour) with messages of stream 1 (depth)."""
+
+    def allow(self, slop_ns: int) -> None:
+        """Change the largest difference of the stamps of a pair."""
 
     def add(self, stream: int, stamp_ns: int, msg: Any) -> None:
         """Take a message; call ``on_pair(color, depth)`` if it completes a pair."""
@@ -55,6 +64,10 @@ class BuiltinMatcher:
         self._stamps: tuple[list[int], list[int]] = ([], [])
         self._messages: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
         self._paired_ns: list[int | None] = [None, None]
+
+    def allow(self, slop_ns: int) -> None:
+        """Change the largest difference of the stamps of a pair."""
+        self._slop_ns = slop_ns
 
     def add(self, stream: int, stamp_ns: int, msg: Any) -> None:
         """Take a message; call ``on_pair(color, depth)`` if it completes a pair."""
@@ -102,12 +115,20 @@ class MessageFiltersMatcher:
 
     def __init__(self, on_pair: PairCallback, *, slop_ns: int, queue_size: int) -> None:
         from message_filters import ApproximateTimeSynchronizer, SimpleFilter
+        from rclpy.duration import Duration
 
+        self._duration, self._slop_ns = Duration, slop_ns
         self._inputs = (SimpleFilter(), SimpleFilter())
         self._synchronizer = ApproximateTimeSynchronizer(
             list(self._inputs), queue_size, slop_ns * 1e-9
         )
         self._synchronizer.registerCallback(on_pair)
+
+    def allow(self, slop_ns: int) -> None:
+        """Change the largest difference of the stamps of a pair."""
+        if slop_ns != self._slop_ns:
+            self._slop_ns = slop_ns
+            self._synchronizer.slop = self._duration(nanoseconds=slop_ns)
 
     def add(self, stream: int, stamp_ns: int, msg: Any) -> None:
         """Take a message; call ``on_pair(color, depth)`` if it completes a pair."""
@@ -150,6 +171,8 @@ class StreamStatistics:
     """Between the arrivals of the two newest messages."""
     stamps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STAMPS))
     """Of the newest messages since the last pair."""
+    recent_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_STAMPS_OF_PERIOD))
+    """Stamps of the newest messages since the last reset."""
 
     def count(self, stamp_ns: int) -> None:
         """Note the arrival of a message."""
@@ -159,6 +182,17 @@ class StreamStatistics:
         self.period_s = None if self.arrived_s is None else now - self.arrived_s
         self.arrived_s = now
         self.stamps_ns.append(stamp_ns)
+        self.recent_ns.append(stamp_ns)
+
+    @property
+    def recent_period_ns(self) -> float:
+        """Mean difference of the newest stamps, infinite while too few are known to tell.
+
+        The mean, not the median: frames that come in bursts are no camera of a higher rate.
+        """
+        if len(self.recent_ns) < _STAMPS_OF_PERIOD:
+            return math.inf
+        return (max(self.recent_ns) - min(self.recent_ns)) / (_STAMPS_OF_PERIOD - 1) or math.inf
 
     @property
     def stamps_increase(self) -> bool:
@@ -183,9 +217,10 @@ class Synchroniser:
         on_reset: called with the reason when stamps or the clock jump back, so that whatever
             still waits downstream can be dropped.
         topics: names of the colour and the depth topic, for complaints.
-        slop_s: largest difference of the stamps of a pair in seconds. At 30 Hz half a period is
-            17 ms; a much larger slop lets one lost image pair all later ones with their
-            neighbours, for both matchers pair at the first chance.
+        slop_s: largest difference of the stamps of a pair in seconds. Both matchers pair at the
+            first chance, so with a slop above the period one lost image would pair all later ones
+            with their neighbours: as soon as the faster stream's period is known, from 31 stamps,
+            no pair is further apart than :data:`NEIGHBOURS` periods.
         queue_size: messages that may wait in each stream.
         matcher: one of :data:`MATCHERS`; ``auto`` is message_filters where it is installed.
         on_alone: by stream, 0 for colour and 1 for depth, what is called with each message of it
@@ -266,6 +301,7 @@ class Synchroniser:
         for stream in self.streams:
             stream.newest_ns = None
             stream.stamps_ns.clear()
+            stream.recent_ns.clear()
         self._handed_ns = self._alone_depth_ns = None
         self._on_reset(reason)
 
@@ -300,6 +336,13 @@ class Synchroniser:
                 f'publishers use different clocks, or {late.topic} is that late'
             )
         gap_ms, slop_ms = self._smallest_difference_ms(), self._slop_ns * 1e-6
+        allowed_ms = self._allowed_ns() * 1e-6
+        if allowed_ms < gap_ms <= slop_ms:
+            return (
+                f'{both} their stamps are at least {gap_ms:.1f} ms apart, and from '
+                f'{allowed_ms:.1f} ms on they are of neighbouring frames at this rate; '
+                'synchronise the camera'
+            )
         if gap_ms > slop_ms:
             return (
                 f'{both} their stamps are at least {gap_ms:.1f} ms apart and sync.slop_s allows '
@@ -315,6 +358,11 @@ class Synchroniser:
             f'{early.topic} that it belongs to, which do not wait so long; make it faster, or '
             f'raise sync.queue_size from {self._queue_size} to {enough}'
         )
+
+    def _allowed_ns(self) -> int:
+        """Return the largest difference of a pair: the slop, unless neighbours are nearer."""
+        period_ns = min(stream.recent_period_ns for stream in self.streams)
+        return round(min(self._slop_ns, NEIGHBOURS * period_ns))
 
     def _make_matcher(self, kind: str) -> tuple[str, Matcher]:
         return make_matcher(kind, self._paired, slop_ns=self._slop_ns, queue_size=self._queue_size)
@@ -332,6 +380,7 @@ class Synchroniser:
         usual_s = stream.period_s
         stream.count(stamp_ns)
         self._watch_other(index, usual_s)
+        self._matcher.allow(self._allowed_ns())
         self._matcher.add(index, stamp_ns, msg)
         if index in self._on_alone and (self.lost == 1 - index or self._goes_unpaired(index)):
             self._hand_alone(index, stamp_ns, msg)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import math
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,10 +24,18 @@ def match(messages: list[tuple[str, int]]) -> tuple[list[tuple[int, int]], int]:
 
 
 def matched_at_leisure(colors: list[int], depths: list[int]) -> list[tuple[int, int]]:
-    """Match with all stamps at hand: the nearest depth after the one that was used last."""
+    """Match with all stamps at hand: the nearest depth after the one that was used last.
+
+    Those that are nearer to the next colour image are for that.
+    """
     pairs, used = [], -1
-    for color in sorted(colors):
-        near = [d for d in depths if d > used and abs(d - color) <= TOLERANCE_NS]
+    ordered = sorted(colors)
+    for color, following in itertools.pairwise([*ordered, math.inf]):
+        near = [
+            d
+            for d in depths
+            if d > used and abs(d - color) <= min(TOLERANCE_NS, abs(d - following))
+        ]
         if near:
             used = min(near, key=lambda d: abs(d - color))
             pairs.append((color, used))
@@ -48,6 +60,29 @@ def test_arrival_order_makes_no_difference(colors, depths, delay_ms):
         pairs, unmatched = match([(stream, stamp) for _, stream, stamp in sorted(arrivals)])
         assert pairs == expected
         assert unmatched == len(colors) - len(expected)
+
+
+@pytest.mark.parametrize('rate_hz', [30, 60, 90])
+@pytest.mark.parametrize('depth_is_late_ms', [0, 3, 80, -80])
+def test_a_lost_image_costs_its_own_pair_alone(rate_hz, depth_is_late_ms):
+    """The tolerance is more than a period of a fast camera."""
+    draw, arrivals, index_of, both = random.Random(rate_hz), [], {}, 0
+    for index in range(2000):
+        stamp = SECOND + round(index * SECOND / rate_hz)
+        kept = [draw.random() > 0.02 for _ in range(2)]
+        both += all(kept)
+        for stream, offset in (('color', 0), ('depth', 3_000_000)):
+            index_of[stream, stamp + offset] = index
+        late = depth_is_late_ms * 1_000_000
+        if kept[0]:
+            arrivals.append((stamp, 'color', stamp))
+        if kept[1]:
+            arrivals.append((stamp + late, 'depth', stamp + 3_000_000))
+    pairs, _ = match([(stream, stamp) for _, stream, stamp in sorted(arrivals)])
+    true = [c for c, d in pairs if index_of['color', c] == index_of['depth', d]]
+    assert len(true) == both
+    # Where both neighbours were lost the rest of the two frames is taken for a pair.
+    assert len(pairs) - len(true) < 0.005 * both
 
 
 def test_messages_without_a_partner_can_be_kept():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import re
 import sys
 from itertools import pairwise
@@ -118,6 +119,23 @@ MATCHERS = [
 
 @pytest.mark.parametrize('matcher', MATCHERS)
 class TestBothMatchers:
+    @pytest.mark.parametrize('rate_hz', [30, 60, 90])
+    @pytest.mark.parametrize('first', [0, 1])
+    def test_a_lost_image_costs_its_own_pair_alone(self, matcher, rate_hz, first):
+        """Although neighbours of a fast camera are no further apart than the slop."""
+        sync, pairs, _ = make(matcher, slop_s=0.02)
+        draw, both = random.Random(rate_hz), set()
+        for index in range(1000):
+            stamp = round(index * 1000 * MS / rate_hz)
+            kept = [index < 40 or draw.random() > 0.05 for _ in range(2)]
+            if all(kept):
+                both.add((stamp, stamp + 2 * MS))
+            for stream in (first, 1 - first):
+                if kept[stream]:
+                    add = (sync.add_color, sync.add_depth)[stream]
+                    add(message(stamp + 2 * MS * stream))
+        assert set(pairs) == both
+
     def test_pairs_and_statistics(self, matcher):
         sync, pairs, _ = make(matcher)
         for i in range(5):
@@ -425,7 +443,9 @@ def test_pairs_that_repeat_are_told(monkeypatch):
     """As message_filters makes them where publishers do not stamp; ours makes none."""
     clocked = Clocked(monkeypatch)
     sync = clocked.sync
-    sync._matcher = SimpleNamespace(add=lambda stream, stamp_ns, msg: sync._paired(msg, msg))
+    sync._matcher = SimpleNamespace(
+        allow=lambda slop_ns: None, add=lambda stream, stamp_ns, msg: sync._paired(msg, msg)
+    )
     handed = clocked.play(*((40 * k, k % 2, 7) for k in range(150)))
     assert handed == [('both', 7)]
     assert 'do not increase' in sync.complaint(3.0)
