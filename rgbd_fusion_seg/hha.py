@@ -113,6 +113,7 @@ def encode_hha(
     missing: np.ndarray | None = None,
     gravity: np.ndarray | None = None,
     camera_height: float | None = None,
+    floor_from: np.ndarray | None = None,
 ) -> np.ndarray:
     """Encode a depth image as disparity, height above the floor, and angle with gravity.
 
@@ -140,6 +141,9 @@ def encode_hha(
         gravity: (3,) direction of gravity in optical axes (x right, y down, z forward), of any
             length, for instance from TF or an IMU; default: :func:`estimate_gravity`.
         camera_height: of the camera above the floor in metres; default: a guess, see above.
+        floor_from: bool (H, W), True = may be the lowest point; default: all pixels, as in the
+            public code. What was filled in is no place to look for the floor: where the lowest
+            rows have no reading, it is farther depth carried down, below the true floor.
 
     Returns:
         uint8 (H, W, 3).
@@ -157,7 +161,8 @@ def encode_hha(
     if camera_height is not None:
         floor = -100.0 * checked_height(camera_height)
     else:
-        lowest = _lowest(cleaned.z, camera, height_down)
+        z = cleaned.z if floor_from is None else np.where(floor_from, cleaned.z, np.float32(0))
+        lowest = _lowest(z, camera, height_down)
         floor = FLOOR_GUESS_CM if lowest > FLOOR_GUESS_ABOVE_CM else lowest
     hha = np.empty((*cleaned.z.shape, 3), dtype=np.uint8)
     hha_kernels.encode_channels(

@@ -29,7 +29,7 @@ def hha_image(
     """Encode a depth image as HHA at the size the network wants.
 
     Depth is resampled first, so that HHA costs what its size costs; then holes are filled, and
-    the filled pixels are kept out of the normals.
+    the filled pixels are kept out of the normals, and out of the search for the floor.
 
     Args:
         depth: float32 (H, W) metres; 0 and non-finite = no reading. Without any reading at all
@@ -43,10 +43,10 @@ def hha_image(
         uint8 (height, width, 3): disparity, height, angle.
     """
     depth = depths.resize_depth(depth, width, height)
-    missing = ~depths.valid_mask(depth)
+    readings = depths.valid_mask(depth)
     filled = depths.fill_holes(depth)
     resized = intrinsics.resized(width, height)
-    return hha.encode_hha(filled, resized, missing, gravity, camera_height)
+    return hha.encode_hha(filled, resized, ~readings, gravity, camera_height, readings)
 
 
 def depth_image(depth: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -123,13 +123,28 @@ def test_hha_is_encoded_at_the_network_size_with_holes_filled_but_not_trusted():
     depth[holes] = np.nan
     # Every second pixel, from the middle of each 2x2 cell on, is what resampling to a half takes.
     small = depth[1::2, 1::2]
-    expected = encode_hha(fill_holes(small), camera.resized(160, 120), ~np.isfinite(small))
+    readings = np.isfinite(small)
+    smaller = camera.resized(160, 120)
+    expected = encode_hha(fill_holes(small), smaller, ~readings, floor_from=readings)
     assert np.array_equal(hha_image(depth, camera, 160, 120), expected)
     untouched = hha_image(tilted_floor(camera), camera, 160, 120)
     far_from_holes = np.ones((120, 160), bool)
     far_from_holes[46:74, 26:64] = False
     difference = np.abs(expected.astype(int) - untouched)[far_from_holes]
     assert difference.max() <= 1
+
+
+@pytest.mark.parametrize('lost_rows', [24, 48])
+def test_no_floor_is_found_where_nothing_was_measured(lost_rows):
+    """What fills the lowest rows is the depth above them, which would lie below the floor."""
+    camera = Intrinsics(260.0, 260.0, 159.5, 119.5, 320, 240)
+    depth = tilted_floor(camera)
+    begin = 240 - lost_rows
+    is_floor = depth[:begin] < 3.9
+    depth[begin:] = 0
+    down = np.array([0.0, np.cos(np.radians(20)), np.sin(np.radians(20))])
+    heights = hha_image(depth, camera, 320, 240, gravity=down)[:begin, :, 1]
+    assert heights[is_floor].max() <= 8  # cm
 
 
 def test_gravity_that_is_given_is_used():

@@ -91,7 +91,7 @@ def hha_image(
     down = op.Where(op.Greater(op.ReduceSum(op.Abs(gravity)), 0.0), gravity, estimated)
     channels = [
         _disparity(op, z),
-        _height(op, z, camera, down, camera_height),
+        _height(op, z, counted, camera, down, camera_height),
         _angle(op, z, moments, camera, down),
     ]
     return op.Floor(op.Clip(op.Concat(*channels, axis=1), 0.0, 255.0) + 0.5)
@@ -326,20 +326,22 @@ def _disparity(op: OpBuilder, z: Value) -> Value:
     return op.Div(hha.DISPARITY_SCALE, op.Max(z * 100.0, hha.MIN_DEPTH_CM))
 
 
-def _height(op: OpBuilder, z: Value, camera: Camera, down: Value, camera_height: Value) -> Value:
+def _height(
+    op: OpBuilder, z: Value, counted: Value, camera: Camera, down: Value, camera_height: Value
+) -> Value:
     level = op.Greater(op.Gather(down, [1]), math.cos(math.radians(hha.LEVEL_ANGLE_DEG)))
     down = op.Where(level, constant(op, np.float32([0.0, 1.0, 0.0])), down)
     x, y, forward = _components(op, down)
     height = z * (x * camera.u / camera.fx + (y * camera.v / camera.fy + forward)) * -100.0
-    lowest = _lowest(op, height)
+    lowest = _lowest(op, height * counted, counted)
     above = op.Greater(lowest, hha.FLOOR_GUESS_ABOVE_CM)
     guess = op.Where(above, hha.FLOOR_GUESS_CM, lowest)
     return height - op.Where(op.Greater(camera_height, 0.0), camera_height * -100.0, guess)
 
 
-def _lowest(op: OpBuilder, height: Value) -> Value:
-    """Return the lowest of the heights, outliers apart; all pixels have a reading, or none has."""
-    few = hha.OUTLIER_SHARE * math.prod(height.shape)
+def _lowest(op: OpBuilder, height: Value, counted: Value) -> Value:
+    """Return the lowest of the readings' heights, outliers apart; the other heights are 0."""
+    few = op.ReduceSum(counted) * hha.OUTLIER_SHARE
 
     def are_few(limit: Value) -> Value:
         return op.Less(op.ReduceSum(as_float(op, op.Less(height, limit))), few)
