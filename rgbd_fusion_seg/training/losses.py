@@ -35,7 +35,8 @@ def cross_entropy(
         logits: (N, K, h, w), any float type.
         labels: integer (N, H, W), 255 ignored.
         weights: (K,) or None.
-        size: height and width of the comparison.
+        size: height and width of the comparison. Labels are taken at the centres of its pixels,
+            logits interpolated there.
 
     Returns:
         two scalars, the weighted sum over labelled pixels and the sum of their weights. Apart,
@@ -45,10 +46,25 @@ def cross_entropy(
     if logits.shape[2:] != size:
         logits = F.interpolate(logits, size, mode='bilinear', align_corners=False)
     if labels.shape[1:] != size:
-        labels = F.interpolate(labels[:, None].float(), size, mode='nearest-exact')[:, 0]
+        for axis in (1, 2):
+            picked = _centres(labels.shape[axis], size[axis - 1], labels.device)
+            labels = labels.index_select(axis, picked)
     labels = labels.long()
     total = F.cross_entropy(logits, labels, weights, ignore_index=UNLABELLED, reduction='sum')
     labelled = labels != UNLABELLED
     if weights is None:
         return total, labelled.sum().float()
     return total, (weights[torch.where(labelled, labels, 0)] * labelled).sum()
+
+
+def _centres(size: int, new_size: int, device: torch.device) -> Tensor:
+    """Return the pixels of an axis at the centres of the `new_size` pixels that it is brought to.
+
+    A centre between two pixels takes them in turn. Always the same one, as torch's nearest-exact,
+    would have networks learn to label half a pixel off: where labels are compared at half the size
+    of views that are half the size of frames, one pixel of those.
+    """
+    cells = torch.arange(new_size, device=device)
+    twice = (2 * cells + 1) * size
+    between = (twice % (2 * new_size) == 0) & (cells % 2 == 0)
+    return twice // (2 * new_size) - between.long()

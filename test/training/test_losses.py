@@ -70,3 +70,32 @@ def test_an_unlabelled_batch_costs_nothing_and_breaks_nothing():
     loss.backward()
     assert float(loss.detach()) == float(pixels) == 0.0
     assert torch.isfinite(logits.grad).all()
+
+
+def picked_columns(width, cells):
+    """Columns of labels that a loss at fewer cells compares, told by its gradient."""
+    logits = torch.zeros(1, width, 1, cells, requires_grad=True)
+    labels = torch.arange(width).expand(1, 1, width)
+    cross_entropy(logits, labels, None, (1, cells))[0].backward()
+    return logits.grad[0, :, 0].argmin(0).numpy()
+
+
+@pytest.mark.parametrize(
+    ('width', 'cells'), [(24, 12), (24, 6), (24, 3), (24, 8), (24, 16), (9, 4)]
+)
+def test_labels_are_taken_at_the_centres_of_cells_and_leave_none_aside(width, cells):
+    centres = (np.arange(cells) + 0.5) * width / cells
+    aside = picked_columns(width, cells) + 0.5 - centres
+    assert np.abs(aside).max() <= 0.5 + 1e-9
+    assert abs(aside.mean()) <= 0.5 / cells + 1e-9  # an odd number of ties cannot be even
+
+
+@pytest.mark.parametrize('size', [(12, 16), (6, 8), (8, 32)])
+def test_a_mirrored_view_has_the_same_loss(size):
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(1, 4, 6, 8, generator=generator)
+    labels = torch.randint(0, 4, (1, 24, 32), generator=generator)
+    expected = cross_entropy(logits, labels, None, size)[0]
+    for axis in (1, 2):
+        mirrored = cross_entropy(logits.flip(axis + 1), labels.flip(axis), None, size)[0]
+        torch.testing.assert_close(mirrored, expected)
