@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rgbd_fusion_seg import hha
-from rgbd_fusion_seg.depth import FARTHEST_M, NEAREST_M, valid_mask
+from rgbd_fusion_seg.depth import FARTHEST_M, NEAREST_M, thinned, valid_mask
 from rgbd_fusion_seg.frame import Intrinsics
 
 PLAUSIBLE_MEDIAN_M = (0.1, 20.0)
@@ -20,7 +20,6 @@ HIGHEST_CAMERA_M = 5.0
 and HHA would look for the floor far below all that is seen."""
 
 
-_STEP = 4  # rows and columns
 _FRAMES = 20
 _GUESSED_OF_THEM = 18
 """Of a hand-held camera in rooms (NYUDv2) one frame in thirty has no reading 0.9 m below it."""
@@ -35,11 +34,11 @@ class DepthStatistics(NamedTuple):
 
 def depth_statistics(depth: np.ndarray) -> DepthStatistics:
     """Return the statistics of a depth image, float32 (H, W) metres."""
-    # Every fourth row and column: this is a statistic, and costs 0.1 ms instead of 4.
-    sample = depth[::4, ::4]
+    # The median of all pixels would cost 4 ms at 640x480.
+    sample = thinned(depth)
     readings = np.clip(sample[valid_mask(sample)], NEAREST_M, FARTHEST_M)
     median_m = float(np.median(readings)) if readings.size else None
-    return DepthStatistics(readings.size / sample.size, median_m)
+    return DepthStatistics(np.count_nonzero(valid_mask(depth)) / depth.size, median_m)
 
 
 def unit_fault(median_m: float | None) -> str:
@@ -101,12 +100,10 @@ class FloorGuess:
             intrinsics: of `depth`.
             gravity: as of :func:`rgbd_fusion_seg.hha.encode_hha`.
         """
-        i = intrinsics
-        # Half a millisecond this way.
-        sample = np.ascontiguousarray(depth[::_STEP, ::_STEP])
-        fx, fy, cx, cy = (x / _STEP for x in (i.fx, i.fy, i.cx, i.cy))
+        sample = thinned(depth)  # half a millisecond this way
+        i = intrinsics.resized(*sample.shape[::-1])
         first = hha.FIRST_PIXEL  # which weighs more in few pixels, and is undone like this
-        camera = Intrinsics(fx, fy, cx + first, cy + first, *sample.shape[::-1])
+        camera = Intrinsics(i.fx, i.fy, i.cx + first, i.cy + first, i.width, i.height)
         self._below_m.append(hha.lowest_below_camera(sample, camera, gravity))
         guessed_m = [m for m in self._below_m if 0 < m < -hha.FLOOR_GUESS_ABOVE_CM / 100]
         if len(guessed_m) < _GUESSED_OF_THEM:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rgbd_fusion_seg import hha as hha_encoding
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE, ModelBundle, TensorInput, load_bundle
-from rgbd_fusion_seg.depth import FEW_READINGS, share_of_readings
+from rgbd_fusion_seg.depth import has_few_readings
 from rgbd_fusion_seg.engine import Engine, StepDown, open_engine
 from rgbd_fusion_seg.errors import (
     BundleError,
@@ -199,7 +199,7 @@ class Segmenter:
             raise InputError(f"only must be '' or one of {', '.join(SENSORS)}, got {only!r}")
         has_choice = not only and not self.bundle.sole_sensor
         if has_choice and self.bundle.alone('rgb') is not None:
-            only = 'rgb' if share_of_readings(frame.depth) < FEW_READINGS else ''
+            only = 'rgb' if has_few_readings(frame.depth) else ''
         sensors = (only,) if only else self.bundle.sensors
         if sensors != self.bundle.sensors:
             if self.bundle.answering_alone(only) is not self.bundle:

@@ -14,11 +14,12 @@ from single_sensor_bundles import MEAN_IOU, change_card, write_with_parts
 
 from rgbd_fusion_seg import doctor, engine
 from rgbd_fusion_seg.bundle import load_bundle
-from rgbd_fusion_seg.depth import grey_picture, share_of_readings
+from rgbd_fusion_seg.depth import grey_picture, has_few_readings
 from rgbd_fusion_seg.engine_building.fused_graph import fuse
 from rgbd_fusion_seg.errors import BundleError, EngineError, InputError
 from rgbd_fusion_seg.frame import Intrinsics, RgbdFrame
 from rgbd_fusion_seg.locations import list_bundles
+from rgbd_fusion_seg.plausibility import depth_statistics
 from rgbd_fusion_seg.segmenter import Segmenter
 
 SENSOR = {'rgb': 'rgb', 'hha': 'depth'}
@@ -318,14 +319,29 @@ def test_the_doctor_tells_what_a_bundle_answers_from(folder, monkeypatch):
     assert 'alone from rgb or depth' in found.text
 
 
-def test_the_share_of_readings_is_that_of_finite_depth_in_front_of_the_camera():
+def test_readings_are_finite_and_in_front_of_the_camera():
     for width, height in ((640, 480), (50, 30), (1, 1)):
-        assert share_of_readings(np.full((height, width), 2.0, np.float32)) == 1
+        assert not has_few_readings(np.full((height, width), 2.0, np.float32))
         for nothing in (0.0, -1.0, np.nan, np.inf):
-            assert share_of_readings(np.full((height, width), nothing, np.float32)) == 0
-    depth = np.zeros((480, 640), np.float32)
-    depth[100:220, 64:384] = 2.0
-    assert share_of_readings(depth) == pytest.approx(1 / 8, abs=0.005)
+            assert has_few_readings(np.full((height, width), nothing, np.float32))
+
+
+@pytest.mark.parametrize('size', [(160, 120), (640, 480), (1280, 720), (1920, 1080)])
+@pytest.mark.parametrize(('share', 'few'), [(0.12, False), (0.08, True)])
+def test_a_tenth_of_the_image_is_enough(size, share, few):
+    width, height = size
+    depth = np.zeros((height, width), np.float32)
+    depth[:, : round(share * width)] = 2.0
+    assert has_few_readings(depth) == few
+
+
+@pytest.mark.parametrize(('step', 'first'), [(2, 1), (4, 0), (4, 2), (4, 3)])
+def test_sparse_depth_all_over_the_image_is_not_few(step, first):
+    """As of a small depth camera that is registered to a large colour image."""
+    depth = np.full((480, 640), np.nan, np.float32)
+    depth[first::step, first::step] = 2.0
+    assert not has_few_readings(depth)
+    assert depth_statistics(depth) == (1 / step**2, 2.0)
 
 
 def test_the_grey_picture_is_bright_where_it_is_near():

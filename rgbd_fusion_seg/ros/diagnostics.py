@@ -12,7 +12,7 @@ from math import inf
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from rgbd_fusion_seg.depth import FEW_READINGS
+from rgbd_fusion_seg.depth import has_few_readings
 from rgbd_fusion_seg.engine import StepDown
 from rgbd_fusion_seg.plausibility import depth_statistics, training_range_fault, unit_fault
 from rgbd_fusion_seg.ros.parameters import name_unknown
@@ -174,7 +174,7 @@ class Health:
                 f'{fault}; 16UC1 must hold millimetres and 32FC1 metres (REP 118), so check the '
                 'unit of the depth publisher',
             )
-        elif ratio < FEW_READINGS:
+        elif has_few_readings(depth):
             self.complain(
                 'depth nearly empty',
                 f'the depth image has readings at {100 * ratio:.1f} % of its pixels only; labels '
