@@ -112,7 +112,10 @@ def _sixteen_bits(data: np.ndarray, what: str) -> np.ndarray:
 
 
 def _imdecode(data: np.ndarray, flags: int, what: str) -> np.ndarray:
-    image = cv2.imdecode(data, flags) if len(data) else None
+    try:
+        image = cv2.imdecode(data, flags) if len(data) else None
+    except cv2.error:  # a header that claims more pixels than OpenCV reads
+        image = None
     if image is None:
         raise FrameError(f'{what} has compressed data that is no image ({len(data)} bytes)')
     return image

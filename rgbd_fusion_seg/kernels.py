@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from rgbd_fusion_seg import depth as depths
-from rgbd_fusion_seg import hha_kernels
+from rgbd_fusion_seg import hha_kernels, rvl
 from rgbd_fusion_seg.jit import jit
 
 F32 = np.float32
@@ -315,6 +315,7 @@ def warm_up() -> None:
     """Compile every kernel on tiny images, or load it from the cache."""
     depths.warm_up()
     hha_kernels.warm_up()
+    rvl.warm_up()
     logits = np.zeros((2, 1, 1), dtype=F32)
     index, weight = np.zeros(BLOCK, dtype=np.uint32), np.ones(BLOCK, dtype=F32)
     labels, confidence = np.zeros((2, 1, BLOCK), dtype=np.uint8)

@@ -39,6 +39,11 @@ def unpack_rvl(data: np.ndarray, pixels: int) -> np.ndarray:
     return image
 
 
+def warm_up() -> None:
+    """Compile the kernels of this module, or load them from the cache."""
+    _unpack(np.zeros(1, np.uint32), np.zeros(0, np.uint16))
+
+
 @jit
 def _unpack(words, image):
     """Fill an image; return how many of its pixels the stream told."""

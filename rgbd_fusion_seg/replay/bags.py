@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ NODE_TOPICS = BagTopics(
 )
 """The topics that the segmentation node subscribes to."""
 
+_REMEMBERED_INFOS = 120  # more than come while an image waits for its partner
 _MAX_REPORTED = 10  # sentences about bad messages; further ones are only counted
 
 
@@ -153,24 +155,32 @@ class BagFrames:
 
     def _triples(self, reader: AnyReader) -> Iterator[tuple[Any, Any, Any]]:
         """Yield a leading message, its partner (or None), and the camera info in force."""
-        info = self._first_info(reader)
+        first = self._first_info(reader)
+        infos: deque[Any] = deque([] if first is None else [first], maxlen=_REMEMBERED_INFOS)
+
+        def in_force(image: Any) -> Any:
+            """Return the newest info that is not younger than an image, which may have waited."""
+            stamp = stamp_ns(image)
+            older = (info for info in reversed(infos) if stamp_ns(info) <= stamp)
+            return next(older, infos[0] if infos else None)
+
         matcher = StampMatcher(MATCH_TOLERANCE_NS, keep_unmatched=bool(self._only))
         for topic, message in messages_of(
             reader, self._connections(reader), self._storage, self._skip
         ):
             if topic == self.topics.camera_info:
-                info = message
+                infos.append(message)
                 continue
             if self._partner is None:  # nothing to wait for
-                yield message, None, info
+                yield message, None, in_force(message)
                 continue
             is_partner = topic == self._partner
             pairs = matcher.add(stamp_ns(message), message, is_partner=is_partner)
             self.unmatched = matcher.unmatched
             for pair in pairs:
-                yield (*pair, info)
+                yield (*pair, in_force(pair[0]))
         for pair in matcher.flush():
-            yield (*pair, info)
+            yield (*pair, in_force(pair[0]))
         self.unmatched = matcher.unmatched
 
     def _frame(self, leading: Any, partner: Any, info: Any) -> RgbdFrame:

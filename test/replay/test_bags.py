@@ -418,11 +418,44 @@ def test_camera_info_in_force(tmp_path):
             camera.info(INFO, stamp(10 * index), focal=focal)
             for further in range(3):
                 write_pair(camera, 10 * index + further)
-            # Decides the last image of this zoom before the next camera info comes.
-            camera.image(DEPTH, stamp(10 * index + 5), frame_pixels(0)[1], '16UC1')
     source = BagFrames(tmp_path / 'bag')
     assert [frame.intrinsics.fx for frame in source] == [30.0] * 3 + [50.0] * 3
     assert source.skipped == 3
+
+
+@pytest.mark.parametrize('info_comes_first', [True, False])
+def test_an_image_that_waited_keeps_its_camera_info(tmp_path, info_comes_first):
+    """Of a camera that zooms all the time; depth comes five frames later."""
+    with Camera(tmp_path / 'bag') as camera:
+        for index in range(20):
+            rgb, _ = frame_pixels(index)
+            if info_comes_first:
+                camera.info(INFO, stamp(index), focal=30.0 + index)
+            camera.image(COLOUR, stamp(index), rgb, 'rgb8')
+            if not info_comes_first:
+                camera.info(INFO, stamp(index), focal=30.0 + index)
+            if index >= 5:
+                camera.image(DEPTH, stamp(index - 5), frame_pixels(index - 5)[1], '16UC1')
+    source = BagFrames(tmp_path / 'bag')
+    assert [frame.intrinsics.fx for frame in source] == [30.0 + index for index in range(15)]
+
+
+def test_a_picture_that_claims_to_be_huge_is_skipped(tmp_path):
+    """Two flipped bits of a JPEG's size, at which OpenCV raises an error of its own."""
+    jpeg = cv2.imencode('.jpg', frame_pixels(0)[0])[1].tobytes()
+    size = jpeg.index(b'\xff\xc0') + 5
+    huge = bytearray(jpeg)
+    huge[size] |= 0x80
+    huge[size + 2] |= 0x80
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            data = bytes(huge) if index == 1 else jpeg
+            camera.compressed(f'{COLOUR}/compressed', stamp(index), data, 'jpeg')
+            camera.image(DEPTH, stamp(index), frame_pixels(index)[1], '16UC1')
+    source = BagFrames(tmp_path / 'bag')
+    assert [frame.stamp_ns for frame in source] == [stamp(0), stamp(2)]
+    assert source.skipped == 1
 
 
 @pytest.mark.parametrize(
