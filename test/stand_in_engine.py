@@ -2,12 +2,15 @@
 
 As the real one it needs an engine file that belongs to the bundle, which a real builder may write;
 it computes with ONNX Runtime. A file ``device_lost`` in the bundle's folder makes it fail while it
-runs, one called ``engine_unfit`` makes it refuse every engine.
+runs, one called ``engine_unfit`` makes it refuse every engine. One called ``hang`` is renamed
+``hangs`` by the next inference, which waits until that is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from pathlib import Path
 
 from rgbd_fusion_seg.engine import BACKENDS, StepDown, onnxruntime
@@ -42,10 +45,16 @@ class StandInEngine:
     def __init__(self, bundle):
         self._engine = onnxruntime.open_engine(bundle, num_threads=1)
         self._lost: Path = bundle.path / 'device_lost'
+        self._hang: Path = bundle.path / 'hang'
         self.closed = False
 
     def infer(self, **tensors):
         self._check_device()
+        hangs = self._hang.with_name('hangs')
+        with contextlib.suppress(FileNotFoundError):
+            self._hang.rename(hangs)
+            while hangs.exists():
+                time.sleep(0.01)
         return self._engine.infer(**tensors)
 
     def run(self, feeds):
@@ -63,7 +72,9 @@ class StandInEngine:
 
 
 if __name__ == '__main__':
+    from rgbd_fusion_seg.ros import stream
     from rgbd_fusion_seg.ros.node import main
 
+    stream.HANGS_S = 3.0  # no test need wait as long as a robot
     install()
     sys.exit(main())

@@ -76,6 +76,7 @@ class SegmentationNode(LifecycleNode):
         self._builder: EngineBuilder | None = None
         self._outputs: SegmentationPublishers | None = None
         self._stream: Stream | None = None
+        self._hanging: Stream | None = None
         self._topics_of_misfits: set[str] = set()
         with told_overrides('/diagnostics.publisher'):
             self._diagnostics = self.create_publisher(
@@ -241,6 +242,12 @@ class SegmentationNode(LifecycleNode):
         self.log(WARN if step_down.unexpected else OK, sentence)
 
     def _activate(self) -> None:
+        if self._hanging is not None and self._hanging.is_at_work:
+            raise EngineError(
+                f'the network still works on a frame of before on {self._segmenter.engine_name}; '
+                'try again later, or clean up and configure the node to load it anew'
+            )
+        self._hanging = None
         # Outputs are there since the node was configured, and misfits of theirs are told once.
         self.health.clear(keep={f'qos {topic}' for topic in self._topics_of_misfits})
         self._rates = Rates()
@@ -259,6 +266,8 @@ class SegmentationNode(LifecycleNode):
             self.health.complain('stop', 'opening the engine hangs; its thread is left', ERROR)
         if self._stream is not None:
             self._stream.close()
+            if self._stream.is_at_work:
+                self._hanging = self._stream
             self._stream = None
 
     def _cleanup(self) -> None:
@@ -267,8 +276,10 @@ class SegmentationNode(LifecycleNode):
             self._outputs = None
         self._builder = None
         if self._segmenter is not None:
-            self._segmenter.close()
-            self._segmenter = None
+            # What hangs in it would work on with freed memory; it is freed when it comes back.
+            if self._hanging is None or not self._hanging.is_at_work:
+                self._segmenter.close()
+            self._segmenter = self._hanging = None
 
     def _allow_parameters(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
         """Refuse changes that could have no effect, instead of accepting them in silence."""
@@ -304,8 +315,9 @@ class SegmentationNode(LifecycleNode):
             values |= self._rates.update(self._stream.counters())
             bundle, sync = self._segmenter.bundle, self._stream.sync
             values |= diagnostics.synchroniser_values(sync)
-            values |= single_sensor.loss_values(bundle, sync)
-            losses = single_sensor.loss_problems(bundle, sync)
+            if not self._stream.lacks_calibration:  # nothing comes out then, and that is told
+                values |= single_sensor.loss_values(bundle, sync)
+                losses = single_sensor.loss_problems(bundle, sync)
             ok_message = f'{values["masks Hz"]} masks/s'
             if self.config.output.lazy and not self._outputs.wanted():
                 ok_message = 'idle: nobody subscribes to segmentation/*'

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 COLOR_TOPIC = 'rgb/image_rect_color'
 DEPTH_TOPIC = 'depth_registered/image_rect'
 INFO_TOPIC = 'rgb/camera_info'
+HANGS_S = 10.0
+"""No frame takes so long on a computer that could be of use; deactivating waits as long."""
 
 
 class Stream:
@@ -49,6 +51,7 @@ class Stream:
         publishers: SegmentationPublishers,
     ) -> None:
         self._node, self._health, self._bundle = node, node.health, segmenter.bundle
+        self._segmenter = segmenter
         self._config, self._topics = node.config, node.topics
         self._image_types = image_type(node.topics.color), image_type(node.topics.depth)
         sole = segmenter.bundle.sole_sensor
@@ -118,8 +121,24 @@ class Stream:
             self._floor.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
-        if not self._worker.stop():
+        if not self._worker.stop(HANGS_S):
+            self._epoch += 1  # nobody waits for its result any more
             self._health.complain('stop', 'inference hangs; its thread is left behind', ERROR)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the inference thread runs, as it does after :meth:`close` when it hangs."""
+        return self._worker.is_alive
+
+    @property
+    def lacks_calibration(self) -> bool:
+        """Whether depth is handed on but no camera is known that would tell what it shows."""
+        return (
+            not self._info_count
+            and not self._config.camera.fx
+            and self._bundle.sees_depth
+            and self.sync.left != 0
+        )
 
     def counters(self) -> dict[str, int]:
         """Return counters that only grow, for rates."""
@@ -133,36 +152,43 @@ class Stream:
         }
 
     def complain_about_silence(self) -> None:
-        """Say which topic is missing when no pair or no calibration has come for long."""
+        """Say what has been missing for long: a pair, a calibration, or the network's answer."""
         after_s = self._config.sync.warn_after_s
-        if not self.sync.goes_on_alone:
-            self._complain_about_missing(after_s)
-        self._complain_about_types(after_s)
-
-    def _complain_about_missing(self, after_s: float) -> None:
-        if sentence := self.sync.complaint(after_s):
+        if not self.sync.goes_on_alone and (sentence := self.sync.complaint(after_s)):
             lost = single_sensor.loss_sentence(self._bundle, self.sync)
             explained = lost if self._enough is None else ''
             self._health.complain('no pair', explained or sentence, ERROR)
-        elif (
-            not self._info_count
-            and not self._config.camera.fx
-            and self._bundle.sees_depth
-            and time.monotonic() - self._began_s > after_s
-        ):
-            advice = 'publish the CameraInfo of the colour camera'
-            if self._info_is_latched():
-                advice = (
-                    'its publisher is transient-local and may have sent it before, so override '
-                    "this subscription's reliability by reliable and its durability by "
-                    'transient_local'
-                )
+        elif self.lacks_calibration and time.monotonic() - self._began_s > after_s:
+            self._complain_about_calibration()
+        self._complain_about_types(after_s)
+        if (busy_s := self._worker.busy_s) > HANGS_S:
             self._health.complain(
-                'no camera info',
-                f'images arrive, but nothing on {self._topics.info}; {advice}, or set camera.fx '
-                'and the others',
+                'inference hangs',
+                f'the network has not answered for {busy_s:.0f} s on '
+                f'{self._segmenter.engine_name}; if it does not come back, restart the node, with '
+                'another engine.backend where it happens again',
                 ERROR,
             )
+
+    def _complain_about_calibration(self) -> None:
+        advice = 'publish the CameraInfo of the colour camera'
+        if self._info_is_latched():
+            advice = (
+                'its publisher is transient-local and may have sent it before, so override '
+                "this subscription's reliability by reliable and its durability by "
+                'transient_local'
+            )
+        arrives = 'images arrive, but nothing'
+        if self.sync.left == 1:
+            arrives = (
+                f'no image arrives on {self._topics.color} ({self.sync.silence(0)}), and depth '
+                'alone cannot be labelled, for nothing arrives'
+            )
+        self._health.complain(
+            'no camera info',
+            f'{arrives} on {self._topics.info}; {advice}, or set camera.fx and the others',
+            ERROR,
+        )
 
     def _complain_about_types(self, after_s: float) -> None:
         """Say which silent topic is published, only as another type."""
@@ -243,7 +269,7 @@ class Stream:
         self._info_count += 1
 
     def _hand_over_alone(self, stream: int, msg: Image) -> None:
-        if self._told_lost != self.sync.lost:
+        if self._told_lost != self.sync.lost and not self.lacks_calibration:
             self._told_lost = self.sync.lost
             level = WARN if self._enough is None else OK
             self._node.log(level, single_sensor.loss_sentence(self._bundle, self.sync))

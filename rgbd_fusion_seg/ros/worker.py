@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -33,6 +34,7 @@ class LatestOnlyWorker(Generic[Job]):
         self._process, self._on_error, self._on_replaced = process, on_error, on_replaced
         self._condition = threading.Condition()
         self._waiting: Job | None = None
+        self._began_s: float | None = None
         self._stopping = False
         # A daemon, so that an inference that hangs cannot keep a dying process alive.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -54,6 +56,17 @@ class LatestOnlyWorker(Generic[Job]):
             self._waiting = None
         return waited
 
+    @property
+    def busy_s(self) -> float:
+        """For how many seconds the job under way has run, 0 without one."""
+        began_s = self._began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs, as it does after :meth:`stop` when its work hangs."""
+        return self._thread.is_alive()
+
     def stop(self, timeout_s: float = 10.0) -> bool:
         """Let the job under way finish, start no other; return False if it takes too long."""
         with self._condition:
@@ -70,7 +83,10 @@ class LatestOnlyWorker(Generic[Job]):
                 if self._stopping:
                     return
                 job, self._waiting = self._waiting, None
+            self._began_s = time.monotonic()
             try:
                 self._process(job)
             except Exception as error:  # the stream goes on: one bad frame must not end it
                 self._on_error(error)
+            finally:
+                self._began_s = None

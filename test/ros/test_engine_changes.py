@@ -19,7 +19,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2 (pip install .[ros-wheels])')
 pytest.importorskip('onnx', reason='making bundles needs onnx')
 
 import bundles
-from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.msg import State, Transition
 from ros_harness import Camera, Client, Manager, NodeProcess, mask_stamps
 from sensor_msgs.msg import Image
 
@@ -37,7 +37,7 @@ from rgbd_fusion_seg.ros.images import frame_from_msgs
 from rgbd_fusion_seg.segmenter import Segmenter
 
 MASK = 'segmentation/mask'
-WARN = b'\x01'
+OK, WARN, ERROR = b'\x00', b'\x01', b'\x02'
 WAIT_S = 60.0
 
 
@@ -298,3 +298,56 @@ def test_deactivating_stops_the_build_and_activating_begins_another(rig, builder
         assert manager.change(transition)
     rig.client.wait_for(lambda: 'pairs' in rig.client.values(), 'the status of an active node')
     assert 'engine build' not in rig.client.values()
+
+
+@pytest.fixture
+def hanging(rig):
+    """A node whose inference hangs with a frame, and the stamps that it may no longer publish."""
+    rig.add_engine_file()
+    rig.start()
+    rig.ready()
+    hang = rig.bundle.path / 'hang'
+    hang.touch()
+    rig.camera.send_until(lambda: not hang.exists(), 'a frame that hangs')
+    old_ns = rig.client.now_ns()
+    rig.client.received.clear()
+    rig.camera.send_until(
+        lambda: rig.client.complains('the network has not answered for'), 'the complaint'
+    )
+    assert rig.client.statuses[-1].level == ERROR
+    assert 'on tensorrt (stand-in); if it' in rig.client.statuses[-1].message
+    manager = Manager(rig.client)
+    assert manager.change(Transition.TRANSITION_DEACTIVATE)
+    yield rig, manager, old_ns
+    (rig.bundle.path / 'hangs').unlink(missing_ok=True)
+
+
+def test_nothing_is_begun_beside_an_inference_that_hangs(hanging):
+    rig, manager, old_ns = hanging
+    assert not manager.change(Transition.TRANSITION_ACTIVATE)
+    rig.client.wait_for_complaint('the network still works on a frame of before on tensorrt')
+    assert manager.state() == State.PRIMARY_STATE_INACTIVE
+    (rig.bundle.path / 'hangs').unlink()
+    rig.client.wait_for(lambda: manager.change(Transition.TRANSITION_ACTIVATE), 'activation')
+    rig.client.wait_for_matched()
+    rig.camera.send_until(lambda: len(mask_stamps(rig.client)) >= 3, 'masks')
+    assert min(mask_stamps(rig.client)) > old_ns
+    rig.client.wait_for(lambda: rig.client.statuses[-1].level == OK, 'no problem left')
+    assert 'Traceback' not in rig.node.output()
+
+
+def test_a_network_that_is_loaded_anew_serves_while_the_old_one_hangs(hanging):
+    rig, manager, old_ns = hanging
+    for transition in (
+        Transition.TRANSITION_CLEANUP,
+        Transition.TRANSITION_CONFIGURE,
+        Transition.TRANSITION_ACTIVATE,
+    ):
+        assert manager.change(transition)
+    rig.client.wait_for_matched()
+    rig.camera.send_until(lambda: len(mask_stamps(rig.client)) >= 3, 'masks')
+    (rig.bundle.path / 'hangs').unlink()
+    rig.client.received.clear()
+    rig.camera.send_until(lambda: len(mask_stamps(rig.client)) >= 3, 'masks')
+    assert min(mask_stamps(rig.client)) > old_ns
+    assert 'Traceback' not in rig.node.output()

@@ -221,6 +221,31 @@ def test_a_network_that_copes_goes_on_by_itself(ros_context, tmp_path):
         rig.close()
 
 
+@pytest.mark.parametrize('sole', [False, True])
+def test_depth_alone_without_a_camera_info_is_told(ros_context, tmp_path, folder, sole):
+    """Colour's driver, which gives the CameraInfo too, did not come up."""
+    rig = Rig(ros_context, folder / 'hha_only' if sole else folder, f'/blind_{sole}'.lower())
+    try:
+        rig.node.wait_for_output('waiting for')
+        rig.client.wait_for_matched()
+        words = f'nothing arrives on {rig.client.get_namespace()}/rgb/camera_info'
+        depths = (rig.client.depth.publish(rig.camera.depth()) for _ in range(2000))
+
+        def told():
+            next(depths)
+            time.sleep(0.03)
+            return rig.client.complains(words)
+
+        rig.client.wait_for(told, words)
+        assert rig.client.statuses[-1].level == b'\x02'
+        assert 'labels rest on' not in rig.client.values()
+        assert 'labels rest on' not in rig.node.output()
+        rig.send_until(lambda: rig.masks(), 'masks', color=False)
+        rig.client.wait_for(lambda: not rig.client.complains(words), 'the end of the complaint')
+    finally:
+        rig.close()
+
+
 def synchroniser_of(left, goes_on_alone=True):
     """Return what a synchroniser tells when one of its streams is left."""
     return SimpleNamespace(
