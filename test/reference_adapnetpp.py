@@ -215,7 +215,7 @@ def ssma(
     deep8, skip8, skip4 = (list(pair) for pair in zip(*streams, strict=True))
     deep = net.norm(net.conv(attention(net, deep8, (511, 512)), 'conv515'), 'conv515')
     look('combine', deep)
-    # Which block is which skip's is not known; see SSMA_SKIPS.
+    # Alike in shape; the numbers are those of the authors' models/SSMA.py.
     fused8 = net.conv_bias(attention(net, skip8, (513, 514)), 'conv552')
     fused4 = net.conv_bias(attention(net, skip4, (518, 519)), 'conv553')
     look('combine8', fused8)

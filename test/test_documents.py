@@ -308,7 +308,7 @@ def keys_of_diagnostics(bundle: Any) -> set[str]:
         health.published(1.0, 1.0, timings, sensors)
     health.dropped('a newer pair came')
     health.complain('kind', 'a problem')
-    stream = SimpleNamespace(sync=sync, _health=health, _info_count=0)
+    stream = SimpleNamespace(sync=sync, _health=health, _info_count=0, lacks_calibration=False)
     stream.counters, stream.complain_about_silence = partial(Stream.counters, stream), lambda: None
     statuses = []
     node = SimpleNamespace(

@@ -20,10 +20,9 @@ from rgbd_fusion_seg.training.networks.base import MODALITIES
 from rgbd_fusion_seg.training.networks.refinenet import POOLINGS, UNITS_AFTER, UNITS_BEFORE
 from rgbd_fusion_seg.training.networks.resnet import IMAGENET, VARIANTS
 
-# SSMA's blocks on the skips are alike in shape, so neither a file nor what is known of its layers
-# tells which is which. They are taken in the decoder's order, from deep to shallow, as the gates
-# conv550 (1/8) and conv551 (1/4) are. Were it otherwise, an imported network would score badly on
-# its own data, and these two lines would have to be exchanged.
+# SSMA's blocks on the skips are alike in shape, so no file tells which is which; the authors' code
+# does (DeepSceneSeg/SSMA, models/SSMA.py, of commit 7066905): conv513, 514 and 552 are those of the
+# deeper skip, at 1/8, as the gate conv550 is; conv518, 519 and 553 those at 1/4, as conv551.
 SSMA_SKIPS = {
     'combine8': (513, 514, 552),
     'combine4': (518, 519, 553),
