@@ -180,7 +180,8 @@ class OptimiserConfig:
         gamma: factor that 'step' multiplies it by: one number, or one for each milestone.
         warmup: share of the run with linearly rising learning rate.
         clip_norm: largest norm of the gradient; 0 = no clipping.
-        ema: decay of the averaged weights that are evaluated and exported; 0 = no averaging.
+        ema: decay of the averaged weights and statistics of norms, which are evaluated and
+            exported; 0 = no averaging.
         groups: parameters with their own learning rate or decay.
     """
 

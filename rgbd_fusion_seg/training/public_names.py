@@ -21,7 +21,7 @@ from rgbd_fusion_seg.training.networks.refinenet import POOLINGS, UNITS_AFTER, U
 from rgbd_fusion_seg.training.networks.resnet import IMAGENET, VARIANTS
 
 # SSMA's blocks on the skips are alike in shape, so no file tells which is which; the authors' code
-# does (DeepSceneSeg/SSMA, models/SSMA.py, of commit 7066905): conv513, 514 and 552 are those of the
+# does (DeepSceneSeg/SSMA, models/SSMA.py, commit 7066905): conv513, 514 and 552 are those of the
 # deeper skip, at 1/8, as the gate conv550 is; conv518, 519 and 553 those at 1/4, as conv551.
 SSMA_SKIPS = {
     'combine8': (513, 514, 552),

@@ -240,12 +240,22 @@ def test_the_decay_of_a_young_average_is_that_of_its_steps():
         assert float(ours.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_averaged_network_has_the_statistics_of_training():
+def test_running_statistics_are_averaged_as_torch_averages_them():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
     torch.manual_seed(1)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
-    average = WeightAverage(network, 0.9)
-    network(5 + torch.randn(4, 1, 8, 8))
-    result = average.network(network)
+    ours = WeightAverage(network, 0.9)
+    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    theirs.update_parameters(network)  # its first update copies
+    for step in range(200, 220):
+        network(step + torch.randn(4, 1, 8, 8))
+        ours.update(step)
+        theirs.update_parameters(network)
+    result = ours.network(network)
     assert not result.training
-    torch.testing.assert_close(result[1].running_mean, network[1].running_mean)
-    assert float(result[1].running_mean.abs().max()) > 0.1
+    for name in ('running_mean', 'running_var'):
+        averaged, newest = (getattr(net[1], name) for net in (result, network))
+        torch.testing.assert_close(averaged, getattr(theirs.module[1], name))
+        assert not torch.allclose(averaged, newest)
+    assert result[1].num_batches_tracked == network[1].num_batches_tracked

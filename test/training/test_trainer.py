@@ -442,7 +442,7 @@ def test_weights_that_are_no_numbers_are_never_saved(run_config):
     run = Trainer(run_config())
     run.save()
     with torch.no_grad():
-        run.average.parameters[0].fill_(math.nan)
+        run.average.tensors[0].fill_(math.nan)
     path = run.folder / 'last.safetensors'
     # The folder holds a state with the rate as it was, so it takes no lower one.
     words = (
@@ -534,7 +534,11 @@ def test_auxiliary_losses_add_to_the_main_one(run_config, name):
         if logits is main or name == 'multimodal':
             logits = torch.nn.functional.interpolate(logits, (24, 32), mode='bilinear')
         every = 48 // logits.shape[2]
-        labels = batch['labels'][:, every // 2 :: every, every // 2 :: every].long()
+        # The pixels on either side of a cell's centre, in turn.
+        picked = [
+            np.arange(n) * every + every // 2 - (np.arange(n) + 1) % 2 for n in logits.shape[2:]
+        ]
+        labels = batch['labels'][:, picked[0]][:, :, picked[1]].long()
         theirs = torch.nn.functional.cross_entropy(
             logits, labels, run.class_weights, ignore_index=255
         )
