@@ -67,8 +67,8 @@ def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str
 
     Args:
         config: the data.
-        network: has depth at its size and, for views that zoom in, at twice that, and in metres
-            where it reads them.
+        network: has depth at its size and, for views that zoom in, at twice that where frames
+            are so wide, and in metres where it reads them.
 
     Returns:
         'train' and 'test'; for data of the NYU40 classes also 'synthetic' and 'synthetic_test'
@@ -86,10 +86,11 @@ def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str
     if sources['train'].classes.names == NYU40.names and config.dataset.name != 'synthetic':
         sources |= _rooms(config)
     folder = Path(config.cache)
-    sizes = _depth_sizes(network, config, sources['train'].size)
+    reads_depth = bool({'hha', 'depth'} & {*network.modalities})
+    sizes = _depth_sizes(network, config, sources['train'].size) if reads_depth else []
     metres = 'depth' in network.modalities
     found = {k: cached_frames(source, folder, sizes, metres) for k, source in sources.items()}
-    if sizes:
+    if reads_depth:
         for name, split in _by_stereo(config).items():
             source = StereoDepth(sources[split])
             found[name] = cached_frames(source, folder, sizes, metres, found[split])
@@ -102,10 +103,12 @@ def prepare_frames(config: DataConfig, network: SegmentationNetwork) -> dict[str
 def _depth_sizes(
     network: SegmentationNetwork, config: DataConfig, frame_size: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    if not {'hha', 'depth'} & {*network.modalities}:
-        return []
+    """Return the network's own size, at which a robot computes HHA, and twice that for zoom.
+
+    Frames that are smaller than the network's input are enlarged once, as on a robot.
+    """
     height, width = network.hha_size(config.height, config.width)
-    return [(width * k, height * k) for k in (1, 2) if width * k <= frame_size[0]]
+    return [(width * k, height * k) for k in (1, 2) if k == 1 or width * k <= frame_size[0]]
 
 
 def _rooms(config: DataConfig) -> dict[str, FrameSource]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.preprocess import hha_image
 
 pytest.importorskip('torch')
 
@@ -19,6 +20,7 @@ from rgbd_fusion_seg.training.datasets import DATASETS, open_dataset
 from rgbd_fusion_seg.training.datasets.prepare import check_data, prepare, prepare_frames
 from rgbd_fusion_seg.training.evaluation import scored_sources
 from rgbd_fusion_seg.training.initialisation import bare_network
+from rgbd_fusion_seg.training.inputs import whole_frames
 from rgbd_fusion_seg.training.trainer import Trainer
 
 CLASSES = ('floor', 'wall', 'chair')
@@ -251,6 +253,26 @@ def test_prepare_makes_the_caches_that_training_opens(copy, capsys, monkeypatch,
     assert [len(part) for part in frames.values()] == [8, 2]
     assert frames['train'].classes.names == CLASSES
     assert [level.shape[2] for level in frames['train'].hha] == sizes
+
+
+@pytest.mark.parametrize('name', ['rfbnet_erfnet', 'erfnet_encoder'])
+def test_frames_smaller_than_the_input_have_the_hha_of_the_runtime(copy, name):
+    """Frames half as wide as the depth input; the runtime computes HHA at the full input size."""
+    options = {'modality': 'hha'} if name == 'erfnet_encoder' else {}
+    network = bare_network(NetworkConfig(name, options))
+    k = 4 if network.shrink_depth else 2
+    data = config(copy, width=64 * k, height=48 * k, stereo_share=0.5, stereo_test=True)
+    frames = prepare_frames(data, network)
+    assert list(frames) == ['train', 'test', 'stereo', 'stereo_test']
+    sizes = network.input_sizes(data.height, data.width)
+    assert sizes['hha'] == (96, 128)
+    for split in ('train', 'test'):
+        assert [level.shape[2] for level in frames[split].hha] == [16, 32, 128]
+        source = open_dataset(data.dataset, split)
+        for i, batch in enumerate(whole_frames(frames[split], sizes, 'cpu')):
+            frame = source[i].frame
+            expected = hha_image(frame.depth, frame.intrinsics, 128, 96)
+            np.testing.assert_array_equal(batch['hha'][0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_prepare_refuses_a_size_that_training_would_refuse(copy):
