@@ -30,7 +30,7 @@ from rgbd_fusion_seg.training.checkpoints import (
     make_folder,
 )
 from rgbd_fusion_seg.training.config import DataConfig
-from rgbd_fusion_seg.training.datasets import open_dataset
+from rgbd_fusion_seg.training.datasets import DATASETS, open_dataset
 from rgbd_fusion_seg.training.datasets.base import FrameSource, frame_title
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, read_frame
 from rgbd_fusion_seg.training.datasets.own_folder import OwnFolder
@@ -231,7 +231,7 @@ def scored_sources(data: DataConfig) -> dict[str, FrameSource]:
     if fault := rooms_fault(data, source.classes):
         raise InputError(fault)
     dataset = source.config.name if isinstance(source, OwnFolder) else data.dataset.name
-    name = f'{dataset}_{data.dataset.test_split or "test"}'
+    name = f'{dataset}_{data.dataset.test_split or DATASETS[data.dataset.name].TEST_SPLIT}'
     sources: dict[str, FrameSource] = {name: source}
     if data.synthetic_test_frames and source.classes.names == NYU40_CLASSES:
         rooms = SyntheticRooms(data.synthetic_test_frames, HELD_OUT_SEED)

@@ -15,9 +15,11 @@ from rgbd_fusion_seg.preprocess import hha_image
 
 pytest.importorskip('torch')
 
+from rgbd_fusion_seg.training import evaluation
 from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig, NetworkConfig, TrainConfig
 from rgbd_fusion_seg.training.datasets import DATASETS, open_dataset
 from rgbd_fusion_seg.training.datasets.prepare import check_data, prepare, prepare_frames
+from rgbd_fusion_seg.training.datasets.synthetic_rooms import SyntheticRooms
 from rgbd_fusion_seg.training.evaluation import scored_sources
 from rgbd_fusion_seg.training.initialisation import bare_network
 from rgbd_fusion_seg.training.inputs import whole_frames
@@ -321,6 +323,15 @@ def test_what_is_scored_is_named_by_data_set_and_split(copy, nyu_pack):
     assert sizes(DataConfig(dataset, synthetic_test_frames=3)) == expected
     rooms = DatasetConfig('synthetic', options={'test_frames': 2})
     assert sizes(DataConfig(rooms, synthetic_test_frames=3)) == {'synthetic_test': 2}
+
+
+@pytest.mark.parametrize(('name', 'split'), [('scannet', 'val'), ('cityscapes', 'val')])
+def test_what_is_scored_by_default_is_named_by_the_split_of_its_reader(monkeypatch, name, split):
+    monkeypatch.setattr(evaluation, 'open_dataset', lambda *args: SyntheticRooms(2))
+    data = DataConfig(DatasetConfig(name), synthetic_test_frames=0, stereo_test=True)
+    assert list(scored_sources(data)) == [f'{name}_{split}', f'{name}_{split}_stereo']
+    data.dataset.test_split = 'train'
+    assert list(scored_sources(data)) == [f'{name}_train', f'{name}_train_stereo']
 
 
 def test_a_data_set_is_opened_by_name_with_its_options(nyu_pack):
