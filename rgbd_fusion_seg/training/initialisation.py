@@ -253,9 +253,10 @@ def origins(
     """Return what a network starts from, one entry for each checkpoint.
 
     Returns:
-        'file' and its 'sha256', 'command' and 'steps' of its training, and 'started_from' where
-        that began with others, so that the whole way of the weights is told. A checkpoint of other
-        classes also tells 'classes_taken', how many of ``classes`` it has.
+        'file' and its 'sha256', 'command' and 'steps' of its training, the 'data' with its terms,
+        and 'started_from' where that began with others, so that the whole way of the weights is
+        told. A checkpoint of other classes also tells 'classes_taken', how many of ``classes`` it
+        has.
     """
     found = []
     for start in sorted(begun, key=lambda start: start.setting != 'init_from'):  # that one first
@@ -265,7 +266,7 @@ def origins(
             'sha256': file_sha256(start.file),
             'command': info.get('command', ''),
             'steps': info.get('step', 0),
-            **{key: info[key] for key in ('notes', 'started_from') if info.get(key)},
+            **{key: info[key] for key in ('data', 'notes', 'started_from') if info.get(key)},
         }
         if start.setting == 'init_from' and checkpoint.classes.names != tuple(classes):
             origin['classes_taken'] = len(list(_common_classes(checkpoint, classes)))

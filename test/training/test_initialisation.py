@@ -254,6 +254,7 @@ def test_the_whole_way_of_the_weights_is_told(tmp_path):
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     expected = {
         'file': path, 'sha256': digest, 'command': 'train --b', 'steps': 5, 'started_from': [old],
+        'data': [{'name': 'toy-train', 'frames': 6, 'terms': 'drawn by a test'}],
     }  # fmt: skip
     config = NetworkConfig('erfnet_encoder', small_options('erfnet_encoder'), init_from=path)
     assert origins(config, starts(config), CLASSES.names) == [expected]
@@ -274,3 +275,22 @@ def test_the_whole_way_of_the_weights_is_told(tmp_path):
         load_checkpoint(bundle / TRAINABLE_NAME), again, 'toy', ToyFrames(), GraphOptions()
     )
     assert yaml.safe_load((again / 'model.yaml').read_text())['training'] == card['training']
+
+
+def test_the_terms_of_all_data_reach_the_card(tmp_path):
+    """Of data that weights two generations back were trained on, too."""
+    begun: list[dict] = []
+    for terms in ('research only', 'ours', 'public domain'):
+        data = [{'name': f'of {terms}', 'frames': 6, 'terms': terms}]
+        checkpoint = tiny_checkpoint('erfnet_encoder', {}, data=data, started_from=begun)
+        path = saved(tmp_path / f'{terms}.safetensors', checkpoint)
+        config = NetworkConfig('erfnet_encoder', small_options('erfnet_encoder'), init_from=path)
+        begun = origins(config, starts(config), CLASSES.names)
+        assert begun[0]['data'] == data
+    write_bundle(checkpoint, tmp_path / 'bundle', 'toy', ToyFrames(), GraphOptions())
+    training = load_bundle(tmp_path / 'bundle').card['training']
+    assert [entry['terms'] for entry in training['data']] == ['public domain']
+    (parent,) = training['started_from']
+    (grandparent,) = parent['started_from']
+    found = [entry['terms'] for origin in (parent, grandparent) for entry in origin['data']]
+    assert found == ['ours', 'research only']
