@@ -78,7 +78,8 @@ class DataConfig:
     Args:
         dataset: what is trained on.
         synthetic_frames: views of synthetic rooms to train on besides (NYU40 classes only).
-        synthetic_share: their share of the drawn training views, 0..1, 1 excluded.
+        synthetic_share: their share of the drawn training views, 0..1, 1 excluded; with 0 none
+            are made.
         synthetic_test_frames: views of held-out rooms to be scored on.
         stereo_share: share, 0..1, of the training frames' views whose depth is what a simulated
             stereo pair reads, instead of the data set's own.

@@ -112,8 +112,9 @@ def _depth_sizes(
 
 
 def _rooms(config: DataConfig) -> dict[str, FrameSource]:
+    trained_on = config.synthetic_frames if config.synthetic_share > 0 else 0
     wanted = {
-        'synthetic': (config.synthetic_frames, 0),
+        'synthetic': (trained_on, 0),
         'synthetic_test': (config.synthetic_test_frames, HELD_OUT_SEED),
     }
     return {name: SyntheticRooms(n, seed) for name, (n, seed) in wanted.items() if n > 0}

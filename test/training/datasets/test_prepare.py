@@ -295,6 +295,16 @@ def test_synthetic_rooms_join_data_of_the_nyu40_classes(nyu_pack, tmp_path):
         assert [level.shape[2] for level in part.hha] == [80, 160, 320]
 
 
+def test_rooms_that_no_view_is_drawn_from_are_not_rendered(nyu_pack, tmp_path):
+    dataset, cache = DatasetConfig(folder=str(nyu_pack)), tmp_path / 'cache'
+    data = DataConfig(dataset, 2, 0.0, 1, cache=str(cache), width=64, height=48)
+    run = TrainConfig(str(tmp_path / 'run'), network=RFBNET, data=data, accelerator='cpu')
+    trainer = Trainer(run)
+    assert list(trainer.frames) == ['train', 'test', 'synthetic_test']
+    assert not list(cache.glob('synthetic-0-*'))
+    assert [entry['name'] for entry in trainer.info()['data']] == ['nyudv2-train']
+
+
 def test_the_name_of_other_classes_brings_no_rooms(copy):
     description = yaml.safe_load((copy / 'data.yaml').read_text())
     (copy / 'data.yaml').write_text(yaml.safe_dump({**description, 'name': 'nyu40'}))
