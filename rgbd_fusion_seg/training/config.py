@@ -260,9 +260,10 @@ class RunConfig:
         output: folder for checkpoints, TensorBoard events and scores.
         batch_size: views a step, over all processes.
         epochs: passes over the training frames; synthetic views come on top.
-        max_minutes: of training, with the whole schedule run through; preparing the frames and
-            scoring at the end come on top; 0 = no limit.
-        evaluate_every: epochs between evaluations on the test split; 0 = only at the end.
+        max_minutes: of training, with the whole schedule run through; preparing the frames,
+            scoring and saving come on top; 0 = no limit.
+        evaluate_every: epochs between evaluations on the test split; 0 = only at the end, where
+            there is one in any case.
         save_every: epochs between checkpoints; 0 = by time only.
         save_minutes: minutes between checkpoints, whichever comes first; 0 = by epochs only.
         precision: 'bf16-mixed', '16-mixed' (GPUs only) or '32-true'.

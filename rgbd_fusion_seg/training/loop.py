@@ -229,9 +229,17 @@ class TrainingLoop(ABC):
         late = step % LOG_EVERY == 0 and clock.minutes_since_save(self.state['seconds']) >= (
             config.save_minutes or math.inf
         )
-        if not within and config.evaluate_every and epoch % config.evaluate_every == 0:
-            # Before saving, so that a run that is continued knows its best score.
-            self.evaluate(f'scores-{epoch:04d}.json', monitor)
-        if due or late:
-            self.save()
-            clock.saved(self.state['seconds'])
+        # The scores of the last step are those of the end.
+        scored = not within and config.evaluate_every and epoch % config.evaluate_every == 0
+        scored = scored and self.progress < 1
+        if not (scored or due or late):
+            return
+        if self.fabric.device.type == 'cuda':  # the steps that it has still to do are training
+            torch.cuda.synchronize(self.fabric.device)
+        with clock.stopped():
+            if scored:
+                # Before saving, so that a run that is continued knows its best score.
+                self.evaluate(f'scores-{epoch:04d}.json', monitor)
+            if due or late:
+                self.save()
+                clock.saved(self.state['seconds'])

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Clock:
@@ -16,8 +18,15 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent in the training loop."""
+        """Seconds spent in the training loop, but for what it was stopped for."""
         return self._before + time.monotonic() - self._start
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stand still while the block runs, which is no training."""
+        begin = time.monotonic()
+        yield
+        self._start += time.monotonic() - begin
 
     def saved(self, seconds: float) -> None:
         """Remember when the last checkpoint was written."""

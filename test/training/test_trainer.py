@@ -197,6 +197,55 @@ def test_saves_and_evaluations_come_after_so_many_epochs_or_minutes(run_config, 
     assert done == [2, 4, 6, 6, 'scores.json']
 
 
+@pytest.mark.parametrize('limit', [{'epochs': 4}, {'epochs': 99, 'max_minutes': 6.0}])
+def test_the_end_is_scored_once(run_config, monkeypatch, limit):
+    """Whether steps or minutes end the run: 12 steps of half a minute."""
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
+    scored, looks = [], itertools.count(1)
+
+    def evaluate(self, name, monitor):
+        scored.append((self.state['step'], name))
+
+    monkeypatch.setattr(Trainer, 'evaluate', evaluate)
+    monkeypatch.setattr(loop.Clock, 'seconds', property(lambda clock: 30.0 * next(looks)))
+    trainer.train(run_config(evaluate_every=2, save_every=0, save_minutes=0, **limit))
+    assert scored == [(6, 'scores-0002.json'), (12, 'scores.json')]
+
+
+def test_scoring_and_saving_take_no_time_of_training(run_config, monkeypatch):
+    """Nor do they in a run that is continued."""
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
+    now, real = [0.0], Trainer.save
+    monkeypatch.setattr(stopping.time, 'monotonic', lambda: now[0])
+
+    def step(self, batch):
+        if dies and self.state['step'] == 4:
+            raise KeyboardInterrupt
+        now[0] += 2
+        self.state['step'] += 1
+        return {'loss': torch.zeros(())}
+
+    def save(self):
+        now[0] += 100
+        real(self)
+
+    def evaluate(self, *_):
+        now[0] += 1000
+
+    monkeypatch.setattr(Trainer, 'step', step)
+    monkeypatch.setattr(Trainer, 'save', save)
+    monkeypatch.setattr(Trainer, 'evaluate', evaluate)
+    config = run_config(epochs=99, max_minutes=0.3, evaluate_every=1)
+    dies = True
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config)
+    dies = False
+    trainer.train(config)
+    state = torch.load(trainer.Path(config.output) / 'resume.ckpt')
+    assert (state['step'], state['seconds']) == (9, 18.0)
+    assert [entry['steps_per_second'] for entry in log_of(config)] == [0.5] * 9
+
+
 def test_one_batch_can_be_learnt_by_heart(run_config):
     config = run_config(
         epochs=1, optimiser=OptimiserConfig(lr=1e-2, warmup=0, schedule='constant', ema=0),
