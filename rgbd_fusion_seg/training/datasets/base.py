@@ -61,6 +61,8 @@ class FrameSource(Protocol):
         classes: what the labels mean.
         size: width and height at which its frames are best kept for training.
         terms: one sentence for a model's card: what the data is, its licence or reference.
+
+    One that is not of rooms also has `outdoors`, True, for depth is farther there.
     """
 
     name: str

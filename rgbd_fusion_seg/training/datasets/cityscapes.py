@@ -90,6 +90,7 @@ class Cityscapes:
 
     classes = CITYSCAPES19
     size = (1024, 512)
+    outdoors = True
     terms = (
         'Cityscapes (Cordts et al., CVPR 2016); non-commercial use under the Cityscapes licence '
         'agreement'

@@ -48,6 +48,7 @@ class FolderConfig:
         test_fraction: instead of `splits`: this share, the last ids in order, is 'test'.
         size: width and height at which frames are kept for training; default: the camera's.
         terms: one sentence on origin and licence, for a model's card.
+        outdoors: frames are not of rooms; a check expects depth of up to 500 m, not 20 m, then.
     """
 
     name: str
@@ -64,6 +65,7 @@ class FolderConfig:
     test_fraction: float = 0.0
     size: list[int] = field(default_factory=list)
     terms: str = ''
+    outdoors: bool = False
 
 
 class OwnFolder:
@@ -88,6 +90,7 @@ class OwnFolder:
         self._check_patterns()
         self.name = f'{config.name}-{split}'
         self.terms = config.terms or f'{config.name}, own data'
+        self.outdoors = config.outdoors
         self.classes = self._class_set()
         self.table = self._label_table()
         self.metres_per_unit = self._unit()

@@ -11,13 +11,14 @@ import numpy as np
 
 from rgbd_fusion_seg.depth import valid_mask
 from rgbd_fusion_seg.errors import InputError, RgbdFusionSegError
-from rgbd_fusion_seg.plausibility import camera_fault
+from rgbd_fusion_seg.plausibility import PLAUSIBLE_MEDIAN_M, camera_fault
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.training.config import DataConfig, NetworkConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, cached_frames, read_frame
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
+from rgbd_fusion_seg.training.datasets.own_folder import OwnFolder
 from rgbd_fusion_seg.training.datasets.prepared_files import map_in_threads
 from rgbd_fusion_seg.training.datasets.stereo_depth import StereoDepth
 from rgbd_fusion_seg.training.datasets.synthetic_rooms import HELD_OUT_SEED, SyntheticRooms
@@ -25,8 +26,10 @@ from rgbd_fusion_seg.training.initialisation import bare_network
 from rgbd_fusion_seg.training.networks.base import SegmentationNetwork
 from rgbd_fusion_seg.training.run_checks import check_sides
 
-PLAUSIBLE_DEPTH_M = (0.2, 500.0)
-"""Median depth of a frame outside this range is depth in another unit."""
+NEAREST_MEDIAN_M = 0.2
+"""A frame whose median depth is less is depth in another unit."""
+FARTHEST_MEDIAN_M = {'indoors': PLAUSIBLE_MEDIAN_M[1], 'outdoors': 500.0}
+"""So is one of which it is more."""
 
 
 def prepare(data: DataConfig, network: NetworkConfig, check: bool = False) -> None:
@@ -271,16 +274,19 @@ def _check_frame(source: FrameSource, index: int) -> _CheckedFrame:
         return _CheckedFrame((str(error),), b'', np.zeros(num_classes, np.int64))
     faults = []
     readings = item.frame.depth[valid_mask(item.frame.depth)]
-    nearest, farthest = PLAUSIBLE_DEPTH_M
+    outdoors = getattr(source, 'outdoors', False)
+    farthest = FARTHEST_MEDIAN_M['outdoors' if outdoors else 'indoors']
     if not readings.size:
         faults.append(
             'its depth image has no reading; take it out of the split, unless the network reads '
             'rgb alone'
         )
-    elif not nearest <= (median := float(np.median(readings))) <= farthest:
+    elif not NEAREST_MEDIAN_M <= (median := float(np.median(readings))) <= farthest:
+        street = isinstance(source, OwnFolder) and not outdoors and median > farthest
         faults.append(
             f'its median depth is {median:g} m; the unit of its depth images is another one, '
             'so set the option of the data set that tells it'
+            + (', or give outdoors: true if it shows no room' if street else '')
         )
     digest = hashlib.blake2b(item.frame.rgb.tobytes(), digest_size=16).digest()
     counts = np.bincount(item.labels.ravel(), minlength=256)[:num_classes]

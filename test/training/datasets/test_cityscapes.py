@@ -14,7 +14,9 @@ from rgbd_fusion_seg.hha import encode_hha
 
 pytest.importorskip('h5py', reason='needs the extra [train]')
 
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig
 from rgbd_fusion_seg.training.datasets.cityscapes import Cityscapes, depth_from_disparity
+from rgbd_fusion_seg.training.datasets.prepare import check_data
 
 FRAMES = {
     'train': ('aachen_000000_000019', 'ulm_000003_000019'),
@@ -97,6 +99,13 @@ def test_readings_beyond_a_hundred_metres_are_dropped_unless_asked_for(tree):
     assert Cityscapes(tree, 'train').max_depth_m == 100
     depth = Cityscapes(tree, 'train')[0].frame.depth
     np.testing.assert_allclose(depth[77, :5], [0, 0, 48.4, 10.083333, 0], rtol=1e-6)
+
+
+def test_a_street_may_be_farther_than_a_room(broken):
+    for file in broken.glob('disparity/*/*/*.png'):
+        cv2.imwrite(str(file), np.full((1024, 2048), 16 * 256 + 1, np.uint16))  # 484 / 16 m
+    data = DatasetConfig('cityscapes', str(broken))
+    assert not [fault for fault in check_data(DataConfig(data)).faults if 'median' in fault]
 
 
 def test_label_ids_become_train_ids(tree, broken):

@@ -147,6 +147,24 @@ def test_depth_in_millimetres_taken_for_metres_is_implausible(copy):
     assert all('median depth' in fault and 'unit' in fault for fault in found)
 
 
+def test_depth_of_a_room_ten_times_too_far_is_implausible(copy):
+    for path in (copy / 'depth').iterdir():
+        depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), depth + np.uint16(1500))  # 2.4 to 2.6 m
+    assert faults(copy) == []
+    description = yaml.safe_load((copy / 'data.yaml').read_text())
+    (copy / 'data.yaml').write_text(yaml.safe_dump({**description, 'depth_unit': 0.01}))
+    found = faults(copy)
+    assert len(found) == 10
+    words = r'median depth is 2[45]\.?\d* m; the unit .*, or give outdoors: true'
+    assert all(re.search(words, fault) for fault in found)
+    street = {**description, 'depth_unit': 0.01, 'outdoors': True}
+    (copy / 'data.yaml').write_text(yaml.safe_dump(street))
+    assert faults(copy) == []
+    (copy / 'data.yaml').write_text(yaml.safe_dump({**street, 'depth_unit': 'm'}))
+    assert all('median depth' in fault and 'outdoors' not in fault for fault in faults(copy))
+
+
 def test_depth_of_8_bits_taken_for_millimetres_is_implausible(copy):
     for path in (copy / 'depth').iterdir():
         depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
