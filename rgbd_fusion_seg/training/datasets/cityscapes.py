@@ -8,6 +8,7 @@ split are not public: the split to score on is 'val'.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,10 @@ class Cityscapes:
         self.suffixes = {package: _PACKAGES[package].suffix for package in _PACKAGES}
         if not any(self._names('gtFine')) and any(self._names('gtFine', _TRAIN_IDS)):
             self.suffixes['gtFine'] = _TRAIN_IDS
-        self.frames = self._complete_frames()
+        names = {package: self._names(package) for package in _PACKAGES}
+        self.frames = sorted(set.intersection(*names.values()))
+        if faults := self._missing(names):
+            raise layouts.IncompleteError('; '.join(faults), self)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -153,19 +157,19 @@ class Cityscapes:
         paths = (self.folder / package / self.split).glob(f'*/*{suffix}')
         return {f'{path.parent.name}/{path.name[: -len(suffix)]}' for path in paths}
 
-    def _complete_frames(self) -> list[str]:
-        names = {package: self._names(package) for package in _PACKAGES}
-        frames = set().union(*names.values())
+    def _missing(self, names: Mapping[str, set[str]]) -> list[str]:
+        """Return what packages lack of the frames that any of them has, half a sentence each."""
+        frames, faults = set().union(*names.values()), []
         for package, present in names.items():
-            missing = sorted(frames - present)
-            if not present or missing:
-                name = missing[0] if missing else 'CITY/CITY_SEQUENCE_FRAME'
-                raise InputError(
+            missing = sorted(frames - present) or ([] if present else ['CITY/CITY_SEQUENCE_FRAME'])
+            if missing:
+                lost = layouts.first_of([self._file(package, name).name for name in missing])
+                faults.append(
                     f'{self.folder / package / self.split} has {len(present)} of {len(frames)} '
-                    f'frames; {self._file(package, name).name} is missing; '
+                    f'frames; {lost} {"is" if len(missing) == 1 else "are"} missing; '
                     f'{_PACKAGES[package].remedy}'
                 )
-        return sorted(frames)
+        return faults
 
 
 def depth_from_disparity(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,28 @@ from rgbd_fusion_seg.frame import Intrinsics
 
 UNKNOWN = 254
 """Entry of a label table for a value that the data set does not define."""
+MOST_NAMED = 10
+"""Of what is missing an error names so many."""
+
+
+class IncompleteError(InputError):
+    """A split of which files are missing.
+
+    Args:
+        message: for the user.
+        source: the reader, with the frames that are complete.
+    """
+
+    def __init__(self, message: str, source: Any) -> None:
+        super().__init__(message)
+        self.source = source
+
+
+def first_of(missing: Sequence[object]) -> str:
+    """Return the first names of what is missing, and how many more there are."""
+    more = len(missing) - MOST_NAMED
+    named = ', '.join(map(str, missing[:MOST_NAMED]))
+    return f'{named} and {more} more' if more > 0 else named
 
 
 def require_files(paths: Iterable[Path], what: str, remedy: str) -> None:
@@ -24,14 +47,13 @@ def require_files(paths: Iterable[Path], what: str, remedy: str) -> None:
         remedy: ends that message; what brings them.
 
     Raises:
-        InputError: telling how many are missing of how many, and the first.
+        InputError: telling how many are missing of how many, and the first ones.
     """
     paths = list(paths)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
-            f'{what} lacks {len(missing)} of {len(paths)} files, the first of them {missing[0]}; '
-            f'{remedy}'
+            f'{what} lacks {len(missing)} of {len(paths)} files: {first_of(missing)}; {remedy}'
         )
 
 

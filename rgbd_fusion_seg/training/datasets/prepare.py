@@ -17,6 +17,7 @@ from rgbd_fusion_seg.training.config import DataConfig, NetworkConfig
 from rgbd_fusion_seg.training.datasets import open_dataset
 from rgbd_fusion_seg.training.datasets.base import ClassSet, FrameSource
 from rgbd_fusion_seg.training.datasets.cache import CachedFrames, cached_frames, read_frame
+from rgbd_fusion_seg.training.datasets.layouts import IncompleteError
 from rgbd_fusion_seg.training.datasets.nyudv2 import NYU40
 from rgbd_fusion_seg.training.datasets.own_folder import OwnFolder
 from rgbd_fusion_seg.training.datasets.prepared_files import map_in_threads
@@ -163,12 +164,20 @@ class DataCheck:
 
 
 def check_data(config: DataConfig) -> DataCheck:
-    """Read every frame of both splits once and collect all faults; raises none of them."""
+    """Read every frame of both splits once and collect all faults; raises none of them.
+
+    Of a split of which files are missing the frames that are complete are read.
+    """
     found = DataCheck()
     seen: dict[bytes, tuple[str, str]] = {}
     for split in ('train', 'test'):
         try:
             source = open_dataset(config.dataset, split)
+        except IncompleteError as error:
+            found.faults.append(str(error))
+            source = error.source
+            if not len(source):
+                continue
         except RgbdFusionSegError as error:
             if str(error) not in found.faults:  # both splits may have it from one file
                 found.faults.append(str(error))

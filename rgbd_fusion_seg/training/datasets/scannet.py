@@ -76,11 +76,29 @@ class ScanNet:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder = Path(folder)
         self.name = f'scannet-{split}'
-        self.frames = [
-            (scene, frame)
-            for scene in self._listed_scenes(split)
-            for frame in _complete_frames(self.folder / scene)
-        ]
+        listing = self.folder / f'scannetv2_{split}.txt'
+        scenes = _listed_scenes(listing)
+        absent = [scene for scene in scenes if not (self.folder / scene).is_dir()]
+        faults = []
+        if absent:
+            faults.append(
+                f'{self.folder} lacks {len(absent)} of the {len(scenes)} scenes of '
+                f'{listing.name}: {layouts.first_of(absent)}'
+            )
+        self.frames, missing = [], []
+        for scene in (name for name in scenes if name not in absent):
+            frames, first_missing = _complete_frames(self.folder / scene)
+            self.frames += [(scene, frame) for frame in frames]
+            if first_missing is not None:
+                missing.append(first_missing)
+        if missing:
+            faults.append(
+                f'{len(missing)} of the {len(scenes)} scenes of {listing} '
+                f'{"is" if len(missing) == 1 else "are"} incomplete, for lack of '
+                f'{layouts.first_of(missing)}'
+            )
+        if faults:
+            raise layouts.IncompleteError(f'{"; ".join(faults)}; {_UNPACK}', self)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -118,31 +136,28 @@ class ScanNet:
         color, depth, label = (folder / part / f'{frame}{end}' for part, end in _PARTS)
         return color, depth, label, folder / 'intrinsics_depth.txt'
 
-    def _listed_scenes(self, split: str) -> list[str]:
-        listing = self.folder / f'scannetv2_{split}.txt'
-        scenes = files.read_lines(listing) if listing.is_file() else []
-        if not scenes:
-            raise InputError(
-                f'{listing} is missing or empty; copy the official list of scenes from {_LISTS}'
-            )
-        absent = [scene for scene in scenes if not (self.folder / scene).is_dir()]
-        if absent:
-            raise InputError(
-                f'{self.folder} lacks {len(absent)} of the {len(scenes)} scenes of '
-                f'{listing.name}, the first of them {absent[0]}; {_UNPACK}'
-            )
-        return scenes
+
+def _listed_scenes(listing: Path) -> list[str]:
+    scenes = files.read_lines(listing) if listing.is_file() else []
+    if not scenes:
+        raise InputError(
+            f'{listing} is missing or empty; copy the official list of scenes from {_LISTS}'
+        )
+    return scenes
 
 
-def _complete_frames(scene: Path) -> list[str]:
-    """Return the names of a scene's frames, all of whose files are there."""
+def _complete_frames(scene: Path) -> tuple[list[str], Path | None]:
+    """Return the names of a scene's frames all of whose files are there, and what is missing.
+
+    Of that, the first file.
+    """
     names = [{file.stem for file in (scene / part).glob(f'*{end}')} for part, end in _PARTS]
+    frames = sorted(set.intersection(*names))
     for (part, end), present in zip(_PARTS, names, strict=True):
         missing = sorted(set().union(*names) - present)
         if missing or not present:
-            file = scene / part / f'{missing[0] if missing else "*"}{end}'
-            raise InputError(f'{file} is missing; {_UNPACK}')
-    return sorted(names[0])
+            return frames, scene / part / f'{missing[0] if missing else "*"}{end}'
+    return frames, None
 
 
 def _require_shape_of_depth(image: np.ndarray, path: Path) -> None:

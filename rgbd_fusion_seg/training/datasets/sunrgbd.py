@@ -80,7 +80,13 @@ class SunRgbd:
         self.frames = self._listed_frames(split)
         official = len(self.frames) == SPLIT_SIZES[split]
         what = f'the {"official " if official else ""}{split} split of SUN RGB-D'
-        layouts.require_files((f for i in range(len(self)) for f in self._files(i)), what, _UNPACK)
+        paths = [self._files(i) for i in range(len(self))]
+        try:
+            layouts.require_files((file for frame in paths for file in frame), what, _UNPACK)
+        except InputError as error:
+            whole = [all(file.is_file() for file in frame) for frame in paths]
+            self.frames = [x for x, is_whole in zip(self.frames, whole, strict=True) if is_whole]
+            raise layouts.IncompleteError(str(error), self) from error
 
     def __len__(self) -> int:
         return len(self.frames)

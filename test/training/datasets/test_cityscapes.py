@@ -151,6 +151,22 @@ def test_a_package_half_unpacked_or_missing_is_named(broken, package, archive):
         Cityscapes(broken, 'val')
 
 
+def test_a_check_names_all_packages_that_lack_frames_and_reads_the_rest(broken):
+    lost = ('camera/train/ulm/ulm_000003_000019_camera.json',
+            'gtFine/train/ulm/ulm_000003_000019_gtFine_labelIds.png')  # fmt: skip
+    for name in lost:
+        (broken / name).unlink()
+    damaged = broken / 'leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png'
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    faults = check_data(DataConfig(DatasetConfig('cityscapes', str(broken)))).faults
+    assert all(Path(name).name in faults[0] for name in lost)
+    assert damaged.name in faults[1]
+    shutil.rmtree(broken / 'disparity')
+    first, second = check_data(DataConfig(DatasetConfig('cityscapes', str(broken)))).faults
+    assert 'disparity/train has 0 of 2 frames' in first
+    assert 'disparity/val has 0 of 1 frames' in second
+
+
 @pytest.mark.parametrize(
     ('package', 'end', 'image', 'message'),
     [

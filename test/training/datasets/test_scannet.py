@@ -11,6 +11,8 @@ from rgbd_fusion_seg.errors import InputError
 
 pytest.importorskip('h5py', reason='needs the extra [train]')
 
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig
+from rgbd_fusion_seg.training.datasets.prepare import check_data
 from rgbd_fusion_seg.training.datasets.scannet import ScanNet
 from rgbd_fusion_seg.training.datasets.scannet_classes import SCANNET20
 
@@ -155,14 +157,43 @@ def test_a_list_may_begin_with_the_mark_of_windows_but_must_be_text(broken):
 
 def test_a_half_unpacked_set_is_refused_at_once(broken):
     (broken / 'scene0270_00/label/000100.png').unlink()
-    with pytest.raises(InputError, match=r'scene0270_00/label/000100\.png is missing.*unpack'):
+    with pytest.raises(
+        InputError, match=r'1 of the 2 scenes .*scene0270_00/label/000100\.png; unp'
+    ):
         ScanNet(broken, 'train')
     shutil.rmtree(broken / 'scene0270_00')
     with pytest.raises(InputError, match=r'lacks 1 of the 2 scenes .* scene0270_00; unpack'):
         ScanNet(broken, 'train')
     shutil.rmtree(broken / 'scene0011_00/depth')
-    with pytest.raises(InputError, match=r'scene0011_00/depth/000100\.png is missing'):
+    with pytest.raises(InputError, match=r'for lack of .*scene0011_00/depth/000100\.png'):
         ScanNet(broken, 'val')
+
+
+def test_a_check_names_all_that_is_incomplete_and_reads_the_rest(broken):
+    (broken / 'scannetv2_train.txt').write_text('gone_00\nscene0270_00\nscene0001_01\n')
+    (broken / 'scene0270_00/label/000100.png').unlink()
+    (broken / 'scene0001_01/color/000100.jpg').unlink()
+    damaged = broken / 'scene0270_00/depth/000000.png'
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    incomplete, cut = check_data(DataConfig(DatasetConfig('scannet', str(broken)))).faults
+    assert 'lacks 1 of the 3 scenes of scannetv2_train.txt: gone_00;' in incomplete
+    assert '2 of the 3 scenes' in incomplete
+    for name in ('scene0270_00/label/000100.png', 'scene0001_01/color/000100.jpg'):
+        assert name in incomplete
+    assert 'scene0270_00/depth/000000.png is cut short' in cut
+
+
+def test_of_many_incomplete_scenes_the_first_ones_are_named(tmp_path):
+    scenes = [f'scene{n:04d}_00' for n in range(25)]
+    (tmp_path / 'scannetv2_train.txt').write_text('\n'.join(scenes))
+    for scene in scenes[12:]:
+        (tmp_path / scene).mkdir()
+    with pytest.raises(InputError) as caught:
+        ScanNet(tmp_path, 'train')
+    named = [scene for scene in scenes if scene in str(caught.value)]
+    assert named == scenes[:10] + scenes[12:22]
+    assert 'and 2 more' in str(caught.value)
+    assert 'and 3 more' in str(caught.value)
 
 
 @pytest.mark.parametrize(

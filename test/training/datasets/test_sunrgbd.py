@@ -15,7 +15,9 @@ pytest.importorskip('h5py', reason='needs the extra [train]')
 import h5py
 import scipy.io
 
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig
 from rgbd_fusion_seg.training.datasets import sunrgbd
+from rgbd_fusion_seg.training.datasets.prepare import check_data
 from rgbd_fusion_seg.training.datasets.sunrgbd import SunRgbd, decode_depth
 
 OFFICIAL = '/n/fs/sun3d/data/SUNRGBD/'
@@ -172,6 +174,19 @@ def test_a_half_downloaded_set_is_refused_at_once(broken, monkeypatch):
     monkeypatch.setitem(sunrgbd.SPLIT_SIZES, 'test', 2)
     with pytest.raises(InputError, match='the official test split'):
         SunRgbd(broken, 'test')
+
+
+def test_a_check_names_the_files_that_are_missing_and_reads_the_rest(broken):
+    lost = [broken / 'SUNRGBD' / TRAIN[1] / name for name in ('image/00.jpg', 'intrinsics.txt')]
+    for path in lost:
+        path.unlink()
+    damaged = broken / 'SUNRGBD' / TRAIN[0] / 'depth_bfx/39.png'
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    faults = check_data(DataConfig(DatasetConfig('sunrgbd', str(broken)))).faults
+    incomplete, cut = (fault for fault in faults if 'field of view' not in fault)
+    assert 'lacks 2 of 6 files' in incomplete
+    assert all(str(path) in incomplete for path in lost)
+    assert str(damaged) in cut
 
 
 @pytest.mark.parametrize('name', [sunrgbd.META, sunrgbd.LABELS, sunrgbd.SPLIT])
