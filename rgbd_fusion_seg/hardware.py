@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 from contextlib import suppress
@@ -53,12 +54,36 @@ def nvidia_gpus() -> list[str]:
     return models
 
 
+_CGROUPS, _OWN_CGROUP = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
+
+
 def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process may use, by affinity and by quota of time.
+
+    The quota is that of control groups (version 2), as of ``docker --cpus`` and systemd's
+    CPUQuota: more threads than it allows are stopped together in the middle of a frame.
+    """
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota) for quota in _quotas())]))
+
+
+def _quotas() -> list[float]:
+    """Return the CPUs that each control group around this process allows, where it limits them."""
+    quotas = []
+    with suppress(OSError):
+        lines = _OWN_CGROUP.read_text(encoding='utf-8').splitlines()
+        own = next((line[3:] for line in lines if line.startswith('0::')), '/')
+        place = _CGROUPS / own.lstrip('/')
+        for folder in (place, *place.parents):
+            with suppress(OSError, ValueError):  # no limit, which reads 'max', or no such file
+                quota, period = (folder / 'cpu.max').read_text(encoding='utf-8').split()
+                quotas.append(int(quota) / int(period))
+            if folder == _CGROUPS:
+                break
+    return quotas
 
 
 def release_freed_memory() -> None:

@@ -15,19 +15,40 @@ CARD_NAME = 'model.yaml'
 def bundle_folders() -> list[Path]:
     """Return the folders searched for bundles by name, in order.
 
-    ``$RGBD_FUSION_SEG_MODELS`` (path list), the source tree, the ament share folder of every
-    prefix on ``AMENT_PREFIX_PATH``, the share folder of this Python installation, and the user's
+    ``$RGBD_FUSION_SEG_MODELS`` (path list), the source tree, :func:`share_folders`, and the user's
     cache, where fused forms of bundles in read-only folders lie.
     """
     folders = [
         Path(p) for p in os.environ.get('RGBD_FUSION_SEG_MODELS', '').split(os.pathsep) if p
     ]
     folders.append(Path(__file__).resolve().parent.parent / 'models')
-    prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
-    folders += [Path(p) / 'share' / 'rgbd_fusion_seg' / 'models' for p in [*prefixes, sys.prefix]]
+    folders += [folder / 'models' for folder in share_folders()]
     folders.append(user_cache() / 'bundles')
     # Unlike Path.is_dir, this takes a folder that may not be looked into for none.
     return [f for f in dict.fromkeys(folders) if os.path.isdir(f)]
+
+
+def share_folders() -> list[Path]:
+    """Return where this package's launch files, configurations and bundles may be installed.
+
+    The ament share folder of every prefix on ``AMENT_PREFIX_PATH``, and those of this Python.
+    """
+    prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+    folders = (Path(p) / 'share' / 'rgbd_fusion_seg' for p in [*prefixes, *python_prefixes()])
+    return list(dict.fromkeys(folders))
+
+
+def python_prefixes() -> list[str]:
+    """Return this Python's prefix, and the one that pip installed this package under.
+
+    They differ outside virtual environments, after ``pip install --user``, and where the
+    distribution keeps ``/usr`` for its own packages and has pip use ``/usr/local``.
+    """
+    prefixes = [sys.prefix]
+    packages = Path(__file__).resolve().parent.parent
+    if packages.name in ('site-packages', 'dist-packages'):
+        prefixes.append(str(packages.parent.parent.parent))  # of lib/python3.X/site-packages
+    return list(dict.fromkeys(prefixes))
 
 
 def user_cache() -> Path:

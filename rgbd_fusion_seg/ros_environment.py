@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.locations import python_prefixes, share_folders
 
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 """Fast DDS 3 reads the first one, Fast DDS 2 the second."""
@@ -84,11 +85,9 @@ assert image.shape == (4, 4, 3), image.shape
 
 def fastdds_profile() -> Path | None:
     """Return the Fast DDS profile of this package, which lets images through shared memory."""
-    prefixes = [Path(p) for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
-    shares = [p / 'share' / 'rgbd_fusion_seg' for p in [*prefixes, Path(sys.prefix)]]
     tree = Path(__file__).resolve().parent.parent
-    paths = [folder / 'config' / 'fastdds.xml' for folder in (tree, *shares)]
-    return next((path for path in paths if path.is_file()), None)
+    paths = [folder / 'config' / 'fastdds.xml' for folder in (tree, *share_folders())]
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def local_environment(domain_id: int) -> dict[str, str]:
@@ -113,8 +112,8 @@ def local_environment(domain_id: int) -> dict[str, str]:
     env.pop('_ROS_WHEELS_BOOTSTRAP_COMPLETE', None)
     if not ros_is_sourced():
         env.pop('ROS_DISTRO', None)  # of another ROS than that of the wheels
-        others = env.get('AMENT_PREFIX_PATH', '')
-        env['AMENT_PREFIX_PATH'] = f'{sys.prefix}{os.pathsep}{others}' if others else sys.prefix
+        others = [env['AMENT_PREFIX_PATH']] if env.get('AMENT_PREFIX_PATH') else []
+        env['AMENT_PREFIX_PATH'] = os.pathsep.join([*python_prefixes(), *others])
         env.setdefault('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp')
     env['ROS_DOMAIN_ID'] = str(domain_id)
     # Iron and later read the first one, Humble the second.

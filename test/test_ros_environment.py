@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rgbd_fusion_seg import ros_environment
+from rgbd_fusion_seg import locations, ros_environment
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.ros_environment import local_environment
 
@@ -76,3 +76,28 @@ def test_no_ros(monkeypatch):
     monkeypatch.setattr(ros_environment, 'rclpy_path', lambda: None)
     with pytest.raises(InputError, match=r'no ROS 2.*\[ros-wheels\]'):
         local_environment(1)
+
+
+@pytest.mark.parametrize(
+    ('prefix', 'packages'),
+    [
+        ('usr/local', 'lib/python3.12/dist-packages'),  # pip as root on Debian
+        ('home/robot/.local', 'lib/python3.10/site-packages'),  # pip install --user
+    ],
+)
+def test_what_pip_installed_outside_a_virtual_environment_is_found(
+    monkeypatch, tmp_path, prefix, packages
+):
+    """It has another prefix than Python itself then."""
+    package = tmp_path / prefix / packages / 'rgbd_fusion_seg'
+    monkeypatch.setattr(locations, '__file__', str(package / 'locations.py'))
+    monkeypatch.setattr(ros_environment, '__file__', str(package / 'ros_environment.py'))
+    share = tmp_path / prefix / 'share' / 'rgbd_fusion_seg'
+    profile, models = share / 'config' / 'fastdds.xml', share / 'models'
+    for folder in (profile.parent, models):
+        folder.mkdir(parents=True)
+    profile.touch()
+    assert models in locations.bundle_folders()
+    assert ros_environment.fastdds_profile() == profile
+    env = local_environment(1)
+    assert env['AMENT_PREFIX_PATH'] == os.pathsep.join([sys.prefix, str(tmp_path / prefix)])
