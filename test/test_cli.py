@@ -371,6 +371,36 @@ def test_a_truth_is_not_replaced_by_labels(folder, tiny_bundle, tmp_path, capsys
     assert corrected.read_bytes() == before
 
 
+def test_the_list_of_a_truth_is_not_replaced(folder, tiny_bundle, tmp_path, capsys):
+    """Another run may number the frames otherwise, and the next find others in the truth."""
+    bag, output = tmp_path / 'bag', tmp_path / 'out'
+    assert run('bag', folder, bag) == 0
+    arguments = ('segment', bag, '--bundle', tiny_bundle, '--no-video', '--output')
+    assert run(*arguments, output) == 0
+    truth, frame_list = output / 'truth', output / 'frames.txt'
+    shutil.copytree(output / 'labels', truth)
+    frame_list.write_text(frame_list.read_text() + 'frame-000009\t9\n')
+    before = frame_list.read_bytes()
+    link = tmp_path / 'link'
+    link.symlink_to(output)
+    for place in (output, link):
+        assert run(*arguments, place, '--truth', truth) == 1
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert f'{frame_list}, which tells the frames of the truth {truth}, is replaced' in told
+        assert frame_list.read_bytes() == before
+    assert run(*arguments, tmp_path / 'other', '--truth', truth) == 0
+    shutil.copy(frame_list, truth)
+    assert run(*arguments, output, '--truth', truth) == 0
+    assert (truth / 'frames.txt').read_bytes() == before
+    assert json.loads((output / 'result.json').read_text())['frames scored'] == COUNT
+    # Frames of folders are known by their names alone.
+    frames, corrected = tmp_path / 'frames', tmp_path / 'frames/truth'
+    of_folder = ('segment', folder, *arguments[2:], frames)
+    assert run(*of_folder) == 0
+    shutil.copytree(frames / 'labels', corrected)
+    assert run(*of_folder, '--truth', corrected) == 0
+
+
 def test_images_of_a_line_of_pixels_are_labelled(folder, tiny_bundle, tmp_path):
     for path in folder.glob('*.png'):
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[70:71])

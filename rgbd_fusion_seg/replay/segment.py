@@ -163,7 +163,8 @@ def segment_recording(
         source: the frames.
         segmenter: warm, so that the first frame is not slower than the others.
         output: folder to write; what an earlier run wrote there is removed, see `OutputFolder`.
-        truth: what labels are compared with, in a folder that is not written.
+        truth: what labels are compared with, in a folder that is not written, by a list of
+            frames that is not either.
         video: write ``overlay.mp4`` too.
         max_frames: stop after so many.
         only: label from this sensor alone, 'rgb' or 'depth', see `Segmenter.segment`.
@@ -334,11 +335,17 @@ class _Writer:
 
 
 def _refuse_own_labels(truth: TruthFolder, output: Path) -> None:
-    """Raise an InputError where a run would replace its truth by its labels."""
+    """Raise an InputError where a run would replace its truth, or what tells whose it is."""
     if truth.folder.resolve() == (output / 'labels').resolve():
         raise InputError(
             f'the truth {truth.folder} is where this run writes its labels; choose another folder '
             'for the results, or copy the truth elsewhere'
+        )
+    written = (output / FRAME_LIST).resolve()
+    if truth.frame_list is not None and truth.frame_list.resolve() == written:
+        raise InputError(
+            f'{truth.frame_list}, which tells the frames of the truth {truth.folder}, is replaced '
+            'by this run; choose another folder for the results, or copy it into that of the truth'
         )
 
 

@@ -37,6 +37,9 @@ class TruthFolder:
         names: of the frames that will be labelled.
         origin: what to call it in messages; default: the folder.
 
+    Attributes:
+        frame_list: the ``frames.txt`` by which frames are known, None where none tells of stamps.
+
     Raises:
         InputError: no such folder, or no image in it has the name of a frame.
     """
@@ -46,7 +49,7 @@ class TruthFolder:
         if not self.folder.is_dir():
             raise InputError(f'there is no folder {folder}; give a folder of label images')
         self._names = {path.name.removesuffix('.png') for path in self.folder.glob('*.png')}
-        self._by_stamp = self._listed_stamps()
+        self.frame_list, self._by_stamp = self._listed_stamps()
         # Of a recording without frames, reading it tells more.
         if names and not self._by_stamp and self._names.isdisjoint(names):
             found = f'{min(self._names)}.png' if self._names else 'no .png'
@@ -55,13 +58,14 @@ class TruthFolder:
                 f'name label images as in labels/ of the results, such as {names[0]}.png'
             )
 
-    def _listed_stamps(self) -> dict[int, str]:
-        """Return the names of images by stamps, empty where nothing tells of stamps."""
+    def _listed_stamps(self) -> tuple[Path | None, dict[int, str]]:
+        """Return the list that tells of stamps, and by it the names of images by stamps."""
         for place in (self.folder, self.folder.resolve().parent):
             listed = read_frame_list(place / FRAME_LIST)
             if listed is not None:
-                return {stamp: name for name, stamp in listed.items() if stamp is not None}
-        return {}
+                names = {stamp: name for name, stamp in listed.items() if stamp is not None}
+                return (place / FRAME_LIST if names else None), names
+        return None, {}
 
     def read(
         self, name: str, shape: tuple[int, ...], stamp_ns: int | None = None
