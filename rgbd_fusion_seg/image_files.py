@@ -132,7 +132,10 @@ def _indices_as_grey(data: bytes) -> bytes:
 
 
 def _decode(data: bytes, flag: int, path: Path) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:  # a header that tells of more pixels than OpenCV takes
+        image = None
     if image is None:
         raise InputError(f'{path} is no image that can be read; copy it again')
     return image

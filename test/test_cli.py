@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -468,6 +470,82 @@ def test_failures_are_one_sentence(folder, tiny_bundle, tmp_path, capsys, argume
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith('rgbd-fusion-seg: ')
     assert sentence in error
+
+
+@pytest.mark.parametrize('private', ['recording', 'out', 'truth', 'result.json'])
+def test_a_place_that_may_not_be_looked_into_is_one_sentence(
+    folder, tiny_bundle, tmp_path, capsys, monkeypatch, private
+):
+    stat = Path.stat
+
+    def refusing(path, **options):
+        if private in path.parts:
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, 'stat', refusing)
+    if private == 'result.json':
+        assert run('benchmark', tiny_bundle, '--json', tmp_path / private) == 1
+    else:
+        truth = ('--truth', tmp_path / 'truth') if private == 'truth' else ()
+        arguments = ('--bundle', tiny_bundle, '--no-video', '--output', tmp_path / 'out', *truth)
+        assert run('segment', folder, *arguments) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith('rgbd-fusion-seg: ')
+    assert 'Permission denied' in last
+    assert str(tmp_path / private) in last
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_empty_table(
+    folder, tiny_bundle, tmp_path, capsys, monkeypatch
+):
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    for name in ('write_text', 'write_bytes'):
+        whole = getattr(Path, name)
+        monkeypatch.setattr(
+            Path,
+            name,
+            lambda path, *given, _whole=whole, **named: (
+                full if 'result.' in path.name else _whole
+            )(path, *given, **named),
+        )
+    output = tmp_path / 'out'
+    arguments = ('--bundle', tiny_bundle, '--no-video', '--output', output)
+    assert run('segment', folder, *arguments) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f'rgbd-fusion-seg: the table {output / "result.txt"} cannot be written')
+    assert 'No space left on device' in last
+    assert not [path for path in output.iterdir() if 'result' in path.name]
+
+
+def test_names_that_are_no_unicode(folder, tiny_bundle, tmp_path):
+    """Linux takes any bytes; OpenCV crashes on such a path."""
+    latin = os.fsdecode(b'caf\xe9')
+    for path in [*folder.glob('f0.*'), *folder.glob('f1.*')]:
+        path.rename(path.with_name(path.name.replace('f', latin, 1)))
+    output = tmp_path / 'out'
+    arguments = ('segment', folder, '--bundle', tiny_bundle, '--output')
+    for _ in range(2):  # the second removes what the first one left
+        assert run(*arguments, output) == 0
+        labels = {path.name for path in (output / 'labels').iterdir()}
+        assert labels == {f'{latin}0.png', f'{latin}1.png', 'f2.png', 'f3.png'}
+    assert b'caf\xe90\n' in (output / 'frames.txt').read_bytes()
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = [sys.executable, '-m', 'rgbd_fusion_seg.cli', 'doctor']
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    assert 'BrokenPipe' not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from types import SimpleNamespace
 
 import cv2
@@ -35,6 +36,16 @@ def test_labels_are_integers(tmp_path):
     cv2.imwrite(str(path), np.ones((3, 4), np.float32))
     with pytest.raises(InputError, match=r'labels\.tiff holds float32; save labels as an 8 or 16'):
         read_labels(path)
+
+
+@pytest.mark.parametrize('read', [read_rgb, read_plane])
+def test_a_header_that_claims_too_many_pixels_is_told(tmp_path, read):
+    image = png(np.zeros((1, 1), np.uint8), 8, 0)
+    header = b'IHDR' + 2 * (60_000).to_bytes(4, 'big') + image[24:29]
+    path = tmp_path / 'huge.png'
+    path.write_bytes(image[:12] + header + zlib.crc32(header).to_bytes(4, 'big') + image[33:])
+    with pytest.raises(InputError, match=r'huge\.png is no image that can be read'):
+        read(path)
 
 
 def test_colour_is_not_turned_by_a_tag(tmp_path):

@@ -81,9 +81,9 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: it cannot.
     """
-    if path.exists() and not path.is_file():
-        raise InputError(f'{path} is there and no file; give another name')
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f'{path} is there and no file; give another name')
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

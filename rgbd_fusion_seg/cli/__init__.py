@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,8 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         logging.basicConfig(format='%(message)s', level=logging.INFO)
         with logging_redirect_tqdm():
-            return options.run(options)
-    except RgbdFusionSegError as error:
+            code = options.run(options)
+        sys.stdout.flush()  # here a closed pipe can be told from a failure
+        return code
+    except BrokenPipeError:
+        # Nobody reads on, as with "| head"; what is still to be flushed at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (RgbdFusionSegError, OSError) as error:
         print(f'rgbd-fusion-seg: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -11,6 +11,8 @@ FRAME_LIST = 'frames.txt'
 """Names the frames of a run, one a line, each with its stamp in nanoseconds behind a tab where it
 has one; by it the next run knows what it may remove."""
 
+_AS_NAMED = 'surrogateescape'
+"""How to encode names of files, which may be any bytes."""
 _MARK = '# frames that rgbd-fusion-seg labelled; its next run into this folder removes their files'
 _IMAGES = {'labels': '.png', 'overlay': '.jpg'}
 _FILES = ('overlay.mp4', 'contact_sheet.png', 'result.txt', 'result.json', FRAME_LIST)
@@ -32,8 +34,8 @@ class OutputFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._begun = False
-        self._left = self._left_by_earlier_run()
         try:
+            self._left = self._left_by_earlier_run()
             for folder in _IMAGES:
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -49,7 +51,7 @@ class OutputFolder:
                 frame_list.write_text(f'{_MARK}\n', encoding='utf-8')
                 self._begun = True
             # Before the files are written, so that the list holds for runs that are broken off.
-            with frame_list.open('a', encoding='utf-8') as file:
+            with frame_list.open('a', encoding='utf-8', errors=_AS_NAMED) as file:
                 file.write(f'{name}\n' if stamp_ns is None else f'{name}\t{stamp_ns}\n')
         except OSError as error:
             raise self._unusable(error) from error
@@ -79,7 +81,7 @@ def read_frame_list(path: Path) -> dict[str, int | None] | None:
     Stamps are nanoseconds; frames of folders have none.
     """
     try:
-        mark, *lines = path.read_text(encoding='utf-8').splitlines()
+        mark, *lines = path.read_text(encoding='utf-8', errors=_AS_NAMED).splitlines()
         frames = [line.partition('\t') for line in lines]
         stamps = {name: int(stamp) if stamp else None for name, _, stamp in frames}
     except (OSError, ValueError):

@@ -56,6 +56,11 @@ class VideoWriter:
         It is at least 16x16: images of a line of pixels are widened.
         """
         if self._writer is None:
+            if not _is_unicode(self.path):  # OpenCV crashes on it
+                raise InputError(
+                    f'the video {self.path} cannot be written: its path is not in UTF-8; rename '
+                    'the folder, or go without a video'
+                )
             # Colour is stored at half resolution, so sizes must be even.
             self._shape = tuple(max(_LEAST_VIDEO, size // 2 * 2) for size in rgb.shape[:2])
             self._writer = cv2.VideoWriter(
@@ -115,6 +120,14 @@ class StampedVideoWriter:
             self._writer = VideoWriter(self.path, video_rate_hz([stamp for stamp, _ in waiting]))
         for _, rgb in waiting:
             self._writer.write(rgb)
+
+
+def _is_unicode(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def video_rate_hz(stamps_ns: Sequence[int]) -> float:
@@ -189,11 +202,14 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
         InputError: the file cannot be written.
     """
     image = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if rgb.ndim == 3 else rgb
-    if not cv2.imwrite(str(path), image):
+    try:
+        # Not by imwrite: it crashes on a path that is no Unicode.
+        path.write_bytes(cv2.imencode(path.suffix, image)[1])
+    except OSError as error:
         raise InputError(
             f'{path} cannot be written; check that its folder is there and may be written to, and '
             'that the disk has space left'
-        )
+        ) from error
 
 
 def evenly(count: int, wanted: int) -> list[int]:

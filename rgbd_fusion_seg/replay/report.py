@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgbd_fusion_seg.atomic_files import write_atomically
+from rgbd_fusion_seg.errors import InputError
+
 Value = str | int | float | None
 
 
@@ -45,13 +48,22 @@ def write_table(
         title: of the table.
         rows: of the table; in the JSON file a key each.
         parts: further tables by their titles; in the JSON file an object each.
+
+    Raises:
+        InputError: a file cannot be written; what was there is there still.
     """
     text, data = folder / f'{stem}.txt', folder / f'{stem}.json'
     tables = {title: rows, **(parts or {})}
     content = '\n\n'.join(table_text(*table) for table in tables.items())
-    text.write_text(content + '\n', encoding='utf-8')
     clean = _without_nan(rows) | {name: _without_nan(part) for name, part in (parts or {}).items()}
-    data.write_text(json.dumps(clean, indent=2) + '\n', encoding='utf-8')
+    try:
+        write_atomically(text, f'{content}\n'.encode())
+        write_atomically(data, f'{json.dumps(clean, indent=2)}\n'.encode())
+    except OSError as error:
+        raise InputError(
+            f'the table {text} cannot be written ({error.strerror}); make room on the disk, or '
+            'choose another folder for the results'
+        ) from error
     return [text, data]
 
 

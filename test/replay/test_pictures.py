@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -15,6 +17,21 @@ from rgbd_fusion_seg.replay.pictures import (
     video_rate_hz,
     write_image,
 )
+
+
+def test_paths_that_are_no_unicode(tmp_path):
+    """OpenCV crashes on them."""
+    folder = tmp_path / os.fsdecode(b'caf\xe9')
+    folder.mkdir()
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    write_image(folder / 'a.png', image)
+    stored = np.frombuffer((folder / 'a.png').read_bytes(), np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(stored, cv2.IMREAD_UNCHANGED), image)
+    with (
+        pytest.raises(InputError, match='is not in UTF-8'),
+        VideoWriter(folder / 'a.mp4', 30) as video,
+    ):
+        video.write(np.zeros((16, 16, 3), np.uint8))
 
 
 def test_video_holds_what_was_written(tmp_path):
