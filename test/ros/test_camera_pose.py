@@ -113,7 +113,7 @@ def test_a_clock_that_jumps_back_forgets_the_poses_of_before(tf):
 def test_a_stream_that_ends_listens_to_tf_no_longer(tf):
     stream = SimpleNamespace(
         _jump_handle=None, _floor=FloorFrame(object(), 'base_footprint'), _subscriptions=(),
-        _worker=SimpleNamespace(stop=lambda: True),
+        _worker=SimpleNamespace(stop=lambda _: True),
     )  # fmt: skip
     assert tf.listening_on is not None
     Stream.close(stream)

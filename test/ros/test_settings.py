@@ -101,6 +101,7 @@ def test_idle_is_who_need_not_work(tiny_bundle, lazy, wanted, message):
         sync=Synchroniser(print, print, matcher='builtin', **topics),
         counters=lambda: {'masks': 0},
         complain_about_silence=lambda: None,
+        lacks_calibration=False,
     )
     told = []
     made = SimpleNamespace(
@@ -176,14 +177,20 @@ def test_tf_is_followed_where_the_network_sees_hha(monkeypatch, sees_hha):
     assert followed == (['base_footprint'] if sees_hha else [])
 
 
-def test_a_node_that_is_cleaned_up_frees_its_network():
+@pytest.mark.parametrize('hangs', [None, False, True])
+def test_a_node_that_is_cleaned_up_frees_its_network(hangs):
+    """But for one in which an inference hangs, or hung, when the node was deactivated."""
     closed = []
     made = SimpleNamespace(
-        _outputs=None, _builder=None, _segmenter=SimpleNamespace(close=lambda: closed.append(1))
+        _outputs=None,
+        _builder=None,
+        _segmenter=SimpleNamespace(close=lambda: closed.append(1)),
+        _hanging=None if hangs is None else SimpleNamespace(is_at_work=hangs),
     )
     for _ in range(2):
         node.SegmentationNode._cleanup(made)
-    assert (closed, made._segmenter) == ([1], None)
+    assert closed == ([] if hangs else [1])
+    assert made._segmenter is made._hanging is None
 
 
 def test_settings_change_what_is_published(ros_context, tiny_bundle):

@@ -154,7 +154,7 @@ def test_the_clock_is_watched_until_a_stream_ends(ros_context):
         _node=node,
         _floor=None,
         _subscriptions=(),
-        _worker=SimpleNamespace(stop=lambda: True),
+        _worker=SimpleNamespace(stop=lambda _: True),
         sync=SimpleNamespace(reset=jumps.append),
     )
     clock = node.get_clock()
