@@ -108,7 +108,7 @@ def readable(path: Path) -> Path:
 
 
 def _storage_files(path: Path, suffixes: tuple[str, ...] = STORAGE_SUFFIXES) -> list[Path]:
-    return sorted(file for file in path.glob('*') if file.name.endswith(suffixes))
+    return sorted(file for file in path.glob('[!.]*') if file.name.endswith(suffixes))
 
 
 def remedy(storage: Path) -> str:

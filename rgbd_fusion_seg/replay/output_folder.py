@@ -65,7 +65,9 @@ class OutputFolder:
         if names is not None:
             written = {f'{f}/{n}{suffix}' for n in names for f, suffix in _IMAGES.items()}
             known = written.union(_FILES)
-        images = [p for f, suffix in _IMAGES.items() for p in (self.path / f).glob(f'*{suffix}')]
+        # Hidden files are notes of macOS about files, which come and go with them.
+        shown = {folder: f'[!.]*{suffix}' for folder, suffix in _IMAGES.items()}
+        images = [path for f, pattern in shown.items() for path in (self.path / f).glob(pattern)]
         found = [*images, *(self.path / name for name in _FILES if (self.path / name).exists())]
         inside = [path.relative_to(self.path).as_posix() for path in found]
         refuse_foreign(self.path, set(inside) - known)

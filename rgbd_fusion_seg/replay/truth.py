@@ -48,7 +48,7 @@ class TruthFolder:
         self.folder, self.origin = Path(folder), origin or str(folder)
         if not self.folder.is_dir():
             raise InputError(f'there is no folder {folder}; give a folder of label images')
-        self._names = {path.name.removesuffix('.png') for path in self.folder.glob('*.png')}
+        self._names = {path.name.removesuffix('.png') for path in self.folder.glob('[!.]*.png')}
         self.frame_list, self._by_stamp = self._listed_stamps()
         # Of a recording without frames, reading it tells more.
         if names and not self._by_stamp and self._names.isdisjoint(names):

@@ -47,6 +47,20 @@ def test_superscripts_in_names_are_no_numbers(tmp_path):
     assert source.name(3) == '10m²'
 
 
+def test_notes_of_macos_are_no_images(tmp_path):
+    suffixed, foldered = tmp_path / 'suffixed', tmp_path / 'foldered'
+    write_frame(suffixed, 'a.color.png', 'a.depth.png', 0)
+    write_frame(foldered, 'rgb/a.png', 'depth/a.png', 0)
+    for folder in (suffixed, foldered):
+        (folder / 'intrinsics.txt').write_text(MATRIX)
+        for image in [*folder.rglob('*.png')]:
+            image.with_name(f'._{image.name}').write_bytes(b'\0\5\x16\7')
+        source = FolderFrames(folder)
+        assert [source.name(i) for i in range(len(source))] == ['a']
+        assert source.unmatched == 0
+        assert_frame(source.read(0), 0)
+
+
 @pytest.mark.parametrize('colors', ['rgb', 'color'])
 def test_foldered_layout(tmp_path, colors):
     for index in range(2):

@@ -44,6 +44,15 @@ def test_a_run_leaves_nothing_of_the_one_before(tmp_path, finishes):
     assert files(tmp_path) == of_run('f') | mine | set(FILES)
 
 
+def test_notes_of_macos_stop_no_run(tmp_path):
+    write_run(tmp_path, ('a',))
+    notes = {'labels/._a.png', 'overlay/._a.jpg'}
+    for name in notes:
+        (tmp_path / name).touch()
+    write_run(tmp_path, ('b',))
+    assert files(tmp_path) == of_run('b') | notes | set(FILES)
+
+
 def test_stamps_stand_behind_the_names(tmp_path):
     folder = OutputFolder(tmp_path)
     for name, stamp_ns in (('a', 1_700_000_000_123_456_789), ('b c', 5), ('d', None)):

@@ -104,6 +104,7 @@ def test_a_folder_without_truth_of_the_frames_is_refused(tmp_path):
     with pytest.raises(InputError, match=r'none of the 2 frames .* holds no \.png; .* f0\.png'):
         TruthFolder(tmp_path, ['f0', 'f1'])
     write_truth(tmp_path, g0=TRUTH['a'])
+    (tmp_path / '._g0.png').touch()  # by macOS
     with pytest.raises(InputError, match=r'none of the 2 frames .* holds g0\.png; .* f0\.png'):
         TruthFolder(tmp_path, ['f0', 'f1'])
     TruthFolder(tmp_path, ['f0', 'g0'])
