@@ -442,7 +442,6 @@ def test_options_of_the_camera(folder, tiny_bundle, tmp_path, capsys):
         (['segment', 'absent.mcap'], 'there is no bag absent.mcap'),
         (['segment', '{empty}'], 'no pairs of colour and depth images'),
         (['segment', '{folder}', '--bundle', 'nonsense'], "no bundle at or called 'nonsense'"),
-        (['segment', '{folder}', '--intrinsics', '1,2'], 'four numbers'),
         (['segment', '{folder}', '--depth-topic', '/d'], 'which has no topics'),
         (['segment', '{folder}', '--input-size', '128x96'], 'takes 64x48 images only'),
         (['segment', '{folder}', '--backend', 'abacus'], "no inference backend 'abacus'"),
@@ -553,6 +552,7 @@ def test_a_reader_that_goes_away_is_no_traceback():
     [
         (['segment', 'x', '--gravity', '0,1'], '0,1 is no direction; give it as X,Y,Z, such as'),
         (['segment', 'x', '--gravity', 'abc'], 'abc is no direction; give it as X,Y,Z, such as'),
+        (['segment', 'x', '--intrinsics', '1,2'], 'intrinsics are four numbers fx,fy,cx,cy in'),
         (['segment', 'x', '--camera-height', 'abc'], 'abc is not a positive number'),
         (['segment', 'x', '--camera-height', 'nan'], 'nan is not a positive number'),
         (['segment', 'x', '--max-frames', '2.5'], '2.5 is not a whole number above 0'),

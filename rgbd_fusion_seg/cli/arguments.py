@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rgbd_fusion_seg.bundle import DEFAULT_BUNDLE
-from rgbd_fusion_seg.replay.calibration import parse_calibration
+from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.replay.calibration import Calibration, parse_calibration
 
 Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
@@ -56,7 +57,7 @@ def add_camera(parser: argparse.ArgumentParser) -> None:
     """Add what tells of the camera of a recording."""
     parser.add_argument(
         '--intrinsics',
-        type=parse_calibration,
+        type=intrinsics,
         metavar='FX,FY,CX,CY',
         help='of the colour camera, in pixels, instead of the calibration that was recorded',
     )
@@ -66,6 +67,14 @@ def add_camera(parser: argparse.ArgumentParser) -> None:
         metavar='METRES',
         help='one unit of the depth images of a folder (default: 0.001, a millimetre)',
     )
+
+
+def intrinsics(text: str) -> Calibration:
+    """Parse ``FX,FY,CX,CY``."""
+    try:
+        return parse_calibration(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> float:
