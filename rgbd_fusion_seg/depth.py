@@ -14,6 +14,7 @@ as depth_image_proc does."""
 NEAREST_M, FARTHEST_M = 1e-3, 1e4
 """Arithmetic takes readings outside this range for its ends, so that no sum overflows."""
 THINNED_PX = 160
+"""Longer side of the HHA of the smaller shipped network; statistics need no more."""
 FEW_READINGS = 0.1
 """Where a smaller share of the image has readings (:func:`thinned`), a network that can do without
 depth answers from colour alone. With as many as that, 51 NYUDv2 test frames were labelled 3 points
