@@ -13,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from bundles import tiny_network, write_bundle
+from onnx import helper
 
 from rgbd_fusion_seg.benchmark import compare as comparing
 from rgbd_fusion_seg.benchmark import footprint as footprints
@@ -184,6 +186,24 @@ def test_a_form_that_cannot_be_opened_is_told_and_the_others_go_on(folder, tiny_
     assert 'good' in table(result)
     with pytest.raises(EngineError, match='no engine can run tiny here: bad: '):
         compare(bundle, frames, BenchmarkOptions(repeats=2, contenders=contenders[1:]))
+
+
+def test_a_network_that_openvino_cannot_convert_is_compared_without_it(folder, tmp_path):
+    pytest.importorskip('openvino')
+    network = tiny_network()
+    first = network.graph.node[0]
+    network.graph.node.insert(0, helper.make_node('Optional', ['rgb'], ['maybe']))
+    network.graph.node.insert(1, helper.make_node('OptionalGetElement', ['maybe'], ['there']))
+    first.input[0] = 'there'
+    bundle = load_bundle(write_bundle(tmp_path / 'optional', network=network))
+    contenders = (
+        Contender('ort', 'onnxruntime', {'num_threads': 1}),
+        Contender('ov', 'openvino', {'num_threads': 1}),
+    )
+    frames = Frames(list(FolderFrames(folder))[:2], 'a folder', real=True)
+    result = compare(bundle, frames, BenchmarkOptions(repeats=2, contenders=contenders))
+    assert [row['label'] for row in result['engines']] == ['ort']
+    assert 'Optional' in result['not_compared']['ov']
 
 
 def test_frames_come_from_all_over_a_recording(folder):
@@ -425,7 +445,6 @@ def test_folders_of_images_need_no_rosbags(folder, tiny_bundle, tmp_path):
 
 def test_a_graph_is_the_same_with_other_weights_and_notes(tmp_path, monkeypatch):
     onnx = pytest.importorskip('onnx')
-    from bundles import tiny_network
 
     def saved(model) -> Path:
         onnx.save(model, tmp_path / 'model.onnx')

@@ -90,10 +90,7 @@ def open_engine(
         _fix_sizes(model, bundle)
         compiled = core.compile_model(model, 'CPU', settings)
     except Exception as error:  # its errors have no base class of their own
-        raise EngineError(
-            f'OpenVINO {openvino.__version__} cannot compile {bundle.weights_path} '
-            f'({_reason(error)}); take the backend onnxruntime'
-        ) from error
+        raise EngineError(_cannot_compile(bundle, openvino.__version__, error)) from error
     if kept is not None:
         kept.seal()
     name = f'openvino (CPU, {precision}, {threads} threads)'
@@ -224,6 +221,8 @@ def _read_model(core: Any, bundle: ModelBundle, version: str) -> Any:
     try:
         return core.read_model(str(bundle.weights_path))
     except Exception as error:  # its errors have no base class of their own
+        if 'OpConversionFailure' in str(error):  # a sound network with an operator it has not
+            raise EngineError(_cannot_compile(bundle, version, error)) from error
         raise BundleError(
             f'{bundle.weights_path} is no ONNX network that OpenVINO {version} can open '
             f'({_reason(error)}); export the bundle again'
@@ -240,6 +239,13 @@ def _fix_sizes(model: Any, bundle: ModelBundle) -> None:
             name: [first, *form.shape[1:]] if len(form.shape) == 4 else list(form.shape)
             for name, form in forms.items()
         }
+    )
+
+
+def _cannot_compile(bundle: ModelBundle, version: str, error: Exception) -> str:
+    return (
+        f'OpenVINO {version} cannot compile {bundle.weights_path} ({_reason(error)}); '
+        'take the backend onnxruntime'
     )
 
 

@@ -237,7 +237,7 @@ def as_bytes_input():
     [
         (lambda: b'this is no network', ['model.onnx', 'no ONNX network']),
         (lambda: tiny_network().SerializeToString()[:200], ['no ONNX network']),
-        (with_unknown_operator, ['Sorcery']),
+        (with_unknown_operator, ['Sorcery', 'take the backend onnxruntime']),
         (lambda: tiny_network(num_classes=7), ['returns 7 classes', 'card lists 4']),
         (lambda: tiny_network(96, 128), ['[1, 3, 96, 128]', '[1, 3, 48, 64]']),
         (lambda: tiny_network(input_names=('image', 'hha')), ['inputs image, hha']),
