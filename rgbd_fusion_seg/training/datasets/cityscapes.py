@@ -152,9 +152,12 @@ class Cityscapes:
         return self.folder / package / self.split / f'{frame}{self.suffixes[package]}'
 
     def _names(self, package: str, suffix: str = '') -> set[str]:
-        """Return CITY/CITY_SEQUENCE_FRAME of every file of a package."""
+        """Return CITY/CITY_SEQUENCE_FRAME of every file of a package, without hidden ones.
+
+        On disks of other systems macOS keeps what it notes of NAME.png as ._NAME.png.
+        """
         suffix = suffix or self.suffixes[package]
-        paths = (self.folder / package / self.split).glob(f'*/*{suffix}')
+        paths = (self.folder / package / self.split).glob(f'[!.]*/[!.]*{suffix}')
         return {f'{path.parent.name}/{path.name[: -len(suffix)]}' for path in paths}
 
     def _missing(self, names: Mapping[str, set[str]]) -> list[str]:

@@ -28,6 +28,8 @@ from rgbd_fusion_seg.yaml_text import parse_yaml
 UNITS_M = {'mm': 0.001, 'm': 1.0}
 CAMERA_KEYS = ('fx', 'fy', 'cx', 'cy', 'width', 'height')
 _UNKNOWN = -1
+_ID_PART = r'(?!(?<![^/])\.)([^/]*)'
+"""A * begins no name with a dot: of NAME.jpg macOS keeps notes as ._NAME.jpg on other disks."""
 
 
 @dataclass
@@ -253,7 +255,7 @@ class OwnFolder:
 
     def _found_ids(self) -> list[str]:
         pattern = self.config.rgb.replace('{split}', self.split)
-        expression = re.compile(re.escape(pattern).replace(r'\*', '([^/]*)'))
+        expression = re.compile(re.escape(pattern).replace(r'\*', _ID_PART))
         folder = self.file.parent
         paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
         matches = (expression.fullmatch(path) for path in paths)

@@ -151,7 +151,8 @@ def _complete_frames(scene: Path) -> tuple[list[str], Path | None]:
 
     Of that, the first file.
     """
-    names = [{file.stem for file in (scene / part).glob(f'*{end}')} for part, end in _PARTS]
+    # Without hidden files, in which macOS keeps notes of the others on disks of other systems.
+    names = [{file.stem for file in (scene / part).glob(f'[!.]*{end}')} for part, end in _PARTS]
     frames = sorted(set.intersection(*names))
     for (part, end), present in zip(_PARTS, names, strict=True):
         missing = sorted(set().union(*names) - present)

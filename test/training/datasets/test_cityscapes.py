@@ -83,6 +83,12 @@ def test_a_frame_is_read_with_its_camera(tree):
     assert (k.fx, k.fy, k.cx, k.cy) == (2200.0, 2210.5, 1096.98, 513.137)
 
 
+def test_notes_of_macos_are_no_frames(broken):
+    for file in [*broken.rglob('*_000019_*')]:
+        file.with_name(f'._{file.name}').write_bytes(b'\0\5\x16\7')
+    assert Cityscapes(broken, 'val').frames == ['munster/munster_000173_000019']
+
+
 def test_depth_is_baseline_times_focal_length_by_disparity(tree):
     """By hand: 0.22 m * 2200 px = 484; 1, 10 and 48 pixels are 484, 48.4 and 10.083 m."""
     frame = Cityscapes(tree, 'train', max_depth_m=500)[0].frame

@@ -130,6 +130,24 @@ def test_splits_may_be_folders_and_frames_lie_in_folders_of_scenes(tmp_path):
     check(OwnFolder(file, 'test'), [2])
 
 
+def test_notes_of_macos_are_no_frames(lab):
+    for image in [*lab.rglob('f*.png')]:
+        image.with_name(f'._{image.name}').write_bytes(b'\0\5\x16\7')
+    check(OwnFolder(describe(lab, splits=None, test_fraction=0.4), 'test'), [3, 4])
+
+
+def test_hidden_scenes_are_read_where_the_patterns_name_them(lab):
+    for number, name in enumerate(('.kept/a', '.kept/b', '.trash/c')):
+        write_frame(lab, name, number)
+    scenes = {'rgb': 'color/*/*.png', 'depth': 'depth/*/*.png', 'labels': 'labels/*/*.png'}
+    file = describe(lab, splits=None, test_fraction=0.5, **scenes)
+    with pytest.raises(InputError, match='has no frames'):
+        OwnFolder(file, 'train')
+    named = {key: pattern.replace('/*/', '/.kept/') for key, pattern in scenes.items()}
+    file = describe(lab, splits=None, test_fraction=0.5, **named)
+    check(OwnFolder(file, 'train'), [0])
+
+
 def test_label_values_are_mapped_and_void(lab):
     for path in (lab / 'labels').iterdir():
         values = np.array([700, 12, 9], np.uint16)[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)]

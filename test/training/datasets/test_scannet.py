@@ -80,6 +80,12 @@ def test_splits_are_the_listed_scenes(tree):
     assert ScanNet.TEST_SPLIT == 'val'
 
 
+def test_notes_of_macos_are_no_frames(broken):
+    for image in [*broken.rglob('000???.*')]:
+        image.with_name(f'._{image.name}').write_bytes(b'\0\5\x16\7')
+    assert ScanNet(broken, 'val').frames == [('scene0011_00', '000100')]
+
+
 def test_labels_are_those_the_benchmark_compares(tree):
     """The evaluation takes of full-size ids the pixel under each centre of 640x480."""
     item = ScanNet(tree, 'train')[1]
