@@ -163,7 +163,7 @@ def _list_frames(folder: Path, only: str) -> tuple[list[FrameFiles], list[Path]]
         raise InputError(f'there is no folder {folder}; give a folder of images or a bag')
     images = []
     for found in (_suffixed(folder), _foldered(folder)):
-        found.sort(key=lambda files: (_natural(files.name), files.name))
+        found.sort(key=lambda files: (natural_key(files.name), files.name))
         images += found
         frames = [f for f in found if (f.color or only == 'depth') and (f.depth or only == 'rgb')]
         if frames:
@@ -250,7 +250,7 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     return {path.name[: -len(ending)]: path for path in folder.glob(f'[!.]*{ending}')}
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts 9 before 10."""
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts 9 before 10."""
     parts = re.split(r'(\d+)', name)
     return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]

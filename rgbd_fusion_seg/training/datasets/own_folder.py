@@ -21,6 +21,7 @@ from rgbd_fusion_seg import image_files
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
 from rgbd_fusion_seg.replay.calibration import load_calibration
+from rgbd_fusion_seg.replay.folders import natural_key
 from rgbd_fusion_seg.training.datasets import files
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
 from rgbd_fusion_seg.yaml_text import parse_yaml
@@ -47,7 +48,7 @@ class FolderConfig:
         void: values in label images that mean no class, and are none.
         label_map: value in label images -> class, as name or place; others are faults then.
         splits: name -> text file with the ids of its frames, one a line.
-        test_fraction: instead of `splits`: this share, the last ids in order, is 'test'.
+        test_fraction: instead of `splits`: this share is 'test', the last ids, 10 after 9.
         size: width and height at which frames are kept for training; default: the camera's.
         terms: one sentence on origin and licence, for a model's card.
         outdoors: frames are not of rooms; a check expects depth of up to 500 m, not 20 m, then.
@@ -257,9 +258,11 @@ class OwnFolder:
         pattern = self.config.rgb.replace('{split}', self.split)
         expression = re.compile(re.escape(pattern).replace(r'\*', _ID_PART))
         folder = self.file.parent
-        paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
-        matches = (expression.fullmatch(path) for path in paths)
-        return ['/'.join(match.groups()) for match in matches if match]
+        paths = (path.relative_to(folder).as_posix() for path in folder.glob(pattern))
+        found = [match.groups() for match in map(expression.fullmatch, paths) if match]
+        # Part by part, so that the frames of a scene stay together.
+        found.sort(key=lambda parts: [(natural_key(part), part) for part in parts])
+        return ['/'.join(parts) for parts in found]
 
     def _paths(self, frame_id: str) -> tuple[Path, Path, Path]:
         rgb, depth, labels = (

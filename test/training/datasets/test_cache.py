@@ -209,7 +209,7 @@ WITHOUT_CONTENT = {
     *('errors', 'jit', 'bundle'),
     'kernels',  # of it, preparing uses nothing: `normalize` serves the network's tensors
     *('palette', 'cityscapes_classes', 'scannet_classes', 'sunrgbd_classes', 'nyudv2'),
-    *('calibration', 'yaml_text', 'synthetic', 'scene', 'sensor'),
+    *('calibration', 'folders', 'yaml_text', 'synthetic', 'scene', 'sensor'),
 }
 """Modules that no prepared number depends on, or whose part `describe` of the reader tells."""
 

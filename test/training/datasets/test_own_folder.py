@@ -102,6 +102,27 @@ def test_the_last_frames_are_for_testing_where_a_share_is_given(lab):
     check(OwnFolder(file, 'test'), [3, 4])
 
 
+def test_the_last_frames_are_those_of_the_highest_numbers(tmp_path):
+    names = ['run2/9', 'run2/10', 'run10/8', 'run10/11']
+    for number, name in enumerate(names):
+        write_frame(tmp_path, name, number)
+    scenes = {'rgb': 'color/*/*.png', 'depth': 'depth/*/*.png', 'labels': 'labels/*/*.png'}
+    file = describe(tmp_path, splits=None, test_fraction=0.25, **scenes)
+    train = OwnFolder(file, 'train')
+    assert train.ids == names[:3]
+    check(train, [0, 1, 2])
+    check(OwnFolder(file, 'test'), [3])
+
+
+def test_a_scene_is_not_mixed_with_one_of_the_same_number(tmp_path):
+    names = ['1/a', '1/b', '01/a', '01/b']
+    for number, name in enumerate(names):
+        write_frame(tmp_path, name, number)
+    scenes = {'rgb': 'color/*/*.png', 'depth': 'depth/*/*.png', 'labels': 'labels/*/*.png'}
+    file = describe(tmp_path, splits=None, test_fraction=0.5, **scenes)
+    assert {name.split('/')[0] for name in OwnFolder(file, 'train').ids} == {'01'}
+
+
 def test_a_share_that_leaves_no_frame_for_testing_is_named(lab):
     file = describe(lab, splits=None, test_fraction=0.001)
     with pytest.raises(InputError, match=r"test_fraction 0\.001 .* 'test' none of the 5 frames"):
