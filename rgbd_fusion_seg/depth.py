@@ -11,6 +11,8 @@ DEPTH_ENCODINGS = {'16UC1': np.uint16, 'mono16': np.uint16, '32FC1': np.float32}
 """Encodings of REP 118: integers are millimetres, floats metres; ``mono16`` is read as ``16UC1``,
 as depth_image_proc does."""
 
+SATURATED = 65535
+"""No reading in files of depth: 7-Scenes and some recorders write the largest value, not 0."""
 NEAREST_M, FARTHEST_M = 1e-3, 1e4
 """Arithmetic takes readings outside this range for its ends, so that no sum overflows."""
 THINNED_PX = 160
@@ -51,6 +53,19 @@ def depth_to_metres(image: np.ndarray, encoding: str) -> np.ndarray:
     if dtype == np.float32:
         return image
     return np.multiply(image, np.float32(0.001), dtype=np.float32)
+
+
+def stored_to_metres(stored: np.ndarray, metres_per_unit: float) -> np.ndarray:
+    """Return depth as files store it in metres: float32 (H, W), 0 = no reading.
+
+    Args:
+        stored: numbers (H, W), 0 = no reading; in uint16 `SATURATED` is none either.
+        metres_per_unit: what the numbers count.
+    """
+    metres = stored.astype(np.float32) * np.float32(metres_per_unit)
+    if np.issubdtype(stored.dtype, np.uint16):  # of either byte order
+        metres[stored == SATURATED] = 0
+    return metres
 
 
 def metres_to_millimetres(depth: np.ndarray) -> np.ndarray:

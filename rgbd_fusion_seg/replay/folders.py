@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rgbd_fusion_seg.depth import stored_to_metres
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import SENSORS, RgbdFrame
 from rgbd_fusion_seg.image_files import read_plane, read_rgb
@@ -39,8 +40,6 @@ _CALIBRATION_NAMES = (
 _LAYOUTS = (
     'NAME.color.jpg beside NAME.depth.png, or folders rgb/ and depth/ with files of equal names'
 )
-# 7-Scenes and some recorders mark missing depth by the largest value instead of 0.
-_SATURATED = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +187,7 @@ def read_depth(path: Path, depth_scale_m: float = DEPTH_SCALE_M) -> np.ndarray:
         raise InputError(
             f'{path} is not a depth image: it must have 16 bits, it has {image.dtype}'
         )
-    depth = image * np.float32(depth_scale_m)
-    depth[image == _SATURATED] = 0
-    return depth
+    return stored_to_metres(image, depth_scale_m)
 
 
 def _calibrations(folder: Path, files: list[FrameFiles], only: str) -> list[Calibration | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io.matlab import MatReadError
 
+from rgbd_fusion_seg.depth import stored_to_metres
 from rgbd_fusion_seg.errors import FrameError, InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics, RgbdFrame
 from rgbd_fusion_seg.image_files import read_plane
@@ -26,6 +27,8 @@ MAT_FAULTS = (
 def read_depth(path: Path, metres_per_unit: float) -> np.ndarray:
     """Read a depth image as float32 (H, W) metres, 0 or non-finite = no reading.
 
+    65535 in 16 bits is no reading either.
+
     Args:
         path: an image of one channel (PNG, TIFF, …), or a ``.npy`` array.
         metres_per_unit: what its numbers count.
@@ -35,14 +38,14 @@ def read_depth(path: Path, metres_per_unit: float) -> np.ndarray:
     """
     path = Path(path)
     if path.suffix != '.npy':
-        return read_plane(path).astype(np.float32) * np.float32(metres_per_unit)
+        return stored_to_metres(read_plane(path), metres_per_unit)
     try:
         depth = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged header is read by Python's own parser
         raise InputError(f'{path} is no array that can be read ({error})') from error
     if depth.ndim != 2 or depth.dtype.kind not in 'fui':
         raise InputError(f'{path} is {depth.dtype} {depth.shape}, not numbers (H, W)')
-    return depth.astype(np.float32) * np.float32(metres_per_unit)
+    return stored_to_metres(depth, metres_per_unit)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 import scipy.io
 
 from rgbd_fusion_seg import image_files
+from rgbd_fusion_seg.depth import stored_to_metres
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import UNLABELLED, Intrinsics
 from rgbd_fusion_seg.palette import NYU40_CLASSES, NYU40_COLORS
@@ -261,8 +262,7 @@ class _Images:
             classes = classes.astype(np.uint8) - np.uint8(1)  # 0 becomes 255
         remedy = 'give depth images in units of depth_scale, such as millimetres'
         units = layouts.read_16bit(depth, remedy)
-        metres = units.astype(np.float32) * np.float32(self.depth_scale)
-        return _read_colour(rgb), metres, classes
+        return _read_colour(rgb), stored_to_metres(units, self.depth_scale), classes
 
 
 class _Pack:

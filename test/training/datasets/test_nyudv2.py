@@ -277,6 +277,16 @@ def test_image_folders_give_the_frames_of_the_official_file(official, tmp_path, 
             np.testing.assert_allclose(ours.frame.depth, theirs.frame.depth, atol=0.6 * unit)
 
 
+def test_depth_at_the_end_of_its_16_bits_is_no_reading(tmp_path):
+    folder = write_images(tmp_path / 'images', '1..40')
+    path = f'{folder}/depth/{TRAIN_INDICES[0]:06d}.png'
+    depth = np.full((480, 640), 1500, np.uint16)
+    depth[0, :3] = 65535, 65534, 0
+    cv2.imwrite(path, depth)
+    read = NyuDepthV2(folder, 'train')[0].frame.depth
+    np.testing.assert_allclose(read[0, :4], [0, 65.534, 0, 1.5], rtol=1e-6)
+
+
 def test_depth_of_8_bits_is_not_taken_for_millimetres(tmp_path):
     folder = write_images(tmp_path / 'images', '1..40')
     path = f'{folder}/depth/{TRAIN_INDICES[0]:06d}.png'

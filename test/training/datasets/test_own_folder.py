@@ -198,6 +198,16 @@ def test_depth_in_metres_may_be_an_array_or_a_tiff(lab):
     check(OwnFolder(describe(lab, depth='depth/*.tiff', depth_unit=1), 'train'), [0, 2, 4])
 
 
+@pytest.mark.parametrize('ending', ['png', 'npy'])
+def test_depth_at_the_end_of_its_16_bits_is_no_reading(lab, ending):
+    depth = np.full((24, 32), 1500, np.uint16)
+    depth[0, :3] = 65535, 65534, 0
+    write(lab / 'depth/f0.png', depth)
+    np.save(lab / 'depth/f0.npy', depth.astype('>u2'))
+    item = OwnFolder(describe(lab, depth=f'depth/*.{ending}'), 'train')[0]
+    np.testing.assert_allclose(item.frame.depth[0, :4], [0, 65.534, 0, 1.5], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     'strange', [np.ones((24, 32), bool), np.ones((24, 32), np.complex64), np.ones((24, 32, 1))]
 )
