@@ -118,6 +118,7 @@ class SunRgbd:
             'name': self.name,
             'depth': self.depth,
             'max_depth_m': MAX_DEPTH_M,
+            'labels': [(frame.folder, frame.index) for frame in self.frames],
             'files': files.identity([*paths, self.folder / LABELS]),
         }
 

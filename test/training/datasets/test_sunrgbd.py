@@ -54,6 +54,19 @@ def write_frame(folder: Path, index: int) -> None:
     (folder / 'intrinsics.txt').write_text(three if index % 2 else row)
 
 
+def write_meta(path: Path, names: tuple[str, ...]) -> None:
+    """The list of frames, in the order of their labels."""
+    kind = [(name, object) for name in ('K', 'depthpath', 'rgbpath', 'rgbname', 'sensorType')]
+    meta = np.zeros((1, len(names)), dtype=kind)
+    for place, name in enumerate(names):
+        i = FOLDERS.index(name)
+        depth, rgb = (
+            f'{OFFICIAL}{name}/{part}' for part in (f'depth/{i}9.png', f'image/{i}0.jpg')
+        )
+        meta[0, place] = (np.eye(3), depth, rgb, f'{i}0.jpg', name.split('/')[0])
+    scipy.io.savemat(path, {'SUNRGBDMeta': meta}, do_compression=True)
+
+
 def write_labels(path: Path, labels: list[np.ndarray]) -> None:
     """A 1xN struct array with two fields, as MATLAB writes it in its format 7.3."""
     with h5py.File(path, 'w', userblock_size=512) as file:
@@ -85,15 +98,9 @@ def tree(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('sunrgbd')
     (folder / TOOLBOX / 'Metadata').mkdir(parents=True)
     (folder / TOOLBOX / 'traintestSUNRGBD').mkdir()
-    kind = [(name, object) for name in ('K', 'depthpath', 'rgbpath', 'rgbname', 'sensorType')]
-    meta = np.zeros((1, len(FOLDERS)), dtype=kind)
     for i, name in enumerate(FOLDERS):
         write_frame(folder / 'SUNRGBD' / name, i)
-        depth, rgb = (
-            f'{OFFICIAL}{name}/{part}' for part in (f'depth/{i}9.png', f'image/{i}0.jpg')
-        )
-        meta[0, i] = (np.eye(3), depth, rgb, f'{i}0.jpg', name.split('/')[0])
-    scipy.io.savemat(folder / sunrgbd.META, {'SUNRGBDMeta': meta}, do_compression=True)
+    write_meta(folder / sunrgbd.META, FOLDERS)
     split = {'alltrain': cells(TRAIN), 'alltest': cells(TEST), 'trainvalsplit': np.eye(2)}
     scipy.io.savemat(folder / sunrgbd.SPLIT, split)
     write_labels(folder / sunrgbd.LABELS, [frame_content(i)[2] for i in range(len(FOLDERS))])
@@ -145,6 +152,15 @@ def test_the_cache_key_tells_contents_apart(tree, broken):
     camera = broken / 'SUNRGBD' / TRAIN[1] / 'intrinsics.txt'
     camera.write_text(camera.read_text() + '\n')
     assert key != SunRgbd(broken, 'train').describe()
+
+
+def test_the_cache_key_tells_which_labels_a_frame_has(broken):
+    key = SunRgbd(broken, 'train').describe()
+    meta = broken / sunrgbd.META
+    time_ns = meta.stat().st_mtime_ns
+    write_meta(meta, FOLDERS[::-1])
+    os.utime(meta, ns=(time_ns, time_ns + 10**9))
+    assert SunRgbd(broken, 'train').describe() != key
 
 
 def test_the_cache_key_tells_depths_apart_whose_files_are_alike(broken):
