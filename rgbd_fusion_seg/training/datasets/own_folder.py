@@ -26,7 +26,7 @@ from rgbd_fusion_seg.training.datasets import files
 from rgbd_fusion_seg.training.datasets.base import ClassSet, LabelledFrame
 from rgbd_fusion_seg.yaml_text import parse_yaml
 
-UNITS_M = {'mm': 0.001, 'm': 1.0}
+UNITS_M: dict[str | float, float] = {'mm': 0.001, 'm': 1.0}
 CAMERA_KEYS = ('fx', 'fy', 'cx', 'cy', 'width', 'height')
 _UNKNOWN = -1
 _ID_PART = r'(?!(?<![^/])\.)([^/]*)'
@@ -207,7 +207,11 @@ class OwnFolder:
 
     def _unit(self) -> float:
         unit = self.config.depth_unit
-        metres = UNITS_M.get(unit, 0.0) if isinstance(unit, str) else float(unit)
+        try:
+            # YAML takes 2e-4 for text: its numbers have a point.
+            metres = float(UNITS_M.get(unit, unit))
+        except ValueError:
+            metres = 0.0
         if not 0 < metres < np.inf:
             raise self._error(f'depth_unit is {unit!r}; give mm, m or metres per unit')
         return metres

@@ -198,6 +198,14 @@ def test_depth_in_metres_may_be_an_array_or_a_tiff(lab):
     check(OwnFolder(describe(lab, depth='depth/*.tiff', depth_unit=1), 'train'), [0, 2, 4])
 
 
+@pytest.mark.parametrize('unit', ['2e-4', '"0.0002"', '2.0e-4'])
+def test_the_unit_may_be_written_in_any_way_numbers_are(lab, unit):
+    """YAML 1.1 takes a number with an exponent and without a point for text."""
+    file = describe(lab)
+    file.write_text(file.read_text().replace('depth_unit: mm', f'depth_unit: {unit}'))
+    assert OwnFolder(file, 'train').metres_per_unit == 0.0002
+
+
 @pytest.mark.parametrize('ending', ['png', 'npy'])
 def test_depth_at_the_end_of_its_16_bits_is_no_reading(lab, ending):
     depth = np.full((24, 32), 1500, np.uint16)
@@ -253,6 +261,9 @@ def test_a_calibration_of_a_real_camera_is_read(data_dir):
         ({'depht_unit': 'mm'}, 'depht_unit'),
         ({'rgb': None}, 'required: data.rgb'),
         ({'depth_unit': 'cm'}, "depth_unit is 'cm'; give mm, m or"),
+        ({'depth_unit': '-2e-4'}, "depth_unit is '-2e-4'; give mm, m or"),
+        ({'depth_unit': 'nan'}, "depth_unit is 'nan'; give mm, m or"),
+        ({'depth_unit': 'inf'}, "depth_unit is 'inf'; give mm, m or"),
         ({'classes': 'floor'}, 'classes'),
         ({'colors': [[1, 2, 3]]}, '3 names and 1 colours'),
         ({'classes': ['floor']}, r'lab\.yaml: .* 1 names and 1 colours; give 2 to 255'),
