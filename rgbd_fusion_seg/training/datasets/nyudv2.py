@@ -242,7 +242,8 @@ class _Images:
 
     def ids(self, split: str) -> list[str]:
         # Lists name a frame by its number, or by its files: 'rgb/0001.png label/0001.png'.
-        return [Path(line.split()[0]).stem for line in files.read_lines(_list(self.folder, split))]
+        named = [Path(line.split()[0]) for line in files.read_lines(_list(self.folder, split))]
+        return [file.stem if file.suffix.lower() in _SUFFIXES else file.name for file in named]
 
     def paths(self, frame_id: str) -> Sequence[Path]:
         return [

@@ -277,6 +277,20 @@ def test_image_folders_give_the_frames_of_the_official_file(official, tmp_path, 
             np.testing.assert_allclose(ours.frame.depth, theirs.frame.depth, atol=0.6 * unit)
 
 
+@pytest.mark.parametrize('line', ['{}', 'rgb/{}.png label40/{}.png', '{}.PNG', './{}.jpg'])
+def test_ids_may_have_dots(tmp_path, line):
+    folder = write_images(tmp_path / 'images', '1..40')
+    names = [f'scene.1.{i:04d}' for i in TRAIN_INDICES]
+    for part in ('rgb', 'depth', 'label40'):
+        for i, name in zip(TRAIN_INDICES, names, strict=True):
+            image = folder / part / f'{i:06d}.png'
+            image.rename(image.with_name(f'{name}.png'))
+    (folder / 'train.txt').write_text('\n'.join(line.format(name, name) for name in names))
+    train = NyuDepthV2(folder, 'train')
+    assert train.ids == names
+    np.testing.assert_array_equal(train[1].frame.rgb, official_frames()[TRAIN_INDICES[1] - 1][0])
+
+
 def test_depth_at_the_end_of_its_16_bits_is_no_reading(tmp_path):
     folder = write_images(tmp_path / 'images', '1..40')
     path = f'{folder}/depth/{TRAIN_INDICES[0]:06d}.png'
