@@ -16,8 +16,10 @@ pytest.importorskip('torch')
 from jsonargparse import CLI, ArgumentParser, capture_parser
 
 from rgbd_fusion_seg.training.__main__ import PROGRAM, Parser, functions
-from rgbd_fusion_seg.training.config import DatasetConfig
-from rgbd_fusion_seg.training.datasets import DATASETS, open_dataset
+from rgbd_fusion_seg.training.config import DataConfig, DatasetConfig, NetworkConfig
+from rgbd_fusion_seg.training.datasets import DATASETS, cache, open_dataset
+from rgbd_fusion_seg.training.datasets.prepare import _depth_sizes
+from rgbd_fusion_seg.training.initialisation import bare_network
 
 TEXT = (Path(__file__).parents[3] / 'docs' / 'datasets.md').read_text()
 
@@ -27,6 +29,37 @@ def test_every_data_set_is_in_the_table_with_its_classes():
     assert set(rows) == set(DATASETS)
     counts = {name: str(len(DATASETS[name].classes)) for name in rows if name != 'folder'}
     assert {name: rows[name] for name in counts} == counts
+
+
+class Frame:
+    """One frame of a data set, of which nothing but the size is known."""
+
+    def __init__(self, name):
+        self.name, self.classes, self.size = name, DATASETS[name].classes, DATASETS[name].size
+
+    def __len__(self):
+        return 1
+
+    def describe(self):
+        return {}
+
+
+def prepared_mb(name: str, width: int, height: int) -> float:
+    """Return what a frame takes that is prepared for the default network at an input size."""
+    frame, data = Frame(name), DataConfig(width=width, height=height)
+    sizes = _depth_sizes(bare_network(NetworkConfig()), data, frame.size)
+    parts = cache._parts(frame, Path(), sizes, depth=False, pictures=True)
+    return sum(part.num_bytes for part in parts) / 1e6
+
+
+def test_prepared_frames_are_as_large_as_it_says():
+    cells = dict(re.findall(r'^\| \[`(\w+)`\].*\| ([^|]*?) \|$', TEXT, flags=re.MULTILINE))
+    counts = {'nyudv2': 1449, 'sunrgbd': 10_335, 'scannet': 25_000, 'cityscapes': 3475}
+    for name, count in counts.items():
+        assert cells[name] == f'{count * prepared_mb(name, 320, 240) / 1e3:.2g} GB'
+    assert cells['synthetic'] == f'{prepared_mb("synthetic", 320, 240):.1f} MB a frame'
+    larger = prepared_mb('nyudv2', 512, 384)
+    assert f'512x384 NYUDv2 takes {1.449 * larger:.1f} GB, {larger:.1f} MB a frame' in TEXT
 
 
 @pytest.fixture
