@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from itertools import islice
 from pathlib import Path
@@ -403,6 +404,52 @@ def test_topics_by_type_and_name(tmp_path):
     )
     (frame,) = chosen
     assert frame.intrinsics.fx == 77.0
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3', 'ros1'])
+def test_topics_without_a_message_give_way_to_those_with_some(tmp_path, storage, caplog):
+    """Drivers advertise more than they publish, and recorders write down all of that."""
+    bag = tmp_path / ('run.bag' if storage == 'ros1' else 'run')
+    color, depth, info = (
+        f'{COLOUR}/compressed',
+        f'{DEPTH}/compressedDepth',
+        '/cam/rgb2/camera_info',
+    )
+    with Camera(bag, storage) as camera:
+        for topic in (COLOUR, DEPTH, '/a/rgb/image_raw', '/a/depth/image_raw'):
+            camera.advertise(topic, IMAGE)
+        for topic in (INFO, '/a/rgb/camera_info'):
+            camera.advertise(topic, CAMERA_INFO)
+        for index in range(3):
+            rgb, millimetres = frame_pixels(index)
+            camera.info(info, stamp(index))
+            png = cv2.imencode('.png', rgb[..., ::-1])[1].tobytes()
+            camera.compressed(color, stamp(index), png, 'rgb8; png compressed bgr8')
+            png = cv2.imencode('.png', millimetres)[1].tobytes()
+            camera.compressed(depth, stamp(index), bytes(12) + png, '16UC1; compressedDepth png')
+    for wanted in (BagTopics(), BagTopics(color=color), BagTopics(depth=depth)):
+        source = BagFrames(bag, wanted)
+        assert source.topics == BagTopics(color, depth, info)
+        for index, frame in enumerate(source):
+            assert_frame(frame, index)
+        assert index == 2
+    assert caplog.records == []  # a camera that is silent is no other camera
+
+    assert BagFrames(bag, BagTopics(color=COLOUR)).topics == BagTopics(COLOUR, depth, info)
+    (record,) = caplog.records
+    assert record.getMessage() == f'{bag} holds no messages on {COLOUR}; name another topic'
+
+
+def test_counts_that_are_all_0_tell_nothing(tmp_path, caplog):
+    """As recorders wrote them that were killed, and tools that do not count."""
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        write_pair(camera, 0)
+    metadata = tmp_path / 'bag/metadata.yaml'
+    metadata.write_text(re.sub(r'message_count: \d+', 'message_count: 0', metadata.read_text()))
+    (frame,) = BagFrames(tmp_path / 'bag', BagTopics(color=COLOUR))
+    assert_frame(frame, 0)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize('camera', sorted(CAMERAS))
