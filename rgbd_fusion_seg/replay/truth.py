@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ class TruthFolder:
 
     Names are those of `FrameSource.name`, as ``labels/`` of a segmented recording has them. Frames
     of a bag are named by their place among the labelled ones, so they are known by their stamps
-    where the run's ``frames.txt`` is in the folder or beside it. Pixels are class ids; 255 and ids
-    without a class are void.
+    where the run's ``frames.txt`` is in the folder or beside it, those of equal stamps by both.
+    Pixels are class ids; 255 and ids without a class are void.
 
     Args:
         folder: where the label images are.
@@ -58,12 +59,15 @@ class TruthFolder:
                 f'name label images as in labels/ of the results, such as {names[0]}.png'
             )
 
-    def _listed_stamps(self) -> tuple[Path | None, dict[int, str]]:
+    def _listed_stamps(self) -> tuple[Path | None, dict[int, list[str]]]:
         """Return the list that tells of stamps, and by it the names of images by stamps."""
         for place in (self.folder, self.folder.resolve().parent):
             listed = read_frame_list(place / FRAME_LIST)
             if listed is not None:
-                names = {stamp: name for name, stamp in listed.items() if stamp is not None}
+                names: dict[int, list[str]] = {}
+                for name, stamp in listed.items():
+                    if stamp is not None:
+                        names.setdefault(stamp, []).append(name)
                 return (place / FRAME_LIST if names else None), names
         return None, {}
 
@@ -82,10 +86,18 @@ class TruthFolder:
             no truth.
 
         Raises:
-            InputError: not a label image that can be read, or one of another size.
+            InputError: not a label image that can be read, one of another size, or several of this
+                stamp and none of this name.
         """
         if self._by_stamp and stamp_ns is not None:
-            name = self._by_stamp.get(stamp_ns, '')
+            listed = self._by_stamp.get(stamp_ns, [''])
+            if len(listed) > 1 and name not in listed:
+                raise InputError(
+                    f'{self.origin} has several truths of the stamp {stamp_ns} ns, of which none '
+                    f'is named {name}; give label images named like the frames of this run, in a '
+                    f'folder without {FRAME_LIST}'
+                )
+            name = name if name in listed else listed[0]
         if name not in self._names:
             return None
         path = self.folder / f'{name}.png'
@@ -171,6 +183,7 @@ def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
     storage = readable(Path(bag))
     output, skipped = OutputFolder(workspace), []
     count = 0
+    known: set[tuple[int, bytes]] = set()
     with open_bag(storage) as reader:
         connections = [c for c in reader.connections if c.topic == topic and c.msgtype == IMAGE]
         if not connections:
@@ -184,6 +197,11 @@ def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
             except FrameError as error:
                 skipped.append(str(error))
                 continue
+            # A recording that was played twice tells the same twice.
+            content = stamp_ns(message), sha256(labels).digest()
+            if content in known:
+                continue
+            known.add(content)
             path, _ = output.add(f'truth-{count:06d}', stamp_ns(message))
             write_image(path, labels)
             count += 1
