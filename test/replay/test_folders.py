@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.image_decoding import intrinsics_from_info
 from rgbd_fusion_seg.replay.calibration import load_calibration, parse_calibration
 from rgbd_fusion_seg.replay.folders import FolderFrames
 
@@ -240,6 +243,66 @@ def test_a_printed_camera_info_ends_a_document(tmp_path):
     path = tmp_path / 'camera_info.yaml'
     path.write_text(YAMLS['printed message'] + '---\n')
     assert load_calibration(path).intrinsics(1, 1) == INTRINSICS
+
+
+PRINTED = {
+    'k': [600.0, 0.0, 320.0, 0.0, 600.0, 240.0, 0.0, 0.0, 1.0],
+    'p': [560.0, 0.0, 310.0, 0.0, 0.0, 565.0, 245.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+    'width': 640,
+    'height': 480,
+    'binning_x': 0,
+    'binning_y': 0,
+    'roi': {'x_offset': 0, 'y_offset': 0, 'height': 0, 'width': 0, 'do_rectify': False},
+}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({}, (560, 565, 310, 245, 640, 480)),
+        ({'p': [0.0] * 12}, (600, 600, 320, 240, 640, 480)),
+        ({'binning_x': 2, 'binning_y': 4}, (280, 141.25, 155, 61.25, 320, 120)),
+        (
+            {'roi': {**PRINTED['roi'], 'x_offset': 10, 'y_offset': 20, 'width': 60, 'height': 50}},
+            (560, 565, 300, 225, 60, 50),
+        ),
+    ],
+)
+def test_a_printed_camera_info_is_read_like_the_message(tmp_path, changes, expected):
+    card = {**PRINTED, **changes}
+    path = tmp_path / 'camera_info.yaml'
+    path.write_text(yaml.safe_dump(card))
+    message = SimpleNamespace(**{**card, 'roi': SimpleNamespace(**card['roi'])})
+    assert load_calibration(path).intrinsics(1, 1) == Intrinsics(*expected)
+    assert intrinsics_from_info(message) == Intrinsics(*expected)
+
+
+def test_camera_calibration_tells_the_rectified_image_by_its_projection(tmp_path):
+    path = tmp_path / 'camera.yaml'
+    projection = (
+        'projection_matrix: {rows: 3, cols: 4, data: [28, 0, 15, 0, 0, 29, 11, 0, 0, 0, 1, 0]}'
+    )
+    path.write_text(f'{YAMLS["camera_calibration"]}{projection}\n')
+    assert load_calibration(path).intrinsics(1, 1) == Intrinsics(28, 29, 15, 11, WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ('was', 'becomes', 'message'),
+    [
+        ('- 0.0\nroi', 'roi', 'projection matrix in .* must have 12 numbers, it has 11'),
+        ('p:\n- 560.0', 'p:\n- a', 'projection matrix in .* must be a list of 12 numbers'),
+        ('binning_x: 0', 'binning_x: 0.5', 'binning_x in .* must be whole numbers of pixels'),
+        ('x_offset: 0', 'x_offset: -1', 'x_offset in .* must be whole numbers of pixels'),
+        ('roi:\n', 'roi: 5\nother:\n', 'roi in .* must be a mapping'),
+    ],
+)
+def test_a_printed_camera_info_of_other_values_is_refused(tmp_path, was, becomes, message):
+    path = tmp_path / 'camera_info.yaml'
+    text = yaml.safe_dump(PRINTED)
+    assert was in text
+    path.write_text(text.replace(was, becomes))
+    with pytest.raises(InputError, match=message):
+        load_calibration(path)
 
 
 @pytest.mark.parametrize('rate_hz', [1e-12, 0, -1, 1e12, float('nan'), float('inf')])
