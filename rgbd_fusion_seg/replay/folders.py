@@ -196,13 +196,21 @@ def read_depth(path: Path, depth_scale_m: float = DEPTH_SCALE_M) -> np.ndarray:
 def _calibrations(folder: Path, files: list[FrameFiles], only: str) -> list[Calibration | None]:
     """Load the calibration of every frame: its own, else the one of the whole folder.
 
-    Frames that are labelled from colour alone may have none.
+    Frames that are labelled from colour alone may have none, or one that cannot be read.
     """
-    path = next((folder / n for n in _CALIBRATION_NAMES if (folder / n).is_file()), None)
-    common = None if path is None else load_calibration(path)
+
+    def load(path: Path | None) -> Calibration | None:
+        try:
+            return path and load_calibration(path)
+        except InputError:
+            if only != 'rgb':
+                raise
+            return None
+
+    common = load(next((folder / n for n in _CALIBRATION_NAMES if (folder / n).is_file()), None))
     found = []
     for frame in files:
-        calibration = load_calibration(frame.calibration) if frame.calibration else common
+        calibration = load(frame.calibration) if frame.calibration else common
         if calibration is None and only != 'rgb':
             raise InputError(
                 f'{folder} has no calibration for {frame.name}; add a camera-intrinsics.txt '

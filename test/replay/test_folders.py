@@ -123,6 +123,15 @@ def test_given_calibration_and_depth_scale(kinect_folder):
     np.testing.assert_allclose(frame.depth, frame_pixels(0)[1] / 5000, rtol=1e-6)
 
 
+def test_colour_alone_needs_no_calibration_that_can_be_read(kinect_folder):
+    for path in ('camera-intrinsics.txt', 'intrinsics.txt'):
+        (kinect_folder / path).write_text('525 525 319.5 239.5')
+        assert len(list(FolderFrames(kinect_folder, only='rgb'))) == 12
+        for only in ('', 'depth'):
+            with pytest.raises(InputError, match='must have 9 numbers, it has 4'):
+                FolderFrames(kinect_folder, only=only)
+
+
 def test_saturated_depth_is_no_reading(kinect_folder):
     depth = frame_pixels(0)[1]
     depth[0, 0] = 65535
