@@ -36,7 +36,7 @@ def is_bag(path: Path) -> bool:
         return True
     # A recorder that was killed writes no metadata. Bags may lie beside images, too.
     files = _storage_files(path) + _storage_files(path, COMPRESSED_SUFFIXES)
-    return bool(files) and not any(entry.suffix in IMAGE_SUFFIXES for entry in path.rglob('*'))
+    return bool(files) and not any(e.suffix.lower() in IMAGE_SUFFIXES for e in path.rglob('*'))
 
 
 def rosbags(part: str) -> ModuleType:

@@ -74,7 +74,7 @@ def load_calibration(path: Path) -> Calibration:
     """
     try:
         text = path.read_text(encoding='utf-8')
-        if path.suffix in ('.yaml', '.yml'):
+        if path.suffix.lower() in ('.yaml', '.yml'):
             return _from_yaml(text, path)
         return _from_matrix(np.array(text.split(), dtype=np.float64), path)
     except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:

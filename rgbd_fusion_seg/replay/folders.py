@@ -253,9 +253,11 @@ def _colors(folder: Path, role: str = '') -> dict[str, Path]:
 def _files(folder: Path, ending: str) -> dict[str, Path]:
     """Return the files of a folder by what stands before their ending, without hidden ones.
 
-    On disks of other systems macOS keeps what it notes of NAME.jpg as ._NAME.jpg.
+    Endings may be in capitals; of files that differ in that alone the one in small letters is
+    taken. On disks of other systems macOS keeps what it notes of NAME.jpg as ._NAME.jpg.
     """
-    return {path.name[: -len(ending)]: path for path in folder.glob(f'[!.]*{ending}')}
+    found = sorted(folder.glob('[!.]*'))  # capitals first
+    return {p.name[: -len(ending)]: p for p in found if p.name.lower().endswith(ending)}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

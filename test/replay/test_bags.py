@@ -119,7 +119,7 @@ def test_a_folder_without_metadata(kinect_folder, tmp_path):
         BagFrames(bag)
     # Beside images it is a recording that somebody keeps there.
     (bag / 'rgb').mkdir()
-    (bag / 'rgb' / '0.png').touch()
+    (bag / 'rgb' / '0.PNG').touch()
     assert not is_bag(bag)
 
 

@@ -132,6 +132,24 @@ def test_colour_alone_needs_no_calibration_that_can_be_read(kinect_folder):
                 FolderFrames(kinect_folder, only=only)
 
 
+def test_endings_in_capitals(tmp_path):
+    for index in range(2):
+        write_frame(tmp_path, f'rgb/{index}.png', f'depth/{index}.png', index)
+        for sensor in ('rgb', 'depth'):
+            path = tmp_path / sensor / f'{index}.png'
+            path.rename(path.with_suffix('.PNG'))
+    (tmp_path / 'intrinsics.txt').write_text(MATRIX)
+    for index, frame in enumerate(FolderFrames(tmp_path)):
+        assert_frame(frame, index)
+    assert index == 1
+    suffixed = tmp_path / 'suffixed'
+    write_frame(suffixed, 'a.color.png', 'a.depth.png', 0)
+    (suffixed / 'a.color.png').rename(suffixed / 'a.Color.JPG')
+    (suffixed / 'a.depth.png').rename(suffixed / 'a.Depth.PNG')
+    (source,) = FolderFrames(suffixed, calibration=parse_calibration('30,30,15.5,11.5')).files
+    assert (source.name, source.color.name) == ('a', 'a.Color.JPG')
+
+
 def test_saturated_depth_is_no_reading(kinect_folder):
     depth = frame_pixels(0)[1]
     depth[0, 0] = 65535
