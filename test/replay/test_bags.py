@@ -146,6 +146,33 @@ def test_what_a_killed_recorder_leaves_names_its_remedy(kinect_folder, tmp_path,
             BagFrames(path)
 
 
+@pytest.mark.parametrize('damage', ['not indexed', 'cut'])
+def test_a_bag_of_ros1_without_its_index_names_its_remedy(tmp_path, damage):
+    path = tmp_path / 'run.bag'
+    with Camera(path, 'ros1') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            write_pair(camera, index)
+    content = path.read_bytes()
+    if damage == 'cut':
+        content = content[: len(content) // 2]
+    else:  # as a recorder leaves it that was killed
+        begin = content.index(b'index_pos=') + len(b'index_pos=')
+        content = content[:begin] + bytes(8) + content[begin + 8 :]
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f'read as a bag: .* with: rosbag reindex {path}$'):
+        BagFrames(path)
+
+
+def test_an_mcap_of_ros1_is_nothing_to_recover(kinect_folder, tmp_path):
+    folder_to_bag(kinect_folder, tmp_path / 'bag')
+    content = (tmp_path / 'bag/bag.mcap').read_bytes()
+    (tmp_path / 'other.mcap').write_bytes(content.replace(b'ros2', b'ros1', 1))
+    with pytest.raises(InputError, match='messages of ROS 1; give') as caught:
+        BagFrames(tmp_path / 'other.mcap')
+    assert 'recover' not in str(caught.value)
+
+
 @pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
 def test_a_compressed_file_without_metadata_is_named(tmp_path, storage):
     """Not even taken for a folder of images."""
