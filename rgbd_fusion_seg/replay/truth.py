@@ -181,8 +181,16 @@ def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
         InputError: no bag, no such topic in it, or no label image on it that can be read.
     """
     storage = readable(Path(bag))
-    output, skipped = OutputFolder(workspace), []
-    count = 0
+    output = OutputFolder(workspace)
+    count = skipped = 0
+    reasons: list[str] = []
+
+    def skip(sentence: str) -> None:
+        nonlocal skipped
+        skipped += 1
+        if skipped <= MOST_REPORTED:
+            reasons.append(sentence)
+
     known: set[tuple[int, bytes]] = set()
     with open_bag(storage) as reader:
         connections = [c for c in reader.connections if c.topic == topic and c.msgtype == IMAGE]
@@ -191,11 +199,11 @@ def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
             raise InputError(
                 f'{bag} has no images on {topic}; name one of {", ".join(images) or "no topic"}'
             )
-        for _, message in messages_of(reader, connections, storage, skipped.append):
+        for _, message in messages_of(reader, connections, storage, skip):
             try:
                 labels = labels_from_message(message, topic)
             except FrameError as error:
-                skipped.append(str(error))
+                skip(str(error))
                 continue
             # A recording that was played twice tells the same twice.
             content = stamp_ns(message), sha256(labels).digest()
@@ -206,8 +214,10 @@ def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
             write_image(path, labels)
             count += 1
     if not count:
-        reason = skipped[0] if skipped else 'it holds no messages'
+        reason = reasons[0] if reasons else 'it holds no messages'
         raise InputError(f'{bag} has no usable label image on {topic}: {reason}')
-    for sentence in skipped[:MOST_REPORTED]:
+    for sentence in reasons:
         _log.warning('truth skipped: %s', sentence)
+    if skipped:
+        _log.warning('%s: %d truths on %s were skipped', bag, skipped, topic)
     return TruthFolder(workspace / 'labels', (), f'{topic} of {bag}')

@@ -181,6 +181,16 @@ def test_a_topic_with_several_label_images_of_a_stamp(tmp_path):
         truth_of_topic(bag, '/labels', tmp_path / 'other_workspace').read('', (2, 3), 6)
 
 
+def test_of_many_unusable_label_images_ten_are_told_and_all_are_counted(tmp_path, caplog):
+    color = np.zeros((2, 3, 3), np.uint8)
+    images = [(index, 'rgb8', color) for index in range(25)] + [(99, 'mono8', one_label(1))]
+    truth_of_topic(write_bag(tmp_path / 'bag', images), '/labels', tmp_path / 'workspace')
+    *sentences, total = (record.getMessage() for record in caplog.records)
+    assert len(sentences) == 10
+    assert all("has the encoding 'rgb8'" in sentence for sentence in sentences)
+    assert total == f'{tmp_path / "bag"}: 25 truths on /labels were skipped'
+
+
 def test_topics_without_truth_are_told(tmp_path):
     bag = write_bag(tmp_path / 'bag', [])
     with pytest.raises(InputError, match=r'has no images on /labels; name one of /rgb'):
