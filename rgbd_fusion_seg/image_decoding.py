@@ -177,17 +177,26 @@ def intrinsics_from_info(info: Any, what: str = 'camera info') -> Intrinsics:
     Raises:
         FrameError: zero focal length in both matrices, or no image size.
     """
+    try:
+        return Intrinsics(*numbers_of_info(info))
+    except FrameError as error:
+        raise FrameError(f'{what}: {error}') from error
+
+
+def numbers_of_info(info: Any) -> tuple[float, float, float, float, int, int]:
+    """Return those of which `intrinsics_from_info` makes intrinsics, whatever they are.
+
+    Returns:
+        fx, fy, cx, cy, width and height in pixels.
+    """
     k, p = (info.k, info.p) if hasattr(info, 'k') else (info.K, info.P)
     fx, fy, cx, cy = (p[0], p[5], p[2], p[6]) if p[0] and p[5] else (k[0], k[4], k[2], k[5])
     roi, bin_x, bin_y = info.roi, max(1, info.binning_x), max(1, info.binning_y)
-    try:
-        return Intrinsics(
-            float(fx / bin_x),
-            float(fy / bin_y),
-            float((cx - roi.x_offset) / bin_x),
-            float((cy - roi.y_offset) / bin_y),
-            (roi.width or info.width) // bin_x,
-            (roi.height or info.height) // bin_y,
-        )
-    except FrameError as error:
-        raise FrameError(f'{what}: {error}') from error
+    return (
+        float(fx / bin_x),
+        float(fy / bin_y),
+        float((cx - roi.x_offset) / bin_x),
+        float((cy - roi.y_offset) / bin_y),
+        (roi.width or info.width) // bin_x,
+        (roi.height or info.height) // bin_y,
+    )

@@ -26,8 +26,11 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 _REMEDIES = {
     b'\x89MCAP0\r\n': 'mcap recover {path} -o recovered.mcap',
     b'SQLite format 3\0': 'sqlite3 {path} .recover | sqlite3 recovered.db3',
+    b'#ROSBAG V2.0\n': 'rosbag reindex {path}',
 }
 """How each kind of storage is repaired, by the first bytes of its files."""
+_MCAP_PROFILE = slice(21, 25)
+"""Bytes that tell it: behind the magic, the header's kind and length, and the profile's length."""
 
 
 def is_bag(path: Path) -> bool:
@@ -36,7 +39,7 @@ def is_bag(path: Path) -> bool:
         return True
     # A recorder that was killed writes no metadata. Bags may lie beside images, too.
     files = _storage_files(path) + _storage_files(path, COMPRESSED_SUFFIXES)
-    return bool(files) and not any(entry.suffix in IMAGE_SUFFIXES for entry in path.rglob('*'))
+    return bool(files) and not any(e.suffix.lower() in IMAGE_SUFFIXES for e in path.rglob('*'))
 
 
 def rosbags(part: str) -> ModuleType:
@@ -117,7 +120,9 @@ def remedy(storage: Path) -> str:
     if len(files) != 1:
         return ''
     with suppress(OSError), files[0].open('rb') as content:
-        begin = content.read(max(map(len, _REMEDIES)))
+        begin = content.read(_MCAP_PROFILE.stop)
+        if begin.startswith(b'\x89MCAP') and begin[_MCAP_PROFILE] == b'ros1':
+            return '; it holds messages of ROS 1; give the .bag that it was made from'
         for magic, command in _REMEDIES.items():
             if begin.startswith(magic):
                 return f'; what is whole may be saved with: {command.format(path=files[0])}'

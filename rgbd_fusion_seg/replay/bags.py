@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,7 @@ class BagFrames:
         self._storage = readable(self.path)
         wanted = topics or BagTopics()
         with open_bag(self._storage) as reader:
-            types = {c.topic: c.msgtype for c in reader.connections}
+            types = self._live_topics(reader.connections, wanted)
             self.topics = find_topics(types, wanted, self.path, only)
             self._leading, self._partner = self.topics.color, self.topics.depth
             if only == 'depth':
@@ -109,6 +109,23 @@ class BagFrames:
         self._tell_topics(
             () if wanted.color or wanted.depth else other_cameras(types, self.topics, only)
         )
+
+    def _live_topics(self, connections: Sequence[Connection], wanted: BagTopics) -> dict[str, str]:
+        """Return the topics with messages, and those the user named, with their types.
+
+        Drivers advertise more than they publish, such as every transport of an image.
+        """
+        counts = Counter[str]()
+        for connection in connections:
+            counts[connection.topic] += connection.msgcount
+        if not any(counts.values()):  # whoever wrote the bag did not count
+            return {c.topic: c.msgtype for c in connections}
+        for topic in wanted.names:
+            if topic in counts and not counts[topic]:
+                _log.warning('%s holds no messages on %s; name another topic', self.path, topic)
+        return {
+            c.topic: c.msgtype for c in connections if counts[c.topic] or c.topic in wanted.names
+        }
 
     def _tell_topics(self, others: Sequence[str]) -> None:
         """Say what is read of the bag, and which topics would take another camera instead."""

@@ -193,13 +193,21 @@ def read_depth(path: Path, depth_scale_m: float = DEPTH_SCALE_M) -> np.ndarray:
 def _calibrations(folder: Path, files: list[FrameFiles], only: str) -> list[Calibration | None]:
     """Load the calibration of every frame: its own, else the one of the whole folder.
 
-    Frames that are labelled from colour alone may have none.
+    Frames that are labelled from colour alone may have none, or one that cannot be read.
     """
-    path = next((folder / n for n in _CALIBRATION_NAMES if (folder / n).is_file()), None)
-    common = None if path is None else load_calibration(path)
+
+    def load(path: Path | None) -> Calibration | None:
+        try:
+            return path and load_calibration(path)
+        except InputError:
+            if only != 'rgb':
+                raise
+            return None
+
+    common = load(next((folder / n for n in _CALIBRATION_NAMES if (folder / n).is_file()), None))
     found = []
     for frame in files:
-        calibration = load_calibration(frame.calibration) if frame.calibration else common
+        calibration = load(frame.calibration) if frame.calibration else common
         if calibration is None and only != 'rgb':
             raise InputError(
                 f'{folder} has no calibration for {frame.name}; add a camera-intrinsics.txt '
@@ -242,9 +250,11 @@ def _colors(folder: Path, role: str = '') -> dict[str, Path]:
 def _files(folder: Path, ending: str) -> dict[str, Path]:
     """Return the files of a folder by what stands before their ending, without hidden ones.
 
-    On disks of other systems macOS keeps what it notes of NAME.jpg as ._NAME.jpg.
+    Endings may be in capitals; of files that differ in that alone the one in small letters is
+    taken. On disks of other systems macOS keeps what it notes of NAME.jpg as ._NAME.jpg.
     """
-    return {path.name[: -len(ending)]: path for path in folder.glob(f'[!.]*{ending}')}
+    found = sorted(folder.glob('[!.]*'))  # capitals first
+    return {p.name[: -len(ending)]: p for p in found if p.name.lower().endswith(ending)}
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

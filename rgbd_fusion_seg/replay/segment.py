@@ -177,7 +177,8 @@ def segment_recording(
     """
     writer = _Writer(output, segmenter, video, truth, stamped=source.topics is not None)
     total = _most_frames(source, max_frames)
-    moments = set(evenly(total, _MOMENTS))
+    # The first one always: bags that nobody counted hold more than they tell.
+    moments = {0, *evenly(total, _MOMENTS)}
     doubts = _Doubts(source, segmenter.bundle, only, gravity, camera_height)
     began_s = time.monotonic()
     with (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 
 from rgbd_fusion_seg.errors import InputError
@@ -19,7 +20,13 @@ from rgbd_fusion_seg.replay.single_sensor import alone_advice
 
 _IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
 _DEPTH_TYPES = (*_IMAGE_TYPES, DISPARITY_IMAGE)
-_OTHER_IMAGES = ('infra', '/ir', 'confidence', 'segmentation', 'mask', 'label', 'theora')
+# Whole words of a topic: /iris and /labeller are names of robots.
+_OTHER_IMAGES = re.compile(
+    r'(?:ir|infra|infrared|masks?|masked|labels?|labell?ed|theora)\d*|(?:confidence|segmentation).*',
+    re.IGNORECASE,
+)
+_BETWEEN_WORDS = re.compile(r'[/_]|(?<=[a-z])(?=[A-Z])')
+_COLORS = frozenset(('rgb', 'color', 'colour'))
 # By which drivers tell the images of one camera apart; what is left of a topic names the camera.
 _KINDS_OF_IMAGE = frozenset(
     (
@@ -121,9 +128,11 @@ def _candidates(types: Mapping[str, str], wanted: BagTopics) -> tuple[list[str],
     usable = [
         topic
         for topic, kind in types.items()
-        if kind in _DEPTH_TYPES and not any(word in topic.lower() for word in _OTHER_IMAGES)
+        if kind in _DEPTH_TYPES
+        and not any(map(_OTHER_IMAGES.fullmatch, _BETWEEN_WORDS.split(topic)))
     ]
-    shows_depth = {t for t in usable if types[t] == DISPARITY_IMAGE or _shows_depth(t)}
+    shows_depth = {t for t in usable if types[t] == DISPARITY_IMAGE}
+    shows_depth |= _depth_topics([t for t in usable if t not in shows_depth])
     depths = [t for t in usable if t in shows_depth and t != wanted.color]
     colors = [t for t in usable if t not in shows_depth and t != wanted.depth]
     return (
@@ -190,13 +199,36 @@ def _color_rank(topic: str) -> tuple[int, ...]:
     name = topic.lower()
     # What a stereo pair computes is seen from its left camera.
     of_right = 'right' in name.split('/')
-    return of_right, 'rgb' not in name and 'color' not in name, 'mono' in name, 'rect' not in name
+    no_color = 'rgb' not in name and 'color' not in name
+    # Colour seen from the depth camera holds less than colour itself.
+    return of_right, 'to_depth' in name, no_color, 'mono' in name, 'rect' not in name
 
 
-def _shows_depth(topic: str) -> bool:
-    name = topic.lower()
+def _depth_topics(images: Sequence[str]) -> set[str]:
+    """Return the images that show depth, by the names behind those that all of them share.
+
+    Of /depth_camera/image_raw and /depth_camera/depth/image_raw the first one is colour. Where
+    none shows depth that way, all of their names count.
+    """
+    names = {t: t.lower().removesuffix('/compressed').split('/') for t in images}
+    packed = {t for t in images if t.lower().endswith('/compresseddepth')}
+    for topic in packed:
+        names[topic].pop()
+    columns = zip(*names.values(), strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    found = {t for t in images if _shows_depth(names[t][shared:])}
+    return packed | (found or {t for t in images if _shows_depth(names[t])})
+
+
+def _shows_depth(names: Sequence[str]) -> bool:
+    """Whether the last name that tells of a sensor is depth: /depth_camera/rgb/image is colour."""
+    for name in reversed(names):
+        if 'depth' in name:
+            return 'to_depth' not in name  # colour in the view of the depth camera
+        if not _registered(name) and not _COLORS.isdisjoint(name.split('_')):
+            return False
     # depthai_ros_driver's depth; the images of a stereo pair are called left and right.
-    return 'depth' in name or '/stereo/image' in name
+    return '/stereo/image' in '/'.join(('', *names))
 
 
 def _depth_rank(topic: str) -> tuple[int, ...]:
@@ -218,10 +250,14 @@ def _info_of(image: str, infos: Sequence[str]) -> str | None:
         beside = '/'.join([*parts[:-depth], 'camera_info'])
         if beside in infos:
             return beside
-    # Registered depth is a view of the colour camera.
-    of_depth = 'depth' in image.lower() and not _registered(image)
-    likely = [t for t in infos if of_depth == ('depth' in t.lower() and not _registered(t))]
+    likely = [t for t in infos if _of_depth_camera(t) == _of_depth_camera(image)]
     return min(likely, key=lambda t: (_distance(image, t), *_color_rank(t), t), default=None)
+
+
+def _of_depth_camera(topic: str) -> bool:
+    """Whether a topic is seen from the depth camera; registered depth is from that of colour."""
+    name = topic.lower()
+    return 'depth' in name and _shows_depth(name.split('/')) and not _registered(topic)
 
 
 def _choice(role: str, right: Sequence[str], types: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ class TruthFolder:
 
     Names are those of `FrameSource.name`, as ``labels/`` of a segmented recording has them. Frames
     of a bag are named by their place among the labelled ones, so they are known by their stamps
-    where the run's ``frames.txt`` is in the folder or beside it. Pixels are class ids; 255 and ids
-    without a class are void.
+    where the run's ``frames.txt`` is in the folder or beside it, those of equal stamps by both.
+    Pixels are class ids; 255 and ids without a class are void.
 
     Args:
         folder: where the label images are.
@@ -58,12 +59,15 @@ class TruthFolder:
                 f'name label images as in labels/ of the results, such as {names[0]}.png'
             )
 
-    def _listed_stamps(self) -> tuple[Path | None, dict[int, str]]:
+    def _listed_stamps(self) -> tuple[Path | None, dict[int, list[str]]]:
         """Return the list that tells of stamps, and by it the names of images by stamps."""
         for place in (self.folder, self.folder.resolve().parent):
             listed = read_frame_list(place / FRAME_LIST)
             if listed is not None:
-                names = {stamp: name for name, stamp in listed.items() if stamp is not None}
+                names: dict[int, list[str]] = {}
+                for name, stamp in listed.items():
+                    if stamp is not None:
+                        names.setdefault(stamp, []).append(name)
                 return (place / FRAME_LIST if names else None), names
         return None, {}
 
@@ -82,10 +86,18 @@ class TruthFolder:
             no truth.
 
         Raises:
-            InputError: not a label image that can be read, or one of another size.
+            InputError: not a label image that can be read, one of another size, or several of this
+                stamp and none of this name.
         """
         if self._by_stamp and stamp_ns is not None:
-            name = self._by_stamp.get(stamp_ns, '')
+            listed = self._by_stamp.get(stamp_ns, [''])
+            if len(listed) > 1 and name not in listed:
+                raise InputError(
+                    f'{self.origin} has several truths of the stamp {stamp_ns} ns, of which none '
+                    f'is named {name}; give label images named like the frames of this run, in a '
+                    f'folder without {FRAME_LIST}'
+                )
+            name = name if name in listed else listed[0]
         if name not in self._names:
             return None
         path = self.folder / f'{name}.png'
@@ -169,8 +181,17 @@ def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
         InputError: no bag, no such topic in it, or no label image on it that can be read.
     """
     storage = readable(Path(bag))
-    output, skipped = OutputFolder(workspace), []
-    count = 0
+    output = OutputFolder(workspace)
+    count = skipped = 0
+    reasons: list[str] = []
+
+    def skip(sentence: str) -> None:
+        nonlocal skipped
+        skipped += 1
+        if skipped <= MOST_REPORTED:
+            reasons.append(sentence)
+
+    known: set[tuple[int, bytes]] = set()
     with open_bag(storage) as reader:
         connections = [c for c in reader.connections if c.topic == topic and c.msgtype == IMAGE]
         if not connections:
@@ -178,18 +199,25 @@ def truth_of_topic(bag: Path, topic: str, workspace: Path) -> TruthFolder:
             raise InputError(
                 f'{bag} has no images on {topic}; name one of {", ".join(images) or "no topic"}'
             )
-        for _, message in messages_of(reader, connections, storage, skipped.append):
+        for _, message in messages_of(reader, connections, storage, skip):
             try:
                 labels = labels_from_message(message, topic)
             except FrameError as error:
-                skipped.append(str(error))
+                skip(str(error))
                 continue
+            # A recording that was played twice tells the same twice.
+            content = stamp_ns(message), sha256(labels).digest()
+            if content in known:
+                continue
+            known.add(content)
             path, _ = output.add(f'truth-{count:06d}', stamp_ns(message))
             write_image(path, labels)
             count += 1
     if not count:
-        reason = skipped[0] if skipped else 'it holds no messages'
+        reason = reasons[0] if reasons else 'it holds no messages'
         raise InputError(f'{bag} has no usable label image on {topic}: {reason}')
-    for sentence in skipped[:MOST_REPORTED]:
+    for sentence in reasons:
         _log.warning('truth skipped: %s', sentence)
+    if skipped:
+        _log.warning('%s: %d truths on %s were skipped', bag, skipped, topic)
     return TruthFolder(workspace / 'labels', (), f'{topic} of {bag}')

@@ -43,9 +43,12 @@ class Camera:
         header = self.store.types['std_msgs/msg/Header']
         return header(stamp=stamp, frame_id=frame_id, **extra)
 
-    def write(self, topic: str, kind: str, message=None, raw: bytes | None = None):
+    def advertise(self, topic: str, kind: str):
         if topic not in self.connections:
             self.connections[topic] = self.writer.add_connection(topic, kind, typestore=self.store)
+
+    def write(self, topic: str, kind: str, message=None, raw: bytes | None = None):
+        self.advertise(topic, kind)
         if raw is None:
             serialize = self.store.serialize_ros1 if self.ros1 else self.store.serialize_cdr
             raw = bytes(serialize(message, kind))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from itertools import islice
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_a_folder_without_metadata(kinect_folder, tmp_path):
         BagFrames(bag)
     # Beside images it is a recording that somebody keeps there.
     (bag / 'rgb').mkdir()
-    (bag / 'rgb' / '0.png').touch()
+    (bag / 'rgb' / '0.PNG').touch()
     assert not is_bag(bag)
 
 
@@ -143,6 +144,33 @@ def test_what_a_killed_recorder_leaves_names_its_remedy(kinect_folder, tmp_path,
     for path in (file, tmp_path / 'bag'):
         with pytest.raises(InputError, match=f'read as a bag: .* with: mcap recover {file} -o'):
             BagFrames(path)
+
+
+@pytest.mark.parametrize('damage', ['not indexed', 'cut'])
+def test_a_bag_of_ros1_without_its_index_names_its_remedy(tmp_path, damage):
+    path = tmp_path / 'run.bag'
+    with Camera(path, 'ros1') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            write_pair(camera, index)
+    content = path.read_bytes()
+    if damage == 'cut':
+        content = content[: len(content) // 2]
+    else:  # as a recorder leaves it that was killed
+        begin = content.index(b'index_pos=') + len(b'index_pos=')
+        content = content[:begin] + bytes(8) + content[begin + 8 :]
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f'read as a bag: .* with: rosbag reindex {path}$'):
+        BagFrames(path)
+
+
+def test_an_mcap_of_ros1_is_nothing_to_recover(kinect_folder, tmp_path):
+    folder_to_bag(kinect_folder, tmp_path / 'bag')
+    content = (tmp_path / 'bag/bag.mcap').read_bytes()
+    (tmp_path / 'other.mcap').write_bytes(content.replace(b'ros2', b'ros1', 1))
+    with pytest.raises(InputError, match='messages of ROS 1; give') as caught:
+        BagFrames(tmp_path / 'other.mcap')
+    assert 'recover' not in str(caught.value)
 
 
 @pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
@@ -403,6 +431,52 @@ def test_topics_by_type_and_name(tmp_path):
     )
     (frame,) = chosen
     assert frame.intrinsics.fx == 77.0
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3', 'ros1'])
+def test_topics_without_a_message_give_way_to_those_with_some(tmp_path, storage, caplog):
+    """Drivers advertise more than they publish, and recorders write down all of that."""
+    bag = tmp_path / ('run.bag' if storage == 'ros1' else 'run')
+    color, depth, info = (
+        f'{COLOUR}/compressed',
+        f'{DEPTH}/compressedDepth',
+        '/cam/rgb2/camera_info',
+    )
+    with Camera(bag, storage) as camera:
+        for topic in (COLOUR, DEPTH, '/a/rgb/image_raw', '/a/depth/image_raw'):
+            camera.advertise(topic, IMAGE)
+        for topic in (INFO, '/a/rgb/camera_info'):
+            camera.advertise(topic, CAMERA_INFO)
+        for index in range(3):
+            rgb, millimetres = frame_pixels(index)
+            camera.info(info, stamp(index))
+            png = cv2.imencode('.png', rgb[..., ::-1])[1].tobytes()
+            camera.compressed(color, stamp(index), png, 'rgb8; png compressed bgr8')
+            png = cv2.imencode('.png', millimetres)[1].tobytes()
+            camera.compressed(depth, stamp(index), bytes(12) + png, '16UC1; compressedDepth png')
+    for wanted in (BagTopics(), BagTopics(color=color), BagTopics(depth=depth)):
+        source = BagFrames(bag, wanted)
+        assert source.topics == BagTopics(color, depth, info)
+        for index, frame in enumerate(source):
+            assert_frame(frame, index)
+        assert index == 2
+    assert caplog.records == []  # a camera that is silent is no other camera
+
+    assert BagFrames(bag, BagTopics(color=COLOUR)).topics == BagTopics(COLOUR, depth, info)
+    (record,) = caplog.records
+    assert record.getMessage() == f'{bag} holds no messages on {COLOUR}; name another topic'
+
+
+def test_counts_that_are_all_0_tell_nothing(tmp_path, caplog):
+    """As recorders wrote them that were killed, and tools that do not count."""
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        write_pair(camera, 0)
+    metadata = tmp_path / 'bag/metadata.yaml'
+    metadata.write_text(re.sub(r'message_count: \d+', 'message_count: 0', metadata.read_text()))
+    (frame,) = BagFrames(tmp_path / 'bag', BagTopics(color=COLOUR))
+    assert_frame(frame, 0)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize('camera', sorted(CAMERAS))

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.frame import Intrinsics
+from rgbd_fusion_seg.image_decoding import intrinsics_from_info
 from rgbd_fusion_seg.replay.calibration import load_calibration, parse_calibration
 from rgbd_fusion_seg.replay.folders import FolderFrames
 
@@ -118,6 +121,33 @@ def test_given_calibration_and_depth_scale(kinect_folder):
     frame = source.read(0)
     assert frame.intrinsics == Intrinsics(1, 2, 3, 4, WIDTH, HEIGHT)
     np.testing.assert_allclose(frame.depth, frame_pixels(0)[1] / 5000, rtol=1e-6)
+
+
+def test_colour_alone_needs_no_calibration_that_can_be_read(kinect_folder):
+    for path in ('camera-intrinsics.txt', 'intrinsics.txt'):
+        (kinect_folder / path).write_text('525 525 319.5 239.5')
+        assert len(list(FolderFrames(kinect_folder, only='rgb'))) == 12
+        for only in ('', 'depth'):
+            with pytest.raises(InputError, match='must have 9 numbers, it has 4'):
+                FolderFrames(kinect_folder, only=only)
+
+
+def test_endings_in_capitals(tmp_path):
+    for index in range(2):
+        write_frame(tmp_path, f'rgb/{index}.png', f'depth/{index}.png', index)
+        for sensor in ('rgb', 'depth'):
+            path = tmp_path / sensor / f'{index}.png'
+            path.rename(path.with_suffix('.PNG'))
+    (tmp_path / 'intrinsics.txt').write_text(MATRIX)
+    for index, frame in enumerate(FolderFrames(tmp_path)):
+        assert_frame(frame, index)
+    assert index == 1
+    suffixed = tmp_path / 'suffixed'
+    write_frame(suffixed, 'a.color.png', 'a.depth.png', 0)
+    (suffixed / 'a.color.png').rename(suffixed / 'a.Color.JPG')
+    (suffixed / 'a.depth.png').rename(suffixed / 'a.Depth.PNG')
+    (source,) = FolderFrames(suffixed, calibration=parse_calibration('30,30,15.5,11.5')).files
+    assert (source.name, source.color.name) == ('a', 'a.Color.JPG')
 
 
 def test_saturated_depth_is_no_reading(kinect_folder):
@@ -240,6 +270,66 @@ def test_a_printed_camera_info_ends_a_document(tmp_path):
     path = tmp_path / 'camera_info.yaml'
     path.write_text(YAMLS['printed message'] + '---\n')
     assert load_calibration(path).intrinsics(1, 1) == INTRINSICS
+
+
+PRINTED = {
+    'k': [600.0, 0.0, 320.0, 0.0, 600.0, 240.0, 0.0, 0.0, 1.0],
+    'p': [560.0, 0.0, 310.0, 0.0, 0.0, 565.0, 245.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+    'width': 640,
+    'height': 480,
+    'binning_x': 0,
+    'binning_y': 0,
+    'roi': {'x_offset': 0, 'y_offset': 0, 'height': 0, 'width': 0, 'do_rectify': False},
+}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({}, (560, 565, 310, 245, 640, 480)),
+        ({'p': [0.0] * 12}, (600, 600, 320, 240, 640, 480)),
+        ({'binning_x': 2, 'binning_y': 4}, (280, 141.25, 155, 61.25, 320, 120)),
+        (
+            {'roi': {**PRINTED['roi'], 'x_offset': 10, 'y_offset': 20, 'width': 60, 'height': 50}},
+            (560, 565, 300, 225, 60, 50),
+        ),
+    ],
+)
+def test_a_printed_camera_info_is_read_like_the_message(tmp_path, changes, expected):
+    card = {**PRINTED, **changes}
+    path = tmp_path / 'camera_info.yaml'
+    path.write_text(yaml.safe_dump(card))
+    message = SimpleNamespace(**{**card, 'roi': SimpleNamespace(**card['roi'])})
+    assert load_calibration(path).intrinsics(1, 1) == Intrinsics(*expected)
+    assert intrinsics_from_info(message) == Intrinsics(*expected)
+
+
+def test_camera_calibration_tells_the_rectified_image_by_its_projection(tmp_path):
+    path = tmp_path / 'camera.yaml'
+    projection = (
+        'projection_matrix: {rows: 3, cols: 4, data: [28, 0, 15, 0, 0, 29, 11, 0, 0, 0, 1, 0]}'
+    )
+    path.write_text(f'{YAMLS["camera_calibration"]}{projection}\n')
+    assert load_calibration(path).intrinsics(1, 1) == Intrinsics(28, 29, 15, 11, WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ('was', 'becomes', 'message'),
+    [
+        ('- 0.0\nroi', 'roi', 'projection matrix in .* must have 12 numbers, it has 11'),
+        ('p:\n- 560.0', 'p:\n- a', 'projection matrix in .* must be a list of 12 numbers'),
+        ('binning_x: 0', 'binning_x: 0.5', 'binning_x in .* must be whole numbers of pixels'),
+        ('x_offset: 0', 'x_offset: -1', 'x_offset in .* must be whole numbers of pixels'),
+        ('roi:\n', 'roi: 5\nother:\n', 'roi in .* must be a mapping'),
+    ],
+)
+def test_a_printed_camera_info_of_other_values_is_refused(tmp_path, was, becomes, message):
+    path = tmp_path / 'camera_info.yaml'
+    text = yaml.safe_dump(PRINTED)
+    assert was in text
+    path.write_text(text.replace(was, becomes))
+    with pytest.raises(InputError, match=message):
+        load_calibration(path)
 
 
 @pytest.mark.parametrize('rate_hz', [1e-12, 0, -1, 1e12, float('nan'), float('inf')])

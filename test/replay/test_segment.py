@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,3 +146,16 @@ def test_what_is_left_out_of_a_bag_is_counted(tiny_bundle, tmp_path):
     rows = segment_recording(source, segmenter, tmp_path / 'out', video=False).rows
     counts = ('frames', 'messages skipped', 'images without a partner')
     assert [rows[name] for name in counts] == [3, 1, 2]
+
+
+def test_a_bag_whose_messages_nobody_counted(tiny_bundle, tmp_path):
+    with Camera(tmp_path / 'bag') as camera:
+        camera.info(INFO, stamp(0))
+        for index in range(3):
+            write_pair(camera, index)
+    metadata = tmp_path / 'bag/metadata.yaml'
+    metadata.write_text(re.sub(r'message_count: \d+', 'message_count: 0', metadata.read_text()))
+    segmenter, out = stand_in(tiny_bundle, [labelled(0, all=1.0)] * 3), tmp_path / 'out'
+    result = segment_recording(open_source(tmp_path / 'bag'), segmenter, out, video=False)
+    assert result.rows['frames'] == 3
+    assert all(path.exists() for path in result.files)

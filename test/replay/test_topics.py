@@ -124,6 +124,63 @@ def test_the_images_of_one_camera_are_no_others(topics):
     assert other_cameras(types, found) == []
 
 
+@pytest.mark.parametrize(
+    'name',
+    ['iris/camera', 'irobot', 'infrastructure_cam', 'labeller', 'unmasked', 'depth_camera', 'rgb'],
+)
+@pytest.mark.parametrize('others', [(), ('/usb/image_raw', '/usb/labels', '/usb/left_ir/image')])
+def test_names_that_only_begin_like_kinds_of_images(name, others):
+    preset = tuple(f'/{name}/{end}' for end in ('rgb/image', 'depth/image', 'rgb/camera_info'))
+    types = types_of(*preset, *others)
+    for only in ('', 'rgb', 'depth'):
+        found = find_topics(types, BagTopics(), Path('bag'), only)
+        # Depth that is not registered is of another camera than colour.
+        assert found.names == (preset if only != 'depth' else (*preset[:2], None))
+
+
+def test_a_name_that_all_images_share_tells_no_kind():
+    types = types_of(
+        '/depth_camera/image_raw', '/depth_camera/depth/image_raw', '/depth_camera/camera_info'
+    )
+    found = find_topics(types, BagTopics(), Path('bag'))
+    assert found.names == (
+        '/depth_camera/image_raw',
+        '/depth_camera/depth/image_raw',
+        list(types)[2],
+    )
+    # Unless none is depth without it.
+    for more in ('/camera/depth/image_raw/compressedDepth', '/camera/depth/image_rect'):
+        types = types_of('/camera/depth/image_raw', more)
+        found = find_topics(types, BagTopics(), Path('bag'), 'depth')
+        assert found.color is None
+
+
+def test_colour_in_the_view_of_depth_is_no_depth():
+    """As an Azure Kinect publishes both."""
+    types = types_of('/rgb_to_depth/image_raw', '/rgb/image_raw', '/depth/image_raw')
+    found = find_topics(types, BagTopics(), Path('bag'))
+    assert (found.color, found.depth) == ('/rgb/image_raw', '/depth/image_raw')
+    types |= types_of('/depth_to_rgb/image_raw')
+    assert find_topics(types, BagTopics(), Path('bag')).depth == '/depth_to_rgb/image_raw'
+    types = types_of('/rgb_to_depth/image_raw', '/depth/image_raw')
+    assert find_topics(types, BagTopics(), Path('bag')).color == '/rgb_to_depth/image_raw'
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        *('infra1/image_rect_raw', 'infra/image', 'infrared/image', 'ir/image_raw', 'ir2/image'),
+        *('left_ir/image', 'irImage', 'confidence/confidence_map', 'confidenceMap'),
+        *('segmentation/overlay', 'semantic_segmentation', 'mask', 'masks/image', 'masked'),
+        *('label', 'labels/colored', 'labelMap', 'image_raw/theora'),
+    ],
+)
+def test_other_images_are_no_colour(other):
+    types = types_of(f'/camera/{other}', '/camera/depth/image_raw')
+    with pytest.raises(InputError, match='looks like colour images'):
+        find_topics(types, BagTopics(), Path('bag'))
+
+
 def test_disparity_belongs_to_the_left_camera():
     sides = [f'/stereo/{side}/{kind}' for side in ('right', 'left') for kind in KINDS_OF_RECTIFIED]
     types = types_of(*sides, '/stereo/disparity')

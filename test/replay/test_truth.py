@@ -9,6 +9,7 @@ import pytest
 from png_files import png
 
 from rgbd_fusion_seg.errors import InputError
+from rgbd_fusion_seg.replay.output_folder import OutputFolder
 from rgbd_fusion_seg.replay.truth import TruthFolder, TruthScores, truth_of_topic
 
 from .bag_camera import Camera
@@ -134,6 +135,60 @@ def test_a_topic_of_label_images_is_found_by_stamp(tmp_path, caplog):
     assert (truth.read('frame-000000', (2, 3), 7 * 10**9) == 3).all()
     assert truth.read('frame-000000', (2, 3), 8 * 10**9) is None
     assert "/labels has the encoding '32FC1', which holds no class ids" in caplog.text
+
+
+def one_label(label: int) -> np.ndarray:
+    return np.full((2, 3), label, np.uint8)
+
+
+def write_run(folder: Path, frames: dict[str, int]) -> Path:
+    """Write a run whose frames have these stamps, each labelled by its place."""
+    output = OutputFolder(folder)
+    for index, (name, stamp) in enumerate(frames.items()):
+        path, _ = output.add(name, stamp)
+        assert cv2.imwrite(str(path), one_label(index))
+    return folder / 'labels'
+
+
+def test_frames_of_one_stamp_are_known_by_name(tmp_path):
+    """A driver that stamps nothing; then a recording that was played twice."""
+    for stamps in ([0, 0, 0], [5, 9, 5]):
+        frames = {f'frame-{i}': stamp for i, stamp in enumerate(stamps)}
+        folder = write_run(tmp_path / str(stamps), frames)
+        scores = TruthScores(TruthFolder(folder, list(frames)), CLASSES)
+        for index, (name, stamp) in enumerate(frames.items()):
+            scores.add(name, one_label(index), stamp)
+        assert scores.rows()['pixel accuracy (%)'] == 100
+        assert scores.rows()['frames scored'] == 3
+
+
+def test_a_stamp_of_several_truths_that_no_name_tells_is_refused(tmp_path):
+    folder = write_run(tmp_path / 'run', {'a': 5, 'b': 9, 'c': 5})
+    truth = TruthFolder(folder, ['a'])
+    assert (truth.read('frame-7', (2, 3), 9) == 1).all()
+    for name in ('b', 'frame-7'):
+        with pytest.raises(InputError, match=rf'{folder} has several truths of the stamp 5 ns'):
+            truth.read(name, (2, 3), 5)
+
+
+def test_a_topic_with_several_label_images_of_a_stamp(tmp_path):
+    twice = [(5, 'mono8', one_label(1)), (6, 'mono8', one_label(2))] * 2
+    truth = truth_of_topic(write_bag(tmp_path / 'bag', twice), '/labels', tmp_path / 'equal')
+    assert [truth.read('', (2, 3), stamp)[0, 0] for stamp in (5, 6)] == [1, 2]
+    twice[3] = (6, 'mono8', one_label(0))
+    bag = write_bag(tmp_path / 'other', twice)
+    with pytest.raises(InputError, match=r'/labels of .*other has several truths of the stamp 6'):
+        truth_of_topic(bag, '/labels', tmp_path / 'other_workspace').read('', (2, 3), 6)
+
+
+def test_of_many_unusable_label_images_ten_are_told_and_all_are_counted(tmp_path, caplog):
+    color = np.zeros((2, 3, 3), np.uint8)
+    images = [(index, 'rgb8', color) for index in range(25)] + [(99, 'mono8', one_label(1))]
+    truth_of_topic(write_bag(tmp_path / 'bag', images), '/labels', tmp_path / 'workspace')
+    *sentences, total = (record.getMessage() for record in caplog.records)
+    assert len(sentences) == 10
+    assert all("has the encoding 'rgb8'" in sentence for sentence in sentences)
+    assert total == f'{tmp_path / "bag"}: 25 truths on /labels were skipped'
 
 
 def test_topics_without_truth_are_told(tmp_path):
