@@ -305,7 +305,9 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
             scores[COLOUR][name] |= {score: values[score] for score in INCEPTION_SCORES}
     rounded = {
         target: {
-            name: {k: round(x, 5) for k, x in values.items()} for name, values in rows.items()
+            # Digits that count, not decimals: the table has the root of a small MSE.
+            name: {k: float(f'{x:.7g}') for k, x in values.items()}
+            for name, values in rows.items()
         }
         for target, rows in scores.items()
     }
