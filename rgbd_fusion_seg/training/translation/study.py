@@ -16,6 +16,7 @@ from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.report import escaped
 from rgbd_fusion_seg.training.rules import is_folder_name, require
 from rgbd_fusion_seg.training.run_lock import lock_of
+from rgbd_fusion_seg.training.study_config import study_rules
 from rgbd_fusion_seg.training.study_record import (
     check_record,
     read_record,
@@ -88,7 +89,7 @@ class TranslationStudyConfig:
     Args:
         name: of the study; names its section in the document.
         output: folder for its runs.
-        seeds: every row is trained with each.
+        seeds: every row is trained with each; all different, 0 or more.
         run: what all rows share.
         rows: the translators.
         document: Markdown file that gets the table between the markers `<!-- study NAME -->` and
@@ -110,12 +111,8 @@ class TranslationStudyConfig:
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
-        rules = {
-            'a name that a file can have': is_folder_name(self.name),
-            'one of rows at least, of different names': len(names) == len({*names}) > 0,
-            'one of seeds at least': bool(self.seeds),
-        }
-        require(self, rules)
+        rules = {'one of rows at least, of different names': len(names) == len({*names}) > 0}
+        require(self, rules | study_rules(self))
 
 
 def study_translation(

@@ -293,6 +293,22 @@ def test_rows_of_one_name_are_refused_in_a_sentence(study):
         dataclasses.replace(study, rows=study.rows[:1] * 2)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'seeds': []}, 'one of seeds at least'),
+        ({'seeds': [-1]}, r'seeds from 0 to 2\*\*32 - 1, but seeds is \[-1\]'),
+        ({'seeds': [2**32]}, r'seeds from 0 to 2\*\*32 - 1'),
+        ({'seeds': [0, 0]}, r'seeds that differ, but seeds is \[0, 0\]'),
+        ({'output': ''}, 'an output folder'),
+        ({'name': 'a/b'}, 'a name that a file can have'),
+    ],
+)
+def test_settings_that_no_study_can_have_are_told(study, changes, match):
+    with pytest.raises(InputError, match=match):
+        dataclasses.replace(study, **changes)
+
+
 def test_other_settings_than_those_of_finished_runs_are_refused(study):
     study.rows = study.rows[:1]
     study_translation(study)
