@@ -153,7 +153,8 @@ def study_translation(
     failed: list[str] = []
     told = False
     for (name, seed), config in configs.items():
-        if report_only or name not in wanted:
+        # A finished row may lack FID and KID, be it wanted or not.
+        if report_only or not (name in wanted or is_done(config)):
             continue
         with file_lock(lock_of(Path(config.output))) as mine:
             trained = mine and is_done(config)

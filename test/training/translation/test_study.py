@@ -118,13 +118,20 @@ class Means(torch.nn.Module):
         return x.float().mean((2, 3)) / 255
 
 
-def test_rows_to_colour_are_scored_by_an_inception_network(study, tmp_path, monkeypatch):
+@pytest.fixture
+def inception(tmp_path) -> str:
+    path = tmp_path / 'inception.pt'
+    torch.jit.script(Means()).save(str(path))
+    return str(path)
+
+
+def test_rows_to_colour_are_scored_by_an_inception_network(
+    study, inception, tmp_path, monkeypatch
+):
     study_translation(study)
     document, record, plain = Path(study.document), Path(study.record), table(study)
     before = document.read_text(), record.read_text()
-    path = tmp_path / 'inception.pt'
-    torch.jit.script(Means()).save(str(path))
-    study.inception = str(path)
+    study.inception = inception
     study_translation(study, report_only=True)  # scores nothing
     assert (document.read_text(), record.read_text()) == before
     monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: pytest.fail('trained again'))
@@ -132,8 +139,9 @@ def test_rows_to_colour_are_scored_by_an_inception_network(study, tmp_path, monk
     text, rows = document.read_text(), table(study)
     assert '| MAE | RMSE | FID | KID | in the paper |\n' in text
     evaluate_translation(
-        Path(study.output) / 'apart-0', study.run.images, tmp_path / 'scored', path, device='cpu'
-    )
+        Path(study.output) / 'apart-0', study.run.images, tmp_path / 'scored', Path(inception),
+        device='cpu',
+    )  # fmt: skip
     scores = json.loads((tmp_path / 'scored' / 'scores.json').read_text())['scores']
     expected = scores['rgb']['ensemble']
     assert rows[0][6:8] == [f'{expected["FID"]:.2f}', f'{100 * expected["KID"]:.2f}']
@@ -144,6 +152,16 @@ def test_rows_to_colour_are_scored_by_an_inception_network(study, tmp_path, monk
     study.output, study.inception = str(tmp_path / 'elsewhere'), ''  # from the record
     study_translation(study, report_only=True)
     assert document.read_text() == text
+
+
+def test_finished_rows_that_are_not_named_are_scored_too(study, inception, monkeypatch):
+    study.rows[0].optional = True
+    study_translation(study, only=['apart'])
+    study.inception = inception
+    monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: False)  # as if a signal came
+    study_translation(study)
+    assert table(study)[0][6]
+    assert not (Path(study.output) / 'tasks-0' / 'scores.json').exists()
 
 
 def test_a_file_that_is_no_inception_network_is_told_before_the_first_is_trained(study, tmp_path):
