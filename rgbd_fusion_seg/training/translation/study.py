@@ -129,7 +129,7 @@ def study_translation(
 
     Raises:
         InputError: a row that cannot be trained, an unknown one, a document without markers, or
-            an Inception network that gives no features.
+            an Inception network that gives no features; at the end, rows that it cannot score.
         DivergenceError: rows that diverged, at the end.
         TrainingError: the disk is full.
     """
@@ -151,6 +151,7 @@ def study_translation(
     make_folder(Path(study.output))
     wanted = {*only} or {row.name for row in study.rows if not row.optional}
     failed: list[str] = []
+    unscored: dict[str, str] = {}
     told = False
     for (name, seed), config in configs.items():
         # A finished row may lack FID and KID, be it wanted or not.
@@ -165,11 +166,16 @@ def study_translation(
             try:
                 if not trained and not _train(config):
                     return
-                if _unmeasured(study, config):
-                    _measure(study, config)
             except DivergenceError as error:  # the others are worth having
                 print(f'{name}, seed {seed} failed: {error}', flush=True)
                 failed.append(name)
+                continue
+            try:
+                if _unmeasured(study, config):
+                    _measure(study, config)
+            except InputError as error:  # what was trained is worth having
+                print(f'{name}, seed {seed} has no FID and KID: {error}', flush=True)
+                unscored[name] = str(error)
         write_results(study, configs)
         told = True
     if not told:
@@ -179,6 +185,9 @@ def study_translation(
             f'{", ".join(failed)} diverged and stand in no table; give the study a lower run.lr '
             'with another output and record, as rows of one table are trained alike'
         )
+    if unscored:
+        reason = next(iter(unscored.values()))
+        raise InputError(f'{", ".join(unscored)} stand in the table without FID and KID: {reason}')
 
 
 def row_config(study: TranslationStudyConfig, row: RowConfig, seed: int) -> TranslationConfig:

@@ -13,6 +13,7 @@ from rgbd_fusion_seg.errors import DivergenceError, InputError  # noqa: E402
 from rgbd_fusion_seg.file_lock import file_lock  # noqa: E402
 from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.run_lock import lock_of  # noqa: E402
+from rgbd_fusion_seg.training.translation import evaluation  # noqa: E402
 from rgbd_fusion_seg.training.translation import study as module  # noqa: E402
 from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
     GeneratorConfig,
@@ -231,6 +232,26 @@ def test_a_row_that_diverges_does_not_end_the_others(study, monkeypatch, capsys)
     assert 'and record' in str(caught.value)
     assert 'apart, seed 0 failed: a loss is not finite' in capsys.readouterr().out
     assert [row[3] == 'not trained yet' for row in table(study)] == [True, False, False]
+
+
+def test_a_row_that_cannot_be_scored_does_not_end_the_others(
+    study, inception, monkeypatch, capsys
+):
+    study.inception = inception
+    prepared = evaluation.prepared_images
+
+    def one(*arguments):
+        found = prepared(*arguments)
+        return dataclasses.replace(found, domains={k: x[:1] for k, x in found.domains.items()})
+
+    monkeypatch.setattr(evaluation, 'prepared_images', one)
+    reason = 'FID and KID compare distributions, and there is 1 image; give two'
+    for _ in range(2):  # all are trained, and then told again
+        with pytest.raises(InputError, match=f'^apart stand in the table without .*: {reason}'):
+            study_translation(study)
+        assert f'apart, seed 0 has no FID and KID: {reason}' in capsys.readouterr().out
+        assert all('not trained yet' not in row for row in table(study))
+        monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: pytest.fail('trained again'))
 
 
 def test_a_signal_ends_the_study_after_saving(study, monkeypatch):
