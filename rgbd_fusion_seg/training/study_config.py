@@ -111,13 +111,21 @@ class StudyConfig:
     record: str = ''
 
     def __post_init__(self) -> None:
-        different = len(self.seeds) == len(set(self.seeds))
         rules = {'minutes >= 0': self.minutes >= 0, 'noise >= 0': self.noise >= 0}
-        rules |= {
-            'a name that a file can have': is_folder_name(self.name),
-            'an output folder': bool(self.output),
-            'one of seeds at least': bool(self.seeds),
-            'seeds that differ': different,
-            'seeds from 0 to 2**32 - 1': all(0 <= seed < 2**32 for seed in self.seeds),
-        }
-        require(self, rules)
+        require(self, rules | study_rules(self))
+
+
+def study_rules(study: Any) -> dict[str, bool]:
+    """Return what must hold of any kind of study, by its words for an error.
+
+    Args:
+        study: `StudyConfig`, or another one with a name, an output and seeds.
+    """
+    seeds = study.seeds
+    return {
+        'a name that a file can have': is_folder_name(study.name),
+        'an output folder': bool(study.output),
+        'one of seeds at least': bool(seeds),
+        'seeds that differ': len(seeds) == len(set(seeds)),
+        'seeds from 0 to 2**32 - 1': all(0 <= seed < 2**32 for seed in seeds),
+    }

@@ -15,7 +15,13 @@ from rgbd_fusion_seg.errors import InputError
 from rgbd_fusion_seg.progress import progress_bar
 from rgbd_fusion_seg.replay.pictures import contact_sheet, evenly, write_image
 from rgbd_fusion_seg.replay.report import table_text
-from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_text
+from rgbd_fusion_seg.training.checkpoints import (
+    LAST_NAME,
+    check_writable,
+    make_folder,
+    write_text,
+)
+from rgbd_fusion_seg.training.continuation import SETTINGS_NAME
 from rgbd_fusion_seg.training.predictors import full_float32, usable_device
 from rgbd_fusion_seg.training.translation.checkpoint import load_translator
 from rgbd_fusion_seg.training.translation.config import ImagesConfig
@@ -53,7 +59,7 @@ def evaluate_translation(
     Args:
         model: a .safetensors file that train-translation wrote, or a run's folder.
         images: the data; `load_side`, `flip` and `workers` are not read, the side is the model's.
-        output: folder for scores.json and a sheet of pictures for each target.
+        output: folder for scores.json and a sheet of pictures for each target; not a run's own.
         inception: TorchScript file of an Inception-v3 for FID and KID of colour.
         dropout: leave dropout on, as pix2pix and the public code of CEN do.
         pictures: rows of a sheet.
@@ -66,6 +72,7 @@ def evaluate_translation(
         raise InputError(f'pictures must be 0 or more, not {pictures}')
     if output is not None:
         check_writable(output)
+        _check_no_run(output)
     where = usable_device(device)
     translator, info = load_translator(model)
     translator = translator.to(where)
@@ -86,6 +93,16 @@ def evaluate_translation(
         if pictures:
             draw_sheets(translator, found, output, pictures, where)
         print(f'written to {output}')
+
+
+def _check_no_run(folder: Path) -> None:
+    """Refuse a run's folder, whose own scores.json tells that it is done, and how well."""
+    for name in (SETTINGS_NAME, LAST_NAME):
+        if (folder / name).is_file():
+            raise InputError(
+                f'{folder} holds a run ({name}), whose own scores.json would be overwritten; '
+                f'choose another output, such as {folder / "scored"}'
+            )
 
 
 def shown_scores(rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.report import escaped
 from rgbd_fusion_seg.training.rules import is_folder_name, require
 from rgbd_fusion_seg.training.run_lock import lock_of
+from rgbd_fusion_seg.training.study_config import study_rules
 from rgbd_fusion_seg.training.study_record import (
     check_record,
     read_record,
@@ -88,7 +89,7 @@ class TranslationStudyConfig:
     Args:
         name: of the study; names its section in the document.
         output: folder for its runs.
-        seeds: every row is trained with each.
+        seeds: every row is trained with each; all different, 0 or more.
         run: what all rows share.
         rows: the translators.
         document: Markdown file that gets the table between the markers `<!-- study NAME -->` and
@@ -110,12 +111,8 @@ class TranslationStudyConfig:
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
-        rules = {
-            'a name that a file can have': is_folder_name(self.name),
-            'one of rows at least, of different names': len(names) == len({*names}) > 0,
-            'one of seeds at least': bool(self.seeds),
-        }
-        require(self, rules)
+        rules = {'one of rows at least, of different names': len(names) == len({*names}) > 0}
+        require(self, rules | study_rules(self))
 
 
 def study_translation(
@@ -132,7 +129,7 @@ def study_translation(
 
     Raises:
         InputError: a row that cannot be trained, an unknown one, a document without markers, or
-            an Inception network that gives no features.
+            an Inception network that gives no features; at the end, rows that it cannot score.
         DivergenceError: rows that diverged, at the end.
         TrainingError: the disk is full.
     """
@@ -154,9 +151,11 @@ def study_translation(
     make_folder(Path(study.output))
     wanted = {*only} or {row.name for row in study.rows if not row.optional}
     failed: list[str] = []
+    unscored: dict[str, str] = {}
     told = False
     for (name, seed), config in configs.items():
-        if report_only or name not in wanted:
+        # A finished row may lack FID and KID, be it wanted or not.
+        if report_only or not (name in wanted or is_done(config)):
             continue
         with file_lock(lock_of(Path(config.output))) as mine:
             trained = mine and is_done(config)
@@ -167,11 +166,16 @@ def study_translation(
             try:
                 if not trained and not _train(config):
                     return
-                if _unmeasured(study, config):
-                    _measure(study, config)
             except DivergenceError as error:  # the others are worth having
                 print(f'{name}, seed {seed} failed: {error}', flush=True)
                 failed.append(name)
+                continue
+            try:
+                if _unmeasured(study, config):
+                    _measure(study, config)
+            except InputError as error:  # what was trained is worth having
+                print(f'{name}, seed {seed} has no FID and KID: {error}', flush=True)
+                unscored[name] = str(error)
         write_results(study, configs)
         told = True
     if not told:
@@ -181,6 +185,9 @@ def study_translation(
             f'{", ".join(failed)} diverged and stand in no table; give the study a lower run.lr '
             'with another output and record, as rows of one table are trained alike'
         )
+    if unscored:
+        reason = next(iter(unscored.values()))
+        raise InputError(f'{", ".join(unscored)} stand in the table without FID and KID: {reason}')
 
 
 def row_config(study: TranslationStudyConfig, row: RowConfig, seed: int) -> TranslationConfig:
@@ -305,7 +312,9 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
             scores[COLOUR][name] |= {score: values[score] for score in INCEPTION_SCORES}
     rounded = {
         target: {
-            name: {k: round(x, 5) for k, x in values.items()} for name, values in rows.items()
+            # Digits that count, not decimals: the table has the root of a small MSE.
+            name: {k: float(f'{x:.7g}') for k, x in values.items()}
+            for name, values in rows.items()
         }
         for target, rows in scores.items()
     }

@@ -42,6 +42,8 @@ ARRANGEMENTS = (
     '{building}_{domain}/{domain}',  # archives BUILDING_DOMAIN.tar, unpacked each by itself
     '{building}/{domain}',  # … or a building's into one folder
 )
+LIST_OF_VIEWS = '{}_domain.txt'
+"""Of a sample's split."""
 DESCRIBED_VIEWS = 20
 SEMANTIC_CLASSES = 18
 """Labels 0 (uncertain), 1 (background) and 2..17, a part of COCO's classes."""
@@ -74,7 +76,7 @@ class Taskonomy:
 
     Raises:
         InputError: an unknown domain or other option, lists, folders or files that are
-            missing.
+            missing, a list that has a building or view twice or in two splits.
     """
 
     SPLITS = ('train', 'val', 'test')
@@ -115,7 +117,7 @@ class Taskonomy:
         self._files: dict[tuple[str, str], tuple[Path, str]] = {}
         found = [view for building in buildings for view in self._views(building, views)]
         if self._sample:
-            found = _listed(self.folder / f'{split}_domain.txt', found)
+            found = _listed(self.folder, split, found)
         if not found:
             raise InputError(
                 f'{self.folder} has no view with all of {", ".join(self.domains)} in the split '
@@ -225,7 +227,8 @@ def _buildings(folder: Path, split: str, partition: str) -> list[str]:
     """Return the buildings of a split, as the official list gives them.
 
     Raises:
-        InputError: no list, several to choose from, or one without the split.
+        InputError: no list, several to choose from, or one without the split, or with a building
+            twice or in two splits.
     """
     lists = sorted(
         path
@@ -246,7 +249,17 @@ def _buildings(folder: Path, split: str, partition: str) -> list[str]:
         raise InputError(
             f'{lists[0]} has no columns id, train, val, test; copy it again from {_LISTS}'
         )
-    buildings = [row['id'].strip() for row in rows if (row[split] or '').strip() == '1']
+    splits = [[s for s in Taskonomy.SPLITS if (row.get(s) or '').strip() == '1'] for row in rows]
+    names = [(row['id'] or '').strip() for row in rows]
+    if twice := files.repeated(names):
+        raise InputError(f'{lists[0]} has the building {twice} twice; take one of them out')
+    for name, found in zip(names, splits, strict=True):
+        if len(found) > 1:
+            raise InputError(
+                f'{lists[0]} has the building {name} in {len(found)} splits, {", ".join(found)}; '
+                'leave it in one of them, for scores are of what was not trained on'
+            )
+    buildings = [name for name, found in zip(names, splits, strict=True) if split in found]
     if not buildings:
         raise InputError(f'{lists[0]} has no building of the split {split}; take another list')
     return buildings
@@ -266,25 +279,49 @@ def _present(place: Path, domain: str) -> tuple[set[tuple[int, int]], str]:
     return found[stored], stored
 
 
-def _listed(listing: Path, found: Sequence[View]) -> list[View]:
-    """Return the views of a sample that a list names, in its order.
+def _listed(folder: Path, split: str, found: Sequence[View]) -> list[View]:
+    """Return the views of a sample that a split's list names, in its order.
 
     Raises:
-        InputError: the list is missing, or a line names no view, or one that is not there.
+        InputError: the list is missing, or a line names no view, one that is not there, one that
+            was named before, or one that another split's list names too.
     """
+    listing = folder / LIST_OF_VIEWS.format(split)
     if not listing.is_file():
         raise InputError(f'{listing} is missing; {_SAMPLE_LISTS}')
     known, views = set(found), []
     for line in files.read_lines(listing):
-        match = _VIEW.search(line)
-        view = ('', int(match[1]), int(match[2])) if match else None
+        view = _named_view(line)
         if view not in known:
             raise InputError(
                 f'{listing} names {line!r}, which is no view that the folder has with all its '
                 f'domains; take the line out, or {_SAMPLE_LISTS}'
             )
         views.append(view)
+    if twice := files.repeated(map(_view_name, views)):
+        raise InputError(f'{listing} names {twice} twice; take one of them out')
+    for other in Taskonomy.SPLITS:
+        path = folder / LIST_OF_VIEWS.format(other)
+        if other == split or not path.is_file():
+            continue
+        theirs = {_named_view(line) for line in files.read_lines(path)}
+        if common := [view for view in views if view in theirs]:
+            raise InputError(
+                f'{listing} and {path.name} both name {_view_name(common[0])} and '
+                f'{len(common) - 1} more; take them out of one, for scores are of what was not '
+                'trained on'
+            )
     return views
+
+
+def _named_view(line: str) -> View | None:
+    """Return the view that a line of a sample's list names, if it names one."""
+    match = _VIEW.search(line)
+    return ('', int(match[1]), int(match[2])) if match else None
+
+
+def _view_name(view: View) -> str:
+    return f'point_{view[1]}_view_{view[2]}'
 
 
 def _spread(views: list[View], count: int) -> list[View]:

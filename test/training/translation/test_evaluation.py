@@ -151,6 +151,17 @@ def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_scored(
         evaluate_translation(model, images, model / 'last.safetensors')
 
 
+@pytest.mark.parametrize('name', ['run.json', 'last.safetensors'])
+def test_the_scores_of_a_run_are_not_overwritten(model, images, tmp_path, name):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / name).write_text('')
+    (folder / 'scores.json').write_text('its own')
+    with pytest.raises(InputError, match=rf'run holds a run \({name}\), .*such as .*run/scored$'):
+        evaluate_translation(model, images, folder, device='cpu')
+    assert (folder / 'scores.json').read_text() == 'its own'
+
+
 @pytest.mark.parametrize(
     ('options', 'match'),
     [

@@ -13,6 +13,7 @@ from rgbd_fusion_seg.errors import DivergenceError, InputError  # noqa: E402
 from rgbd_fusion_seg.file_lock import file_lock  # noqa: E402
 from rgbd_fusion_seg.training.config import DatasetConfig  # noqa: E402
 from rgbd_fusion_seg.training.run_lock import lock_of  # noqa: E402
+from rgbd_fusion_seg.training.translation import evaluation  # noqa: E402
 from rgbd_fusion_seg.training.translation import study as module  # noqa: E402
 from rgbd_fusion_seg.training.translation.config import (  # noqa: E402
     GeneratorConfig,
@@ -91,6 +92,17 @@ def test_rows_are_trained_once_and_told(study, monkeypatch):
     assert not (Path(study.output) / 'apart-0' / 'resume.ckpt').exists()
 
 
+def test_errors_are_told_to_their_last_digit(study):
+    study.rows = study.rows[:1]
+    study_translation(study)
+    path = Path(study.output) / 'apart-0' / 'scores.json'
+    scores = json.loads(path.read_text())
+    scores['scores']['rgb']['ensemble']['MSE'] = 0.000657013  # of 0.00066 the root is 2.57
+    path.write_text(json.dumps(scores))
+    study_translation(study, report_only=True)
+    assert table(study)[0][5] == '2.56'
+
+
 def test_optional_rows_are_trained_where_they_are_named(study):
     study.rows[0].optional = True
     study_translation(study)
@@ -107,13 +119,20 @@ class Means(torch.nn.Module):
         return x.float().mean((2, 3)) / 255
 
 
-def test_rows_to_colour_are_scored_by_an_inception_network(study, tmp_path, monkeypatch):
+@pytest.fixture
+def inception(tmp_path) -> str:
+    path = tmp_path / 'inception.pt'
+    torch.jit.script(Means()).save(str(path))
+    return str(path)
+
+
+def test_rows_to_colour_are_scored_by_an_inception_network(
+    study, inception, tmp_path, monkeypatch
+):
     study_translation(study)
     document, record, plain = Path(study.document), Path(study.record), table(study)
     before = document.read_text(), record.read_text()
-    path = tmp_path / 'inception.pt'
-    torch.jit.script(Means()).save(str(path))
-    study.inception = str(path)
+    study.inception = inception
     study_translation(study, report_only=True)  # scores nothing
     assert (document.read_text(), record.read_text()) == before
     monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: pytest.fail('trained again'))
@@ -121,8 +140,9 @@ def test_rows_to_colour_are_scored_by_an_inception_network(study, tmp_path, monk
     text, rows = document.read_text(), table(study)
     assert '| MAE | RMSE | FID | KID | in the paper |\n' in text
     evaluate_translation(
-        Path(study.output) / 'apart-0', study.run.images, tmp_path / 'scored', path, device='cpu'
-    )
+        Path(study.output) / 'apart-0', study.run.images, tmp_path / 'scored', Path(inception),
+        device='cpu',
+    )  # fmt: skip
     scores = json.loads((tmp_path / 'scored' / 'scores.json').read_text())['scores']
     expected = scores['rgb']['ensemble']
     assert rows[0][6:8] == [f'{expected["FID"]:.2f}', f'{100 * expected["KID"]:.2f}']
@@ -133,6 +153,16 @@ def test_rows_to_colour_are_scored_by_an_inception_network(study, tmp_path, monk
     study.output, study.inception = str(tmp_path / 'elsewhere'), ''  # from the record
     study_translation(study, report_only=True)
     assert document.read_text() == text
+
+
+def test_finished_rows_that_are_not_named_are_scored_too(study, inception, monkeypatch):
+    study.rows[0].optional = True
+    study_translation(study, only=['apart'])
+    study.inception = inception
+    monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: False)  # as if a signal came
+    study_translation(study)
+    assert table(study)[0][6]
+    assert not (Path(study.output) / 'tasks-0' / 'scores.json').exists()
 
 
 def test_a_file_that_is_no_inception_network_is_told_before_the_first_is_trained(study, tmp_path):
@@ -202,6 +232,26 @@ def test_a_row_that_diverges_does_not_end_the_others(study, monkeypatch, capsys)
     assert 'and record' in str(caught.value)
     assert 'apart, seed 0 failed: a loss is not finite' in capsys.readouterr().out
     assert [row[3] == 'not trained yet' for row in table(study)] == [True, False, False]
+
+
+def test_a_row_that_cannot_be_scored_does_not_end_the_others(
+    study, inception, monkeypatch, capsys
+):
+    study.inception = inception
+    prepared = evaluation.prepared_images
+
+    def one(*arguments):
+        found = prepared(*arguments)
+        return dataclasses.replace(found, domains={k: x[:1] for k, x in found.domains.items()})
+
+    monkeypatch.setattr(evaluation, 'prepared_images', one)
+    reason = 'FID and KID compare distributions, and there is 1 image; give two'
+    for _ in range(2):  # all are trained, and then told again
+        with pytest.raises(InputError, match=f'^apart stand in the table without .*: {reason}'):
+            study_translation(study)
+        assert f'apart, seed 0 has no FID and KID: {reason}' in capsys.readouterr().out
+        assert all('not trained yet' not in row for row in table(study))
+        monkeypatch.setattr(TranslationTrainer, 'fit', lambda self: pytest.fail('trained again'))
 
 
 def test_a_signal_ends_the_study_after_saving(study, monkeypatch):
@@ -280,6 +330,22 @@ def test_a_mistake_in_any_row_is_told_before_the_first_is_trained(study, change,
 def test_rows_of_one_name_are_refused_in_a_sentence(study):
     with pytest.raises(InputError, match=r'must have one of rows at least, of different names$'):
         dataclasses.replace(study, rows=study.rows[:1] * 2)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'seeds': []}, 'one of seeds at least'),
+        ({'seeds': [-1]}, r'seeds from 0 to 2\*\*32 - 1, but seeds is \[-1\]'),
+        ({'seeds': [2**32]}, r'seeds from 0 to 2\*\*32 - 1'),
+        ({'seeds': [0, 0]}, r'seeds that differ, but seeds is \[0, 0\]'),
+        ({'output': ''}, 'an output folder'),
+        ({'name': 'a/b'}, 'a name that a file can have'),
+    ],
+)
+def test_settings_that_no_study_can_have_are_told(study, changes, match):
+    with pytest.raises(InputError, match=match):
+        dataclasses.replace(study, **changes)
 
 
 def test_other_settings_than_those_of_finished_runs_are_refused(study):

@@ -154,6 +154,32 @@ def test_a_sample_of_one_building_has_lists_of_views(tmp_path):
         Taskonomy(tmp_path, 'val')
 
 
+@pytest.mark.parametrize(
+    ('lists', 'message'),
+    [
+        (
+            {'train': 'point_1_view_0\npoint_0_view_0\npoint_1_view_0_domain_{domain}.png'},
+            r'train_domain\.txt names point_1_view_0 twice; take',
+        ),
+        (
+            {'train': 'point_1_view_0\npoint_2_view_0', 'val': 'point_3_view_0\npoint_2_view_0'},
+            r'train_domain\.txt and val_domain\.txt both name point_2_view_0 and 0 more; take',
+        ),
+        (
+            {'train': 'point_1_view_0\npoint_2_view_0', 'test': 'point_2_view_0\npoint_1_view_0'},
+            r'and test_domain\.txt both name point_1_view_0 and 1 more; take',
+        ),
+    ],
+)
+def test_a_view_of_a_sample_has_one_place_in_its_lists(tmp_path, lists, message):
+    for point in range(4):
+        write(tmp_path / 'rgb', 'rgb', point, 0)
+    for split, text in lists.items():
+        (tmp_path / f'{split}_domain.txt').write_text(text)
+    with pytest.raises(InputError, match=message):
+        Taskonomy(tmp_path, 'train')
+
+
 def test_domains_without_a_folder_are_not_offered(broken):
     shutil.rmtree(broken / 'segment_semantic')
     source = Taskonomy(broken, 'train')
@@ -209,6 +235,10 @@ def test_lists_lie_in_their_folder_too_and_are_chosen_by_name(broken):
         ('id,train,val,test\nhanson,0,1,0\n', 'no building of the split train'),
         ('id,train,val,test\nhanson\n', 'no building of the split train'),
         ('id,train,val,test\nnowhere,1,0,0\n', 'has no image of the 1 buildings'),
+        (LIST + 'hanson,1,0,0\n', r'tiny\.csv has the building hanson twice; take'),
+        (LIST + 'hanson,0,1,0\n', r'tiny\.csv has the building hanson twice; take'),
+        (LIST.replace('merom,1,0,0', 'merom,1,1,0'), 'building merom in 2 splits, train, val; le'),
+        (LIST.replace('ihlen,0', 'ihlen,1'), 'has the building ihlen in 2 splits, train, test'),
     ],
 )
 def test_a_strange_list_is_refused(broken, text, message):
