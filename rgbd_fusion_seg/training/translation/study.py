@@ -79,7 +79,11 @@ class RowConfig:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        require(self, {'a name that a folder can have': is_folder_name(self.name)})
+        rules = {
+            'a name that a folder can have': is_folder_name(self.name),
+            'keys of paper that are targets': {*self.paper} <= {*self.targets},
+        }
+        require(self, rules)
 
 
 @dataclass
@@ -138,9 +142,12 @@ def study_translation(
         raise InputError(f'the study {study.name} has no row {", ".join(sorted(unknown))}')
     runs = [(row, seed) for row in study.rows for seed in study.seeds]
     configs = {(row.name, seed): row_config(study, row, seed) for row, seed in runs}
-    for config in configs.values():
-        make_translator(config)  # so that a mistake in the last row is told at once
-        check_alignment(config)
+    for (name, _), config in configs.items():
+        try:
+            make_translator(config)  # so that a mistake in the last row is told at once
+            check_alignment(config)
+        except InputError as error:
+            raise InputError(f'the row {name}: {error}') from error
     if study.document:
         around(Path(study.document), study.name)
     check_record(study)

@@ -307,7 +307,7 @@ def test_a_run_of_another_budget_is_not_taken_for_one_of_the_study(study):
             lambda s: (
                 s.rows[0].generator.update(fusion='align') or setattr(s.run, 'batch_size', 1)
             ),
-            'make batch_size 2 or more for each process',
+            'the row apart: fusion align .* make batch_size 2 or more for each process',
         ),
         (lambda s: s.rows[1].generator.update(colour=1), 'the row tasks: run has .*colour'),
         (lambda s: s.rows[1].generator.update(width='abc'), 'the row tasks: run has .*width.*abc'),
@@ -315,8 +315,12 @@ def test_a_run_of_another_budget_is_not_taken_for_one_of_the_study(study):
         (lambda s: s.rows[1].generator.update(fusion='sum'), 'fusion one of'),
         (lambda s: s.rows[1].run.update(flows='one'), 'flows all for generator.exchange_decoders'),
         (lambda s: s.rows[1].run.update(lr=1.0), 'the row tasks sets lr of its run, which all'),
-        (lambda s: s.rows[0].generator.update(exchange_decoders=True), 'no input has two targets'),
-        (lambda s: s.rows[0].inputs.clear(), 'inputs must be one or more'),
+        (
+            lambda s: s.rows[0].generator.update(exchange_decoders=True),
+            'the row apart: .*two targets',
+        ),
+        (lambda s: s.rows[1].inputs.clear(), 'the row tasks: .*inputs must be one or more'),
+        (lambda s: s.rows[1].inputs.append('heat'), 'the row tasks: .*heat'),
         (lambda s: Path(s.document).write_text('no markers'), 'has no section for the study'),
     ],
 )
@@ -325,6 +329,11 @@ def test_a_mistake_in_any_row_is_told_before_the_first_is_trained(study, change,
     with pytest.raises(InputError, match=match):
         study_translation(study)
     assert not Path(study.output).exists()
+
+
+def test_figures_of_the_paper_are_of_targets(study):
+    with pytest.raises(InputError, match=r"paper that are targets, but .*paper is {'depht': '3'}"):
+        dataclasses.replace(study.rows[1], paper={'depht': '3'})
 
 
 def test_rows_of_one_name_are_refused_in_a_sentence(study):
