@@ -11,7 +11,12 @@ from typing import Any
 from rgbd_fusion_seg.errors import DivergenceError, InputError
 from rgbd_fusion_seg.file_lock import file_lock
 from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_text
-from rgbd_fusion_seg.training.continuation import STATE_NAME, changed_settings, read_settings
+from rgbd_fusion_seg.training.continuation import (
+    SETTINGS_NAME,
+    STATE_NAME,
+    changed_settings,
+    read_settings,
+)
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.report import escaped
 from rgbd_fusion_seg.training.rules import is_folder_name, require
@@ -222,12 +227,17 @@ def is_done(config: TranslationConfig) -> bool:
     """Whether a run is finished.
 
     Raises:
-        InputError: it is one of other settings.
+        InputError: it is one of other settings, or does not tell them.
     """
     folder = Path(config.output)
     if not (folder / SCORES_NAME).is_file():
         return False
-    changed = changed_settings(config, read_settings(folder) or {}, FREE_IN_ROWS)
+    before = read_settings(folder)
+    if before is None:
+        raise InputError(
+            f'{folder} has scores but no {SETTINGS_NAME}; delete the folder to train it again'
+        )
+    changed = changed_settings(config, before, FREE_IN_ROWS)
     if changed:
         raise InputError(
             f'{folder} holds a run with another {", ".join(changed)}; move it away, or give the '

@@ -357,6 +357,16 @@ def test_settings_that_no_study_can_have_are_told(study, changes, match):
         dataclasses.replace(study, **changes)
 
 
+def test_scores_without_settings_are_not_taken_for_a_finished_run(study):
+    folder = Path(study.output) / 'apart-0'
+    folder.mkdir(parents=True)
+    (folder / 'scores.json').write_text('{}')
+    with pytest.raises(
+        InputError, match=r'apart-0 has scores but no run\.json; delete the folder'
+    ):
+        study_translation(study)
+
+
 def test_other_settings_than_those_of_finished_runs_are_refused(study):
     study.rows = study.rows[:1]
     study_translation(study)
