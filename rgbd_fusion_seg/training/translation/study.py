@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,10 +291,16 @@ def collect(
 ) -> list[Entry]:
     """Return one entry for each finished run, in the order of the rows.
 
-    Runs of the record that were not trained here are among them.
+    Runs of the record that were not trained here are among them, and what an Inception network
+    told elsewhere of those that were.
     """
     entries = recorded_runs(study, configs)
-    entries |= {key: _entry(key, config) for key, config in configs.items() if is_done(config)}
+    for key, config in configs.items():
+        if is_done(config):
+            entry = _entry(key, config)
+            if key in entries and _same_run(entry, entries[key]):
+                _keep_measures(entry, entries[key])
+            entries[key] = entry
     return [entries[key] for key in configs if key in entries]
 
 
@@ -344,6 +351,34 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
         'scores': rounded,
         'settings': told_settings(read_settings(folder) or {}, LEFT_OUT),
     }
+
+
+def _same_run(entry: Entry, recorded: Entry) -> bool:
+    """Whether a record tells of the same weights as an entry: trained as long, of like errors."""
+
+    def errors(of: Entry) -> dict[tuple[str, str, str], float]:
+        return {
+            (target, name, score): values[score]
+            for target, rows in of['scores'].items()
+            for name, values in rows.items()
+            for score in ('MAE', 'MSE')
+        }
+
+    ours, theirs = errors(entry), errors(recorded)
+    return (
+        entry['minutes'] == recorded.get('minutes')
+        and ours.keys() == theirs.keys()
+        # Records have five decimals at least.
+        and all(math.isclose(x, theirs[key], abs_tol=1e-5) for key, x in ours.items())
+    )
+
+
+def _keep_measures(entry: Entry, recorded: Entry) -> None:
+    """Take over FID and KID that a record has and the run's folder does not."""
+    for target, rows in recorded['scores'].items():
+        for name, values in rows.items():
+            mine = entry['scores'][target][name]
+            mine |= {k: values[k] for k in INCEPTION_SCORES if k in values and k not in mine}
 
 
 def _read_scores(folder: Path) -> dict[str, Any]:

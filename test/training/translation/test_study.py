@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,23 @@ def test_finished_rows_that_are_not_named_are_scored_too(study, inception, monke
     study_translation(study)
     assert table(study)[0][6]
     assert not (Path(study.output) / 'tasks-0' / 'scores.json').exists()
+
+
+def test_what_an_inception_network_told_elsewhere_stays_in_the_record(study, inception):
+    study.rows, study.inception = study.rows[:1], inception
+    study_translation(study)
+    measured, folder = table(study), Path(study.output) / 'apart-0'
+    assert measured[0][6]
+    shutil.rmtree(folder / 'colour')
+    study.inception = ''
+    for _ in range(2):
+        study_translation(study, report_only=True)
+        assert table(study) == measured
+    scores = json.loads((folder / 'scores.json').read_text())
+    scores['scores']['rgb']['ensemble']['MAE'] += 1e-4  # of other weights
+    (folder / 'scores.json').write_text(json.dumps(scores))
+    study_translation(study, report_only=True)
+    assert 'FID' not in Path(study.document).read_text()
 
 
 def test_a_file_that_is_no_inception_network_is_told_before_the_first_is_trained(study, tmp_path):
