@@ -68,13 +68,20 @@ def load_translator(model: Path) -> tuple[Translator, dict[str, Any]]:
         the generator; `described` under 'translator', 'step', 'minutes', 'command', 'data'.
 
     Raises:
-        InputError: no such file, or none of a translator.
+        InputError: no such file, none of a translator, or one that this version cannot build.
     """
-    weights, info = _read(checkpoint_in(Path(model)))
+    path = checkpoint_in(Path(model))
+    weights, info = _read(path)
     about = info['translator']
-    config = GeneratorConfig(**about['generator'])
-    translator = Translator(about['inputs'], about['targets'], config)
-    translator.load_state_dict(weights)
+    try:
+        config = GeneratorConfig(**about['generator'])
+        translator = Translator(about['inputs'], about['targets'], config)
+        translator.load_state_dict(weights)
+    except (InputError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f'the translator of {path} cannot be built ({" ".join(str(error).split())[:200]}); '
+            'it is of another version, train it anew'
+        ) from error
     return translator.eval(), info
 
 
@@ -104,5 +111,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(
             f'{path} is of a segmentation network, not of a translator; give a file that '
             'train-translation wrote, or use evaluate'
+        )
+    if missing := {'inputs', 'targets', 'generator', 'side'} - {*info['translator']}:
+        raise InputError(
+            f'the translator of {path} does not tell its {", ".join(sorted(missing))}; it is of '
+            'another version, train it anew'
         )
     return weights, info

@@ -60,7 +60,8 @@ def evaluate_translation(
         model: a .safetensors file that train-translation wrote, or a run's folder.
         images: the data; `load_side`, `flip` and `workers` are not read, the side is the model's.
         output: folder for scores.json and a sheet of pictures for each target; not a run's own.
-        inception: TorchScript file of an Inception-v3 for FID and KID of colour.
+        inception: TorchScript file of an Inception-v3 for FID and KID of colour, one of the
+            model's targets then.
         dropout: leave dropout on, as pix2pix and the public code of CEN do.
         pictures: rows of a sheet.
         device: 'auto', 'cpu', 'cuda'.
@@ -75,6 +76,11 @@ def evaluate_translation(
         _check_no_run(output)
     where = usable_device(device)
     translator, info = load_translator(model)
+    if inception is not None and COLOUR not in translator.targets:
+        raise InputError(
+            f'inception {inception} is for FID and KID of colour, and {model} makes '
+            f'{", ".join(translator.targets)}; leave it out'
+        )
     translator = translator.to(where)
     translator.keeps_dropout = dropout
     torch.manual_seed(0)

@@ -48,6 +48,8 @@ WIDEST = 8
 """No layer has more channels than this times those of the first."""
 DROPPED_LAYERS = 3
 INITIAL_STD = 0.02
+MIDDLE_LAYER = 3
+"""Counted from 0; of an encoder of four layers it is the last."""
 ASYMMETRIC_LAYERS = (6, 4, 2)
 """AsymFusion: the 3rd, 5th and 7th of eight layers (§4.2), counted back from behind the last, so
 that the deepest fusion of a network of other depth, too, is behind the last norm."""
@@ -389,7 +391,7 @@ def fused_layers(config: GeneratorConfig) -> list[int]:
         return asymmetric
     layers = {
         'early': [0],
-        'middle': [3],
+        'middle': [MIDDLE_LAYER],
         'late': [last],
         'all': list(range(config.depth)),
         'asymfusion': asymmetric,

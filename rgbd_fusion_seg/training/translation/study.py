@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any
 from rgbd_fusion_seg.errors import DivergenceError, InputError
 from rgbd_fusion_seg.file_lock import file_lock
 from rgbd_fusion_seg.training.checkpoints import check_writable, make_folder, write_text
-from rgbd_fusion_seg.training.continuation import STATE_NAME, changed_settings, read_settings
+from rgbd_fusion_seg.training.continuation import (
+    SETTINGS_NAME,
+    STATE_NAME,
+    changed_settings,
+    read_settings,
+)
 from rgbd_fusion_seg.training.networks import parameter_count
 from rgbd_fusion_seg.training.report import escaped
 from rgbd_fusion_seg.training.rules import is_folder_name, require
@@ -79,7 +85,11 @@ class RowConfig:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        require(self, {'a name that a folder can have': is_folder_name(self.name)})
+        rules = {
+            'a name that a folder can have': is_folder_name(self.name),
+            'keys of paper that are targets': {*self.paper} <= {*self.targets},
+        }
+        require(self, rules)
 
 
 @dataclass
@@ -138,9 +148,12 @@ def study_translation(
         raise InputError(f'the study {study.name} has no row {", ".join(sorted(unknown))}')
     runs = [(row, seed) for row in study.rows for seed in study.seeds]
     configs = {(row.name, seed): row_config(study, row, seed) for row, seed in runs}
-    for config in configs.values():
-        make_translator(config)  # so that a mistake in the last row is told at once
-        check_alignment(config)
+    for (name, _), config in configs.items():
+        try:
+            make_translator(config)  # so that a mistake in the last row is told at once
+            check_alignment(config)
+        except InputError as error:
+            raise InputError(f'the row {name}: {error}') from error
     if study.document:
         around(Path(study.document), study.name)
     check_record(study)
@@ -215,12 +228,17 @@ def is_done(config: TranslationConfig) -> bool:
     """Whether a run is finished.
 
     Raises:
-        InputError: it is one of other settings.
+        InputError: it is one of other settings, or does not tell them.
     """
     folder = Path(config.output)
     if not (folder / SCORES_NAME).is_file():
         return False
-    changed = changed_settings(config, read_settings(folder) or {}, FREE_IN_ROWS)
+    before = read_settings(folder)
+    if before is None:
+        raise InputError(
+            f'{folder} has scores but no {SETTINGS_NAME}; delete the folder to train it again'
+        )
+    changed = changed_settings(config, before, FREE_IN_ROWS)
     if changed:
         raise InputError(
             f'{folder} holds a run with another {", ".join(changed)}; move it away, or give the '
@@ -273,10 +291,16 @@ def collect(
 ) -> list[Entry]:
     """Return one entry for each finished run, in the order of the rows.
 
-    Runs of the record that were not trained here are among them.
+    Runs of the record that were not trained here are among them, and what an Inception network
+    told elsewhere of those that were.
     """
     entries = recorded_runs(study, configs)
-    entries |= {key: _entry(key, config) for key, config in configs.items() if is_done(config)}
+    for key, config in configs.items():
+        if is_done(config):
+            entry = _entry(key, config)
+            if key in entries and _same_run(entry, entries[key]):
+                _keep_measures(entry, entries[key])
+            entries[key] = entry
     return [entries[key] for key in configs if key in entries]
 
 
@@ -327,6 +351,34 @@ def _entry(key: tuple[str, int], config: TranslationConfig) -> Entry:
         'scores': rounded,
         'settings': told_settings(read_settings(folder) or {}, LEFT_OUT),
     }
+
+
+def _same_run(entry: Entry, recorded: Entry) -> bool:
+    """Whether a record tells of the same weights as an entry: trained as long, of like errors."""
+
+    def errors(of: Entry) -> dict[tuple[str, str, str], float]:
+        return {
+            (target, name, score): values[score]
+            for target, rows in of['scores'].items()
+            for name, values in rows.items()
+            for score in ('MAE', 'MSE')
+        }
+
+    ours, theirs = errors(entry), errors(recorded)
+    return (
+        entry['minutes'] == recorded.get('minutes')
+        and ours.keys() == theirs.keys()
+        # Records have five decimals at least.
+        and all(math.isclose(x, theirs[key], abs_tol=1e-5) for key, x in ours.items())
+    )
+
+
+def _keep_measures(entry: Entry, recorded: Entry) -> None:
+    """Take over FID and KID that a record has and the run's folder does not."""
+    for target, rows in recorded['scores'].items():
+        for name, values in rows.items():
+            mine = entry['scores'][target][name]
+            mine |= {k: values[k] for k in INCEPTION_SCORES if k in values and k not in mine}
 
 
 def _read_scores(folder: Path) -> dict[str, Any]:

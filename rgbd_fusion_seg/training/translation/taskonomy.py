@@ -106,8 +106,10 @@ class Taskonomy:
                 raise InputError(
                     f'Taskonomy has no {option} {value!r}; give one of {", ".join(known)}'
                 )
-        if min(limits.values(), default=0) < 0:
-            raise InputError(f'max_views of Taskonomy must be 0 or more, not {max_views}')
+        if not all(type(limit) is int and limit >= 0 for limit in limits.values()):
+            raise InputError(
+                f'max_views of Taskonomy must be 0 or more, a whole number, not {max_views!r}'
+            )
         self.folder = Path(folder)
         self.name = f'taskonomy-{partition}-{split}' if partition else f'taskonomy-{split}'
         wanted = tuple(domains) or tuple(OFFICIAL)
@@ -239,10 +241,11 @@ def _buildings(folder: Path, split: str, partition: str) -> list[str]:
         raise InputError(
             f'{folder}/train_val_test_{partition or "tiny"}.csv is missing; it is in {_LISTS}'
         )
-    if len(lists) > 1 and not partition:
-        names = ', '.join(path.stem.removeprefix('train_val_test_') for path in lists)
+    partitions = {path.stem.removeprefix('train_val_test_') for path in lists}
+    if len(partitions) > 1 and not partition:
         raise InputError(
-            f'{folder} has several lists of buildings; give the option partition: one of {names}'
+            f'{folder} has several lists of buildings; give the option partition: one of '
+            f'{", ".join(sorted(partitions))}'
         )
     rows = list(csv.DictReader(files.read_lines(lists[0])))
     if not rows or not {'id', split} <= set(rows[0]):

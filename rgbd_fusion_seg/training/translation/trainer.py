@@ -32,7 +32,12 @@ from rgbd_fusion_seg.training.translation.checkpoint import (
 from rgbd_fusion_seg.training.translation.config import TranslationConfig
 from rgbd_fusion_seg.training.translation.discriminator import PatchDiscriminator, realness_loss
 from rgbd_fusion_seg.training.translation.evaluation import picture_row, score_translator
-from rgbd_fusion_seg.training.translation.generator import Translation, Translator
+from rgbd_fusion_seg.training.translation.generator import (
+    MIDDLE_LAYER,
+    Translation,
+    Translator,
+    fused_layers,
+)
 from rgbd_fusion_seg.training.translation.prepared import (
     PreparedImages,
     network_image,
@@ -324,10 +329,12 @@ def check_alignment(config: TranslationConfig, world_size: int = 1) -> None:
     """
     generator = config.generator
     pixels = (config.images.side // 2**generator.depth) ** 2 * (config.batch_size // world_size)
-    if generator.fusion == 'align' and generator.fused_layers in ('late', 'all') and pixels < 2:
+    last = generator.depth - 1
+    if generator.fusion == 'align' and last in fused_layers(generator) and pixels < 2:
+        other = 'early' if last == MIDDLE_LAYER else 'middle'
         raise InputError(
             'fusion align compares two features of each input or more, and a process has one of '
-            'the last layer; make batch_size 2 or more for each process, or fused_layers middle'
+            f'the last layer; make batch_size 2 or more for each process, or fused_layers {other}'
         )
 
 

@@ -32,18 +32,22 @@ from rgbd_fusion_seg.training.translation.prepared import PreparedImages  # noqa
 SIDE = 32
 
 
-@pytest.fixture
-def model(tmp_path) -> Path:
-    """A checkpoint of random weights, depth and texture to rgb."""
+def saved(folder: Path, inputs: list[str], targets: list[str]) -> Path:
+    """Write a checkpoint of random weights."""
     config = TranslationConfig(
-        inputs=['depth', 'texture'], generator=GeneratorConfig(width=8, depth=5),
+        inputs=inputs, targets=targets, generator=GeneratorConfig(width=8, depth=5),
         images=ImagesConfig(side=SIDE, load_side=SIDE),
     )  # fmt: skip
     torch.manual_seed(0)
     translator = Translator(config.inputs, config.targets, config.generator)
     info = {'translator': described(config), 'step': 0}
-    save_checkpoint(tmp_path / 'last.safetensors', translator, info)
-    return tmp_path
+    save_checkpoint(folder / 'last.safetensors', translator, info)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return saved(tmp_path, ['depth', 'texture'], ['rgb'])
 
 
 @pytest.fixture
@@ -149,6 +153,12 @@ def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_scored(
     monkeypatch.setattr(evaluation, 'score_translator', lambda *_: pytest.fail('scored'))
     with pytest.raises(InputError, match=r'cannot be a folder, for .*last\.safetensors is a file'):
         evaluate_translation(model, images, model / 'last.safetensors')
+
+
+def test_features_for_a_model_without_colour_are_refused(images, tmp_path):
+    model = saved(tmp_path, ['rgb', 'texture'], ['depth', 'normal'])
+    with pytest.raises(InputError, match=r'of colour, and .* makes depth, normal; leave it out'):
+        evaluate_translation(model, images, inception=Path('absent.pt'), device='cpu')
 
 
 @pytest.mark.parametrize('name', ['run.json', 'last.safetensors'])

@@ -589,8 +589,24 @@ def test_samples_of_one_feature_are_not_aligned():
     for allowed in ((config(2, 32), 1), (config(1, 64), 1), (config(1, 32, 'middle'), 1)):
         check_alignment(*allowed)
     for refused in ((config(1, 32), 1), (config(2, 32), 2), (config(1, 32, 'late'), 1)):
-        with pytest.raises(InputError, match='make batch_size 2 or more for each process'):
+        words = 'make batch_size 2 or more for each process, or fused_layers middle'
+        with pytest.raises(InputError, match=words):
             check_alignment(*refused)
+
+
+@pytest.mark.parametrize('layers', ['middle', 'late', 'all'])
+def test_of_four_layers_the_fourth_is_the_last_that_is_aligned(layers):
+    """And what the message advises can be trained."""
+    generator = GeneratorConfig(width=8, depth=4, fusion='align', fused_layers=layers)
+    config = TranslationConfig(
+        generator=generator, batch_size=1, images=ImagesConfig(side=16), adversarial=0.0
+    )
+    with pytest.raises(InputError, match=r'or fused_layers early$'):
+        check_alignment(config)
+    config.generator.fused_layers = 'early'
+    check_alignment(config)
+    network = Translator(['a', 'b'], ['c'], config.generator).train()
+    assert network({name: torch.rand(1, 3, 16, 16) for name in 'ab'}).penalty.isfinite()
 
 
 def test_a_loss_that_no_stream_would_learn_from_is_refused():

@@ -104,6 +104,21 @@ def test_streams_are_told_with_those_that_they_exchange_with(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ('inputs', 'targets', 'options', 'folders'),
+    [
+        (['a'], ['c', 'd'], {'fusion': 'none', 'exchange_decoders': True}, {'from_a'}),
+        (['a', 'c'], ['d', 'c'], {}, {'to_d'}),
+        (['a', 'c'], ['d', 'c'], {'fusion': 'none'}, {'to_c', 'to_d'}),
+    ],
+)
+def test_there_is_a_folder_for_each_group_that_exchanges(
+    tmp_path, inputs, targets, options, folders
+):
+    inspect_translation(saved(tmp_path, inputs, targets, **options))
+    assert {path.name for path in (tmp_path / 'inspection').iterdir()} == folders
+
+
 def test_without_exchange_the_norms_of_the_encoders_are_told(tmp_path):
     run = saved(tmp_path, ['a', 'b'], ['c'], fusion='none')
     inspect_translation(run)

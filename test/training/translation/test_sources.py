@@ -78,4 +78,4 @@ def test_unknown_data_sets_and_options_are_named(tmp_path, nyu_pack):
     with pytest.raises(InputError, match=r'train_val_test_tiny\.csv is missing'):
         open_images(config(tmp_path, 'taskonomy'), 'train')
     with pytest.raises(InputError, match=r"options .* of the data set 'taskonomy' cannot be used"):
-        open_images(config(tmp_path, 'taskonomy', max_views='many'), 'train')
+        open_images(config(tmp_path, 'taskonomy', domains=5), 'train')

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,23 @@ def test_finished_rows_that_are_not_named_are_scored_too(study, inception, monke
     assert not (Path(study.output) / 'tasks-0' / 'scores.json').exists()
 
 
+def test_what_an_inception_network_told_elsewhere_stays_in_the_record(study, inception):
+    study.rows, study.inception = study.rows[:1], inception
+    study_translation(study)
+    measured, folder = table(study), Path(study.output) / 'apart-0'
+    assert measured[0][6]
+    shutil.rmtree(folder / 'colour')
+    study.inception = ''
+    for _ in range(2):
+        study_translation(study, report_only=True)
+        assert table(study) == measured
+    scores = json.loads((folder / 'scores.json').read_text())
+    scores['scores']['rgb']['ensemble']['MAE'] += 1e-4  # of other weights
+    (folder / 'scores.json').write_text(json.dumps(scores))
+    study_translation(study, report_only=True)
+    assert 'FID' not in Path(study.document).read_text()
+
+
 def test_a_file_that_is_no_inception_network_is_told_before_the_first_is_trained(study, tmp_path):
     study.inception = str(tmp_path / 'absent.pt')
     with pytest.raises(InputError, match=r'absent\.pt gives no features'):
@@ -307,7 +325,7 @@ def test_a_run_of_another_budget_is_not_taken_for_one_of_the_study(study):
             lambda s: (
                 s.rows[0].generator.update(fusion='align') or setattr(s.run, 'batch_size', 1)
             ),
-            'make batch_size 2 or more for each process',
+            'the row apart: fusion align .* make batch_size 2 or more for each process',
         ),
         (lambda s: s.rows[1].generator.update(colour=1), 'the row tasks: run has .*colour'),
         (lambda s: s.rows[1].generator.update(width='abc'), 'the row tasks: run has .*width.*abc'),
@@ -315,8 +333,12 @@ def test_a_run_of_another_budget_is_not_taken_for_one_of_the_study(study):
         (lambda s: s.rows[1].generator.update(fusion='sum'), 'fusion one of'),
         (lambda s: s.rows[1].run.update(flows='one'), 'flows all for generator.exchange_decoders'),
         (lambda s: s.rows[1].run.update(lr=1.0), 'the row tasks sets lr of its run, which all'),
-        (lambda s: s.rows[0].generator.update(exchange_decoders=True), 'no input has two targets'),
-        (lambda s: s.rows[0].inputs.clear(), 'inputs must be one or more'),
+        (
+            lambda s: s.rows[0].generator.update(exchange_decoders=True),
+            'the row apart: .*two targets',
+        ),
+        (lambda s: s.rows[1].inputs.clear(), 'the row tasks: .*inputs must be one or more'),
+        (lambda s: s.rows[1].inputs.append('heat'), 'the row tasks: .*heat'),
         (lambda s: Path(s.document).write_text('no markers'), 'has no section for the study'),
     ],
 )
@@ -325,6 +347,11 @@ def test_a_mistake_in_any_row_is_told_before_the_first_is_trained(study, change,
     with pytest.raises(InputError, match=match):
         study_translation(study)
     assert not Path(study.output).exists()
+
+
+def test_figures_of_the_paper_are_of_targets(study):
+    with pytest.raises(InputError, match=r"paper that are targets, but .*paper is {'depht': '3'}"):
+        dataclasses.replace(study.rows[1], paper={'depht': '3'})
 
 
 def test_rows_of_one_name_are_refused_in_a_sentence(study):
@@ -346,6 +373,16 @@ def test_rows_of_one_name_are_refused_in_a_sentence(study):
 def test_settings_that_no_study_can_have_are_told(study, changes, match):
     with pytest.raises(InputError, match=match):
         dataclasses.replace(study, **changes)
+
+
+def test_scores_without_settings_are_not_taken_for_a_finished_run(study):
+    folder = Path(study.output) / 'apart-0'
+    folder.mkdir(parents=True)
+    (folder / 'scores.json').write_text('{}')
+    with pytest.raises(
+        InputError, match=r'apart-0 has scores but no run\.json; delete the folder'
+    ):
+        study_translation(study)
 
 
 def test_other_settings_than_those_of_finished_runs_are_refused(study):

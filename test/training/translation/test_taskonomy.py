@@ -220,6 +220,8 @@ def test_lists_lie_in_their_folder_too_and_are_chosen_by_name(broken):
     (broken / 'splits_taskonomy').mkdir()
     shutil.move(broken / 'train_val_test_tiny.csv', broken / 'splits_taskonomy')
     assert len(Taskonomy(broken, 'train')) == 3
+    shutil.copy(broken / 'splits_taskonomy/train_val_test_tiny.csv', broken)  # the same in both
+    assert len(Taskonomy(broken, 'train')) == 3
     (broken / 'splits_taskonomy/train_val_test_full.csv').write_text(LIST.replace('merom', 'aaa'))
     with pytest.raises(InputError, match=r'several lists .* partition: one of full, tiny'):
         Taskonomy(broken, 'train')
@@ -254,6 +256,12 @@ def test_a_strange_list_is_refused(broken, text, message):
         ({'views': 'some'}, "no views 'some'; give one of all, complete"),
         ({'max_views': -1}, 'max_views of Taskonomy must be 0 or more'),
         ({'max_views': {'val': -1}}, 'max_views of Taskonomy must be 0 or more'),
+        ({'max_views': '2'}, "must be 0 or more, a whole number, not '2'"),
+        ({'max_views': None}, 'a whole number, not None'),
+        ({'max_views': {'train': None}}, "a whole number, not {'train': None}"),
+        ({'max_views': 1.5}, 'a whole number, not 1.5'),
+        ({'max_views': math.nan}, 'a whole number, not nan'),
+        ({'max_views': math.inf}, 'a whole number, not inf'),
         ({'max_views': {'dev': 1}}, "no split 'dev'; give one of train, val, test"),
     ],
 )
