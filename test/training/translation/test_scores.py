@@ -73,6 +73,15 @@ def test_frechet_and_kernel_distances_are_those_of_their_definitions(inception):
     assert found['FID'] > 0.01
 
 
+@pytest.mark.parametrize(('num_images', 'size'), [(60, 60), (1000, 1000), (1200, 1000)])
+def test_subsets_of_the_kernel_distance_have_a_thousand_images_at_most(
+    inception, num_images, size
+):
+    """As KID is defined, and with all images where there are fewer."""
+    metric = Distances(InceptionFeatures(inception), num_images).metrics['KID']
+    assert (metric.subsets, metric.subset_size) == (50, size)
+
+
 def test_equal_images_have_no_distance(inception):
     real = images(0.0, 0)
     distances = Distances(InceptionFeatures(inception), 60)

@@ -495,4 +495,5 @@ def test_two_processes_train_as_one_does(run_config, tmp_path, more):
     np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-2)
     for name, row in scores[0].items():
-        assert scores[1][name]['MAE'] == pytest.approx(row['MAE'], rel=1e-2)
+        assert scores[1][name] == pytest.approx(row, rel=1e-2)
+        assert {*row} == {'MAE', 'MSE'}

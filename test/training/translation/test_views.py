@@ -55,7 +55,7 @@ def test_networks_see_values_from_minus_1_to_1_and_back():
 
 
 def test_a_view_is_one_window_of_one_image_in_every_domain():
-    corners, mirrored, numbers = set(), set(), []
+    corners, steps, numbers = set(), [], []
     for batch in views().batches(0, 100):
         rgb, normal = shown(batch, 'rgb'), shown(batch, 'normal')
         for ours, directions in zip(rgb, normal, strict=True):
@@ -67,12 +67,12 @@ def test_a_view_is_one_window_of_one_image_in_every_domain():
             assert len(np.unique(image)) == 1
             numbers.append(int(image[0, 0]))
             corners.add((int(rows[0]), int(columns.min())))
-            mirrored.add(int(step))
+            steps.append(int(step))
             # The same window; where a mirror shows it, what points to the right points left.
             towards = 255 - directions[..., 0] if step < 0 else directions[..., 0]
             np.testing.assert_array_equal(towards, ours[..., 0] + 100)
             np.testing.assert_array_equal(directions[..., 1:], ours[..., 1:] + 100)
-    assert mirrored == {1, -1}
+    assert 80 < steps.count(-1) < 120 < len(steps) == 200  # half of them are mirrored
     # Offsets 0..4 both ways; the public code's 286 - 256 + 1 lets a black row in.
     assert {y for y, _ in corners} == {x for _, x in corners} == set(range(5))
     # Every image once an epoch, in another order each time.
