@@ -463,8 +463,9 @@ def test_two_processes_train_as_one_does(run_config, tmp_path, more):
     script.write_text(
         'from jsonargparse import CLI\n'
         'from rgbd_fusion_seg.training import loop\n'
-        'from rgbd_fusion_seg.training.translation import trainer\n'
+        'from rgbd_fusion_seg.training.translation import evaluation, trainer\n'
         'loop.LOG_EVERY = 1\n'
+        'evaluation.BATCH = 1  # or one process would score both images\n'
         'CLI(trainer.train_translation, as_positional=False)\n'
     )
     config = run_config()
